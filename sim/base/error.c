@@ -1,0 +1,30 @@
+#include "sim/base/error.h"
+
+G_DEFINE_QUARK(kv-error-quark, kv_error)
+
+void kv_error_at(GError **error, const char *file, guint64 line, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  g_autofree char *message = g_strdup_vprintf(format, args);
+  va_end(args);
+  if (line > 0)
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s:%" G_GUINT64_FORMAT ": %s", file, line,
+                message);
+  else
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: %s", file, message);
+}
+
+int kv_error_exit_status(const GError *error) {
+  if (error->domain != KV_ERROR)
+    return error->domain == G_OPTION_ERROR ? 2 : 1;
+  switch ((KvError)error->code) {
+  case KV_ERROR_USAGE:
+  case KV_ERROR_INPUT:
+    return 2;
+  case KV_ERROR_INTERRUPTED:
+    return 130;
+  case KV_ERROR_FAILED:
+    break;
+  }
+  return 1;
+}
