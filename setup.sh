@@ -53,7 +53,8 @@ need() {
 build() {
   need $BUILD_PACKAGES
   if [ -f build/build.ninja ]; then
-    [ $# -eq 0 ] || meson configure build "$@"
+    # Also looks for test folders that have come since.
+    meson setup --reconfigure build "$@"
   else
     meson setup build "$@"
   fi
