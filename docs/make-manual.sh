@@ -4,6 +4,7 @@
 #
 #     make-manual.sh PROGRAM TEMPLATE VERSION
 set -euo pipefail
+export ASAN_OPTIONS=detect_leaks=0 # of a sanitized build: its tests look for leaks, not its manual page
 program=$1 template=$2 version=$3
 
 # Plain text as roff shows it unchanged: a backslash, a hyphen, and a dot or quote that begins a line.
