@@ -32,22 +32,26 @@ missing_of() {
   done
 }
 
+# apt-get as root; what it says matters only if it fails, and then its end.
+apt() {
+  local output root=()
+  [ "$(id -u)" -eq 0 ] || root=(sudo)
+  output=$("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" 2>&1) || { tail -n 3 <<<"$output" >&2; return 1; }
+}
+
 # Install those of the named packages that are not there; without any, touch neither apt nor the network.
 need() {
-  local missing root=()
+  local missing
   command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
     fail "this system has no apt; install the like of: $(echo $*), then: meson setup build && ninja -C build"
   missing=$(missing_of "$@" | xargs)
   [ -n "$missing" ] || return 0
   if [ "$(id -u)" -ne 0 ]; then
     command -v sudo >/dev/null || fail "needs root or sudo, to run: apt-get install $missing"
-    root=(sudo)
   fi
   echo "Installing $missing"
-  export DEBIAN_FRONTEND=noninteractive
-  "${root[@]}" apt-get update -qq || echo "setup.sh: apt-get update failed, trying with the lists that are there" >&2
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
-    fail "apt-get could not install: $missing"
+  apt update || echo "setup.sh: apt-get update failed, trying with the lists that are there" >&2
+  apt install -y --no-install-recommends $missing || fail "apt-get could not install: $missing"
 }
 
 build() {
