@@ -85,9 +85,8 @@ gpointer kv_hardware_load(const KvHardwareKind *kind, const char *name, GError *
   if (g_str_has_suffix(name, ".json") || g_file_test(name, G_FILE_TEST_EXISTS))
     return load_file(kind, name, error);
   g_autofree char *unknown = kv_names_unknown(kind->kind, name, kind->catalogue()->ids);
-  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-              "%s, expected one of `kvsim list %s` or the path of a JSON file", unknown,
-              kind->list);
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "%s (see `kvsim list %s`, or name a JSON file)",
+              unknown, kind->list);
   return NULL;
 }
 
@@ -102,8 +101,9 @@ gpointer kv_hardware_member(const KvHardwareKind *kind, KvJson *json, json_t *ob
     return kind->read(entry->document, entry->object);
   if (!g_str_has_suffix(name, ".json")) {
     g_autofree char *unknown = kv_names_unknown(kind->kind, name, kind->catalogue()->ids);
-    kv_json_fail(json, object, key, "%s, expected one of `kvsim list %s`, a JSON file or an object",
-                 unknown, kind->list);
+    kv_json_fail(json, object, key,
+                 "%s (see `kvsim list %s`), expected an id, a JSON file or an object", unknown,
+                 kind->list);
     return NULL;
   }
   g_autofree char *folder = g_path_get_dirname(kv_json_name(json));

@@ -47,9 +47,11 @@ typedef struct {
   double fp32_flops;              /* plain vector units */
   double link_Bps;                /* to the peer GPUs, one direction; 0 if there is no such link */
   char *link, *host_link;         /* ids of links; link is NULL if there is none */
-  char *host_memory;              /* id of the host memory it is sold with (Grace), or NULL */
-  double launch_seconds;          /* one kernel launch from a stream, eager */
-  double graph_node_seconds;      /* one kernel inside a CUDA graph */
+  double host_link_Bps;     /* one GPU's share of its host link; 0 if that is the link's own rate */
+  char *host_memory;        /* id of the host memory it is sold with (Grace), or NULL */
+  double host_memory_share; /* of that memory which belongs to one GPU */
+  double launch_seconds;    /* one kernel launch from a stream, eager */
+  double graph_node_seconds; /* one kernel inside a CUDA graph */
   double idle_watts_share, decode_watts_share,
       prefill_watts_share; /* of TDP, at full load of that kind */
   double price_per_hour;   /* USD for one GPU, on demand, median of the price table; 0 if unknown */

@@ -1,6 +1,6 @@
 /* Platforms: a number of nodes, each a number of equal GPUs in a server. What a name or a file does
  * not say about the server is that of the usual one, by the rules of catalogue/defaults.json. */
-#include <stdlib.h>
+#include <math.h>
 #include <string.h>
 
 #include "models/hardware/read.h"
@@ -72,7 +72,7 @@ static double economics(const char *key) {
 
 static double sockets_of(guint n_gpus) {
   json_t *rules = json_object_get(kv_json_root(kv_hardware_defaults()), "server");
-  return n_gpus > rule(rules, "gpus_per_socket") ? 2 : 1;
+  return ceil(n_gpus / rule(rules, "gpus_per_socket"));
 }
 
 /* The rate of the device's own port, on the link's behaviour; peers of a device without such ports
@@ -88,23 +88,23 @@ static void set_gpu_link(KvPlatform *p) {
     p->gpu_link->peak_Bps = device->link_Bps;
 }
 
-static void set_host(KvPlatform *p, json_t *server, double host_memory_GB) {
+/* A GPU that is sold with host memory brings its share of it; any other stands before the usual
+ * server's. */
+static void set_host_memory(KvPlatform *p, json_t *server) {
   json_t *rules = json_object_get(kv_json_root(kv_hardware_defaults()), "server");
+  const KvDevice *device = p->device;
   guint n = p->n_gpus_per_node;
-  const char *own = p->device->host_memory;
-  if (!p->host_memory) {
-    p->host_memory = built_in(&kv_storage_kind, own ? own : rule_text(server, "host_memory"));
-    if (!p->host_memory)
-      p->host_memory = built_in(&kv_storage_kind, rule_text(server, "host_memory"));
-    double capacity = p->host_memory->capacity_bytes, per_socket = capacity;
-    gboolean grace = g_str_has_prefix(p->host_memory->id, "lpddr5x");
-    multiply(p->host_memory, grace ? n : sockets_of(n));
-    capacity =
-        MAX(rule(rules, "host_memory_GB_least"), rule(rules, "host_memory_GB_per_gpu") * n) * 1e9;
-    p->host_memory->capacity_bytes = per_socket <= 0 ? 0 : grace ? per_socket * n : capacity;
+  if (device->host_memory)
+    p->host_memory = built_in(&kv_storage_kind, device->host_memory);
+  if (p->host_memory) {
+    multiply(p->host_memory, n * device->host_memory_share);
+    return;
   }
-  if (host_memory_GB > 0)
-    p->host_memory->capacity_bytes = host_memory_GB * 1e9;
+  p->host_memory = built_in(&kv_storage_kind, rule_text(server, "host_memory"));
+  multiply(p->host_memory, sockets_of(n));
+  if (p->host_memory->capacity_bytes > 0) /* unified memory has no second tier */
+    p->host_memory->capacity_bytes =
+        MAX(rule(rules, "host_memory_GB_least"), rule(rules, "host_memory_GB_per_gpu") * n) * 1e9;
 }
 
 /* Fill in what is still unset. */
@@ -117,12 +117,17 @@ static void complete(KvPlatform *p, double host_memory_GB) {
     p->host_link = built_in(&kv_link_kind, p->device->host_link);
     if (!p->host_link) /* a link that the reader complained about */
       p->host_link = built_in(&kv_link_kind, "pcie4-x16");
+    if (p->device->host_link_Bps > 0)
+      p->host_link->peak_Bps = p->device->host_link_Bps;
     if (strcmp(p->device->host_link, "unified") == 0)
       p->host_link->peak_Bps = p->device->memory_Bps;
   }
   if (p->n_nodes > 1 && !p->network)
     p->network = built_in(&kv_link_kind, rule_text(server, "network"));
-  set_host(p, server, host_memory_GB);
+  if (!p->host_memory)
+    set_host_memory(p, server);
+  if (host_memory_GB > 0)
+    p->host_memory->capacity_bytes = host_memory_GB * 1e9;
   if (!p->ssd) {
     p->ssd = built_in(&kv_storage_kind, rule_text(server, "ssd"));
     multiply(p->ssd, n * rule(rules, "ssds_per_gpu"));
@@ -267,9 +272,8 @@ KvPlatform *kv_platform_load(const char *name, GError **error) {
     return device ? kv_platform_usual(device, n_gpus, n_nodes, name) : NULL;
   }
   g_autofree char *unknown = kv_names_unknown("platform", rest, kv_platform_ids());
-  g_set_error(
-      error, KV_ERROR, KV_ERROR_USAGE,
-      "%s, expected one of `kvsim list platforms`, a GPU, 4xGPU, 2x8xGPU or the path of a JSON file",
-      unknown);
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+              "%s (see `kvsim list platforms`; 4xGPU, 2x8xGPU and JSON files are platforms too)",
+              unknown);
   return NULL;
 }

@@ -240,6 +240,8 @@ static const char *const device_fields[] = {
     "gpu_link",
     "gpu_link_GBps",
     "host_link",
+    "host_link_GBps",
+    "host_memory_share",
     "host_memory",
     "value_basis",
     "achievable",
@@ -263,11 +265,11 @@ static void check_links(KvJson *json, json_t *object, const KvDevice *device) {
   for (guint i = 0; i < G_N_ELEMENTS(links); i++)
     if (links[i].id && !kv_catalogue_find(kv_link_kind.catalogue(), links[i].id)) {
       g_autofree char *unknown = kv_names_unknown("link", links[i].id, kv_link_ids());
-      kv_json_fail(json, object, links[i].key, "%s, expected one of `kvsim list links`", unknown);
+      kv_json_fail(json, object, links[i].key, "%s (see `kvsim list links`)", unknown);
     }
   if (device->host_memory && !kv_catalogue_find(kv_storage_kind.catalogue(), device->host_memory)) {
     g_autofree char *unknown = kv_names_unknown("storage", device->host_memory, kv_storage_ids());
-    kv_json_fail(json, object, "host_memory", "%s, expected one of `kvsim list storage`", unknown);
+    kv_json_fail(json, object, "host_memory", "%s (see `kvsim list storage`)", unknown);
   }
 }
 
@@ -289,7 +291,9 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   read_peaks(json, object, device);
   device->link = text(json, object, "gpu_link", NULL);
   device->host_link = text(json, object, "host_link", "pcie4-x16");
+  device->host_link_Bps = number(json, object, "host_link_GBps", 0, GIGA);
   device->host_memory = text(json, object, "host_memory", NULL);
+  device->host_memory_share = share(json, object, "host_memory_share", 1);
   const KvCatalogueEntry *link =
       device->link ? kv_catalogue_find(kv_link_kind.catalogue(), device->link) : NULL;
   double peak = link ? number(link->document, link->object, "GBps", 0, 1) : 0;
@@ -322,6 +326,7 @@ static const char *const link_fields[] = {
     "duplex_share",
     "duplex_basis",
     "latency_us",
+    "copy_basis",
     "latency_basis",
     "per_copy_us",
     "pageable_share",
@@ -351,7 +356,7 @@ KvLink *kv_link_read(KvJson *json, json_t *object) {
   link->per_copy_seconds =
       number(json, object, "per_copy_us", number(defaults, usual, "per_copy_us", 4, 1), MICRO);
   link->pageable_share =
-      share(json, object, "pageable_share", share(defaults, usual, "pageable_share", 0.2));
+      share(json, object, "pageable_share", share(defaults, usual, "pageable_share", 0.14));
   return link;
 }
 

@@ -76,8 +76,8 @@ KvModel *kv_model_load(const char *name, GError **error) {
   if (g_str_has_suffix(name, ".json") || g_file_test(name, G_FILE_TEST_EXISTS))
     return load_file(name, error);
   g_autofree char *unknown = kv_names_unknown("model", name, kv_model_ids());
-  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-              "%s, expected one of `kvsim list models` or the path of a JSON file", unknown);
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "%s (see `kvsim list models`, or name a JSON file)",
+              unknown);
   return NULL;
 }
 
