@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FAMILY_MEASURING = KV_N_KERNELS, N_BLOCKS };
+enum { FAMILY_MEASURING = KV_N_KERNELS };
 
 /* What may be fitted: a member of the efficiency of a family, or of KvMeasuring; `start` and bounds
  * in its own unit; fitted on a log scale. */
@@ -29,7 +29,8 @@ static const Parameter parameters[] = {
     IN(GEMM, fixed_seconds, 4e-6, 5e-7, 3e-5, BIT(KV_OBSERVED_GEMM) | STEPS),
     IN(GEMM, flops_share, 0.7, 0.1, 1.2, BIT(KV_OBSERVED_GEMM) | STEPS),
     IN(GEMM, bandwidth_share, 0.85, 0.2, 1.2, BIT(KV_OBSERVED_GEMM) | STEPS),
-    IN(GEMM, sharpness, 4, 1, 20, BIT(KV_OBSERVED_GEMM)),
+    IN(GEMM, sustained_share, 0.9, 0.5, 1, BIT(KV_OBSERVED_GEMM) | BIT(KV_OBSERVED_PREFILL_STEP)),
+    IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
     IN(PREFILL_ATTENTION, fixed_seconds, 6e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
     IN(PREFILL_ATTENTION, flops_share, 0.5, 0.03, 1.2,
        BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_PREFILL_STEP)),
@@ -44,10 +45,9 @@ static const Parameter parameters[] = {
     IN(ELEMENTWISE, fixed_seconds, 2e-6, 1e-6, 1e-5, STEPS),
     IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1.2, STEPS),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM)),
-    MEASURED(burst_share, 1.1, 1, 1.5, BIT(KV_OBSERVED_GEMM)),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP)),
 };
-enum { MOST_DIMENSIONS = 8 };
+enum { MOST_DIMENSIONS = G_N_ELEMENTS(parameters) };
 
 typedef struct {
   KvDevice *device;
@@ -58,6 +58,7 @@ typedef struct {
   double weight[KV_N_OBSERVED]; /* of one row of the kind */
   const Parameter *active[MOST_DIMENSIONS];
   guint n_active;
+  double *errors, *slopes; /* a row each; a column of rows for each active parameter */
 } Problem;
 
 static double *parameter_place(const Parameter *parameter, KvDevice *device, KvMeasuring *measuring,
@@ -78,90 +79,148 @@ static void problem_set(Problem *problem, const double *x) {
   }
 }
 
-static double problem_loss(Problem *problem, const double *x) {
+/* A weak pull to the usual values decides between parameters that only add up in the measurements.
+ */
+static const double prior_weight = 0.02;
+
+/* log(predicted / measured) of every row at x, in units of the error that a good fit leaves. */
+static void problem_errors(Problem *problem, const double *x, double *errors) {
   const double usual_error = 0.06;
-  /* A weak pull to the usual values decides between parameters that only add up in the
-   * measurements. */
-  const double prior_weight = 0.002;
-  double loss = 0;
   problem_set(problem, x);
-  for (guint i = 0; i < problem->n_active; i++) {
-    double apart = x[i] - log(problem->active[i]->start);
-    loss += prior_weight * apart * apart;
-  }
   for (guint i = 0; i < problem->n_rows; i++) {
     const KvObservation *row = &problem->rows[i];
-    double error =
+    errors[i] =
         log(kv_observation_predict(problem->device, problem->measuring, row) / row->seconds) /
         usual_error;
-    loss += problem->weight[row->kind] * (sqrt(1 + error * error) - 1);
+  }
+}
+
+static double problem_loss(Problem *problem, const double *x) {
+  double loss = 0;
+  problem_errors(problem, x, problem->errors);
+  for (guint i = 0; i < problem->n_rows; i++)
+    loss += problem->weight[problem->rows[i].kind] *
+            (sqrt(1 + problem->errors[i] * problem->errors[i]) - 1);
+  for (guint j = 0; j < problem->n_active; j++) {
+    double apart = x[j] - log(problem->active[j]->start);
+    loss += prior_weight * apart * apart;
   }
   return loss;
 }
 
+/* Solve the symmetric positive definite system `matrix` x = `vector` in place by Cholesky's
+ * factors. */
+static void solve(guint n, double matrix[MOST_DIMENSIONS][MOST_DIMENSIONS], double *vector) {
+  for (guint j = 0; j < n; j++) {
+    for (guint k = 0; k < j; k++)
+      for (guint i = j; i < n; i++)
+        matrix[i][j] -= matrix[i][k] * matrix[j][k];
+    double root = sqrt(MAX(matrix[j][j], 1e-30));
+    for (guint i = j; i < n; i++)
+      matrix[i][j] /= root;
+  }
+  for (guint i = 0; i < n; i++) {
+    for (guint k = 0; k < i; k++)
+      vector[i] -= matrix[i][k] * vector[k];
+    vector[i] /= matrix[i][i];
+  }
+  for (guint i = n; i-- > 0;) {
+    for (guint k = i + 1; k < n; k++)
+      vector[i] -= matrix[k][i] * vector[k];
+    vector[i] /= matrix[i][i];
+  }
+}
+
 typedef struct {
-  double x[MOST_DIMENSIONS], loss;
-} Vertex;
+  double hessian[MOST_DIMENSIONS][MOST_DIMENSIONS], gradient[MOST_DIMENSIONS];
+} Curvature;
 
-static int vertex_compare(const void *a, const void *b) {
-  double x = ((const Vertex *)a)->loss, y = ((const Vertex *)b)->loss;
-  return (x > y) - (x < y);
-}
-
-/* from + factor (to - from), evaluated. */
-static Vertex vertex_along(Problem *problem, const double *from, const double *to, double factor) {
-  Vertex vertex;
-  for (guint i = 0; i < problem->n_active; i++)
-    vertex.x[i] = from[i] + factor * (to[i] - from[i]);
-  vertex.loss = problem_loss(problem, vertex.x);
-  return vertex;
-}
-
-/* One step of the simplex: reflect the worst vertex, then expand, contract or shrink. */
-static void simplex_step(Problem *problem, Vertex *simplex) {
+/* Gauss and Newton's curvature of the loss at x: slopes of every row by differences wide enough to
+ * step over the kinks of tile counts, weighted as the pseudo-Huber loss weights them. */
+static void problem_curvature(Problem *problem, const double *x, Curvature *curvature) {
+  const double step = 0.02;
   guint n = problem->n_active;
-  double middle[MOST_DIMENSIONS] = {0};
-  for (guint i = 0; i < n; i++)
-    for (guint j = 0; j < n; j++)
-      middle[j] += simplex[i].x[j] / n;
-  Vertex *worst = &simplex[n];
-  Vertex reflected = vertex_along(problem, middle, worst->x, -1);
-  if (reflected.loss < simplex[0].loss) {
-    Vertex expanded = vertex_along(problem, middle, worst->x, -2);
-    *worst = expanded.loss < reflected.loss ? expanded : reflected;
-  } else if (reflected.loss < simplex[n - 1].loss) {
-    *worst = reflected;
-  } else {
-    Vertex contracted =
-        vertex_along(problem, middle, worst->x, reflected.loss < worst->loss ? -0.5 : 0.5);
-    if (contracted.loss < MIN(reflected.loss, worst->loss))
-      *worst = contracted;
-    else
-      for (guint i = 1; i <= n; i++)
-        simplex[i] = vertex_along(problem, simplex[0].x, simplex[i].x, 0.5);
+  memset(curvature, 0, sizeof *curvature);
+  problem_errors(problem, x, problem->errors);
+  for (guint j = 0; j < n; j++) {
+    double moved[MOST_DIMENSIONS];
+    memcpy(moved, x, n * sizeof *x);
+    moved[j] += x[j] + step > log(problem->active[j]->high) ? -step : step;
+    double *slopes = problem->slopes + (gsize)j * problem->n_rows;
+    problem_errors(problem, moved, slopes);
+    for (guint i = 0; i < problem->n_rows; i++)
+      slopes[i] = (slopes[i] - problem->errors[i]) / (moved[j] - x[j]);
   }
-  qsort(simplex, n + 1, sizeof *simplex, vertex_compare);
+  for (guint i = 0; i < problem->n_rows; i++) {
+    double error = problem->errors[i];
+    double weight = problem->weight[problem->rows[i].kind] / sqrt(1 + error * error);
+    for (guint j = 0; j < n; j++) {
+      double slope = weight * problem->slopes[(gsize)j * problem->n_rows + i];
+      curvature->gradient[j] += slope * error;
+      for (guint k = 0; k <= j; k++)
+        curvature->hessian[j][k] += slope * problem->slopes[(gsize)k * problem->n_rows + i];
+    }
+  }
+  for (guint j = 0; j < n; j++) {
+    curvature->gradient[j] += 2 * prior_weight * (x[j] - log(problem->active[j]->start));
+    curvature->hessian[j][j] += 2 * prior_weight;
+  }
 }
 
-static double problem_minimize(Problem *problem, double size) {
+/* A parameter at its bound that the loss pulls further out stays there: take it out of the system.
+ */
+static void hold_at_bounds(const Problem *problem, const double *x, Curvature *curvature) {
+  for (guint j = 0; j < problem->n_active; j++) {
+    gboolean outward = curvature->gradient[j] > 0 ? x[j] <= log(problem->active[j]->low) + 1e-9
+                                                  : x[j] >= log(problem->active[j]->high) - 1e-9;
+    if (!outward)
+      continue;
+    for (guint k = 0; k < problem->n_active; k++)
+      curvature->hessian[MAX(j, k)][MIN(j, k)] = j == k ? 1 : 0;
+    curvature->gradient[j] = 0;
+  }
+}
+
+/* x less the step, shortened to a factor of e^0.5 in the parameter that moves most, inside the
+ * bounds. */
+static void step_from(const Problem *problem, const double *x, const double *step, double *trial) {
+  double longest = 0.5;
+  for (guint j = 0; j < problem->n_active; j++)
+    longest = MAX(longest, fabs(step[j]));
+  for (guint j = 0; j < problem->n_active; j++)
+    trial[j] = CLAMP(x[j] - step[j] * 0.5 / longest, log(problem->active[j]->low),
+                     log(problem->active[j]->high));
+}
+
+static void problem_minimize(Problem *problem) {
   guint n = problem->n_active;
-  Vertex simplex[MOST_DIMENSIONS + 1];
-  for (guint i = 0; i <= n; i++) {
-    for (guint j = 0; j < n; j++)
-      simplex[i].x[j] = log(*parameter_place(problem->active[j], problem->device,
-                                             problem->measuring, problem->dtype));
+  double x[MOST_DIMENSIONS], damping = 0.1;
+  for (guint j = 0; j < n; j++)
+    x[j] = log(
+        *parameter_place(problem->active[j], problem->device, problem->measuring, problem->dtype));
+  double loss = problem_loss(problem, x);
+  for (guint round = 0; round < 80 && damping < 1e6; round++) {
+    Curvature curvature;
+    problem_curvature(problem, x, &curvature);
+    hold_at_bounds(problem, x, &curvature);
+    gboolean better = FALSE;
+    while (!better && damping < 1e6) {
+      Curvature damped = curvature;
+      double trial[MOST_DIMENSIONS];
+      for (guint j = 0; j < n; j++)
+        damped.hessian[j][j] *= 1 + damping;
+      solve(n, damped.hessian, damped.gradient);
+      step_from(problem, x, damped.gradient, trial);
+      double trial_loss = problem_loss(problem, trial);
+      better = trial_loss < loss - 1e-9;
+      damping *= better ? 0.3 : 4;
+      if (better) {
+        memcpy(x, trial, sizeof x);
+        loss = trial_loss;
+      }
+    }
   }
-  for (guint i = 0; i <= n; i++) {
-    if (i > 0)
-      simplex[i].x[i - 1] +=
-          simplex[i].x[i - 1] + size > log(problem->active[i - 1]->high) ? -size : size;
-    simplex[i].loss = problem_loss(problem, simplex[i].x);
-  }
-  qsort(simplex, n + 1, sizeof *simplex, vertex_compare);
-  for (guint i = 0; i < 60 * n && simplex[n].loss - simplex[0].loss > 1e-7; i++)
-    simplex_step(problem, simplex);
-  problem_set(problem, simplex[0].x);
-  return simplex[0].loss;
+  problem_set(problem, x);
 }
 
 static gboolean of_dtype(const KvObservation *observation, KvDtype dtype) {
@@ -219,22 +278,16 @@ void kv_fit(KvDevice *device, KvMeasuring *measuring, const GArray *observations
   Problem problem = {.device = device, .measuring = measuring, .dtype = dtype};
   guint kinds = problem_rows(&problem, observations, rows_per_kind);
   gboolean eager = any_eager(&problem);
-  double before = G_MAXDOUBLE;
-  for (guint round = 0; round < 12; round++) {
-    double loss = 0;
-    for (guint block = 0; block < N_BLOCKS; block++) {
-      problem.n_active = 0;
-      for (guint i = 0; i < G_N_ELEMENTS(parameters); i++)
-        if (parameters[i].family == block && parameters[i].kinds & kinds &&
-            (block != FAMILY_MEASURING || eager))
-          problem.active[problem.n_active++] = &parameters[i];
-      if (problem.n_active > 0)
-        loss = problem_minimize(&problem, round ? 0.05 : 0.3);
-    }
-    if (before - loss < 1e-5)
-      break;
-    before = loss;
+  for (guint i = 0; i < G_N_ELEMENTS(parameters); i++)
+    if (parameters[i].kinds & kinds && (parameters[i].family != FAMILY_MEASURING || eager))
+      problem.active[problem.n_active++] = &parameters[i];
+  if (problem.n_active > 0) {
+    problem.errors = g_new(double, problem.n_rows);
+    problem.slopes = g_new(double, (gsize)problem.n_rows *problem.n_active);
+    problem_minimize(&problem);
   }
+  g_free(problem.errors);
+  g_free(problem.slopes);
   g_free(problem.rows);
 }
 

@@ -1,10 +1,9 @@
 /* Fitting a device's efficiencies to measured times.
  *
  * Robust least squares on log(predicted / measured): a pseudo-Huber loss, so that a kernel badly
- * chosen by a library counts once and not squared. The parameters of one kernel family are few and
- * meet in one time only through whole steps, so they are fitted family by family in turn with
- * Nelder and Mead's simplex ("A simplex method for function minimization", 1965) until nothing
- * moves. Deterministic.
+ * chosen by a library counts once and not squared. Minimized by Levenberg and Marquardt's method
+ * (Marquardt, 1963) over the logarithms of all parameters together, because whole steps tell only
+ * sums of them. Deterministic.
  */
 #ifndef KV_MODELS_KERNELS_FIT_H
 #define KV_MODELS_KERNELS_FIT_H

@@ -40,13 +40,13 @@ static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
                        .seconds;
   if (!observation->eager)
     return seconds;
-  KvDevice burst = *device;
-  KvEfficiency *efficiency = &burst.efficiency[KV_KERNEL_GEMM][observation->dtype];
-  efficiency->flops_share *= 1 + (measuring->burst_share - 1) * burst_remaining(seconds);
-  seconds = kv_kernel_gemm(&burst, observation->dtype, kv_dtype_bytes(observation->dtype),
+  KvDevice unlimited = *device;
+  KvEfficiency *efficiency = &unlimited.efficiency[KV_KERNEL_GEMM][observation->dtype];
+  efficiency->sustained_share += (1 - efficiency->sustained_share) * burst_remaining(seconds);
+  seconds = kv_kernel_gemm(&unlimited, observation->dtype, kv_dtype_bytes(observation->dtype),
                            observation->m, observation->k, observation->n)
                 .seconds;
-  return kv_smooth_max(seconds, measuring->floor_seconds, 8);
+  return kv_smooth_max(seconds, measuring->floor_seconds, 4);
 }
 
 static double prefill_attention_seconds(const KvDevice *device, const KvObservation *observation,

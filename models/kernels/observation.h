@@ -2,9 +2,8 @@
  *
  * A reader turns one file into observations: the operands as kernels.h takes them, and seconds.
  * kv_observation_predict() is the model's answer to the same question. Tables measure more than the
- * kernel: launches from Python put a floor under short rows, and a short benchmark runs at a clock
- * that the power limit does not allow for long. Those effects belong to the table, are fitted with
- * it and are never written into a device file (KvMeasuring).
+ * kernel: launches from Python put a floor under short rows and under small eager steps. Such effects
+ * belong to the table, are fitted with it and are never written into a device file (KvMeasuring).
  */
 #ifndef KV_MODELS_KERNELS_OBSERVATION_H
 #define KV_MODELS_KERNELS_OBSERVATION_H
@@ -46,7 +45,6 @@ typedef struct {
 /* What a table adds to the kernels' own time. */
 typedef struct {
   double floor_seconds;       /* no eager row of one kernel is shorter */
-  double burst_share;         /* clock of a short compute-bound benchmark over the sustained one */
   double host_kernel_seconds; /* eager steps: host time to launch one kernel */
 } KvMeasuring;
 
