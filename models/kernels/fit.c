@@ -303,9 +303,8 @@ static double quantile(const double *sorted, guint n, double share) {
                        : sorted[n - 1];
 }
 
-KvResidual kv_fit_residual(const KvDevice *device, const KvMeasuring *measuring,
-                           const GArray *observations, KvObserved kind, KvDtype dtype,
-                           double shortest_seconds) {
+KvResidual kv_fit_residual(const GArray *observations, const double *predicted, KvObserved kind,
+                           KvDtype dtype, double shortest_seconds) {
   KvResidual residual = {0};
   g_autofree double *signed_errors = g_new(double, observations->len + 1);
   g_autofree double *errors = g_new(double, observations->len + 1);
@@ -313,7 +312,7 @@ KvResidual kv_fit_residual(const KvDevice *device, const KvMeasuring *measuring,
     const KvObservation *row = &g_array_index(observations, KvObservation, i);
     if (row->kind != kind || row->dtype != dtype || row->seconds < shortest_seconds)
       continue;
-    double error = kv_observation_predict(device, measuring, row) / row->seconds - 1;
+    double error = predicted[i] / row->seconds - 1;
     signed_errors[residual.n] = error;
     errors[residual.n++] = fabs(error);
   }
@@ -327,13 +326,39 @@ KvResidual kv_fit_residual(const KvDevice *device, const KvMeasuring *measuring,
   return residual;
 }
 
-GArray *kv_fit_half(const GArray *observations, gboolean odd) {
-  GArray *half = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+/* half[i]: whether row i has an odd place among those of its kind and type. */
+static gboolean *odd_places(const GArray *observations) {
+  gboolean *odd = g_new(gboolean, observations->len + 1);
   guint seen[KV_N_OBSERVED][KV_N_DTYPES] = {0};
   for (guint i = 0; i < observations->len; i++) {
     const KvObservation *row = &g_array_index(observations, KvObservation, i);
-    if (seen[row->kind][row->dtype]++ % 2 == (odd ? 1 : 0))
-      g_array_append_val(half, *row);
+    odd[i] = seen[row->kind][row->dtype]++ % 2;
   }
-  return half;
+  return odd;
+}
+
+void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, KvDtype dtype,
+                           guint rows_per_kind, double shortest_seconds,
+                           KvResidual residual[KV_N_OBSERVED], double *predicted) {
+  g_autofree gboolean *odd = odd_places(observations);
+  g_autofree double *scored = g_new0(double, observations->len + 1);
+  for (guint half = 0; half < 2; half++) {
+    g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+    for (guint i = 0; i < observations->len; i++)
+      if (odd[i] == (gboolean)half)
+        g_array_append_val(rows, g_array_index(observations, KvObservation, i));
+    KvDevice fitted = *device;
+    KvMeasuring measuring = {0};
+    kv_fit_start(&fitted, &measuring);
+    kv_fit(&fitted, &measuring, rows, dtype, rows_per_kind);
+    for (guint i = 0; i < observations->len; i++) {
+      const KvObservation *row = &g_array_index(observations, KvObservation, i);
+      if (odd[i] != (gboolean)half && row->dtype == dtype)
+        scored[i] = kv_observation_predict(&fitted, &measuring, row);
+    }
+  }
+  for (guint kind = 0; kind < KV_N_OBSERVED; kind++)
+    residual[kind] = kv_fit_residual(observations, scored, kind, dtype, shortest_seconds);
+  if (predicted)
+    memcpy(predicted, scored, observations->len * sizeof *predicted);
 }

@@ -22,14 +22,18 @@ typedef struct {
 void kv_fit(KvDevice *device, KvMeasuring *measuring, const GArray *observations, KvDtype dtype,
             guint rows_per_kind);
 
-/* Residuals of the rows of `kind` and `dtype` that take at least `shortest_seconds`. */
-KvResidual kv_fit_residual(const KvDevice *device, const KvMeasuring *measuring,
-                           const GArray *observations, KvObserved kind, KvDtype dtype,
-                           double shortest_seconds);
+/* How far `predicted` (a value a row) is from the rows of `kind` and `dtype` that take at least
+ * `shortest_seconds`. */
+KvResidual kv_fit_residual(const GArray *observations, const double *predicted, KvObserved kind,
+                           KvDtype dtype, double shortest_seconds);
 
-/* Rows of even (`odd` FALSE) or odd place among those of their kind, newly allocated: the two
- * halves of a cross-validation. */
-GArray *kv_fit_half(const GArray *observations, gboolean odd);
+/* Fit to the rows of even place among those of their kind and score the others, then the reverse:
+ * residual[kind] of all rows of at least `shortest_seconds`, none scored by a fit that saw it. If
+ * `predicted` is not NULL, predicted[i] becomes that prediction of row i (0 for rows of another
+ * type). */
+void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, KvDtype dtype,
+                           guint rows_per_kind, double shortest_seconds,
+                           KvResidual residual[KV_N_OBSERVED], double *predicted);
 
 /* Where a fit starts when a device says nothing. */
 void kv_fit_start(KvDevice *device, KvMeasuring *measuring);

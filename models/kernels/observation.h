@@ -2,8 +2,9 @@
  *
  * A reader turns one file into observations: the operands as kernels.h takes them, and seconds.
  * kv_observation_predict() is the model's answer to the same question. Tables measure more than the
- * kernel: launches from Python put a floor under short rows and under small eager steps. Such effects
- * belong to the table, are fitted with it and are never written into a device file (KvMeasuring).
+ * kernel: launches from Python put a floor under short rows and under small eager steps. Such
+ * effects belong to the table, are fitted with it and are never written into a device file
+ * (KvMeasuring).
  */
 #ifndef KV_MODELS_KERNELS_OBSERVATION_H
 #define KV_MODELS_KERNELS_OBSERVATION_H
@@ -25,7 +26,6 @@ extern const char *const kv_observed_names[];
 
 /* A dense decoder, as far as a step's kernels depend on it. */
 typedef struct {
-  const char *id;
   double n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab;
 } KvStepShape;
 

@@ -7,18 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/llm/llm.h"
 #include "sim/base/error.h"
 #include "sim/base/json.h"
-
-/* Published shapes of the models that such files name. */
-static const KvStepShape step_shapes[] = {
-    {"llama-3-8b", 32, 4096, 32, 8, 128, 14336, 128256},
-    {"llama-3-70b", 80, 8192, 64, 8, 128, 28672, 128256},
-    {"llama-2-7b", 32, 4096, 32, 32, 128, 11008, 32000},
-    {"mistral-7b", 32, 4096, 32, 8, 128, 14336, 32000},
-    {"qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064},
-    {"qwen2.5-32b", 64, 5120, 40, 8, 128, 27648, 152064},
-};
 
 static gboolean begins_with(const char *path, const char *opening) {
   g_autoptr(GString) head = g_string_new(NULL);
@@ -62,11 +53,36 @@ static gboolean read_grid(const char *path, GArray *observations, GError **error
   return kv_json_finish(json, error);
 }
 
-static const KvStepShape *find_shape(const char *id) {
-  for (guint i = 0; i < G_N_ELEMENTS(step_shapes); i++)
-    if (g_str_equal(step_shapes[i].id, id))
-      return &step_shapes[i];
-  return NULL;
+/* The shape of the catalogue's model `id`, kept for the life of the program; NULL if it is no plain
+ * decoder. */
+static const KvStepShape *find_shape(const char *id, GError **error) {
+  static GHashTable *shapes;
+  if (!shapes)
+    shapes = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+  KvStepShape *shape = g_hash_table_lookup(shapes, id);
+  if (shape)
+    return shape;
+  g_autoptr(KvModel) model = kv_model_load(id, error);
+  if (!model)
+    return NULL;
+  const KvLayerGroup *group = model->groups;
+  if (model->n_groups != 1 || group->attention.kind != KV_ATTENTION_FULL ||
+      group->mlp.n_experts > 0 || !group->mlp.gated) {
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT,
+                "model '%s' has several kinds of layers or experts, expected a plain gated decoder",
+                id);
+    return NULL;
+  }
+  shape = g_new(KvStepShape, 1);
+  *shape = (KvStepShape){.n_layers = group->count,
+                         .hidden = model->hidden,
+                         .n_heads = group->attention.n_heads,
+                         .n_kv_heads = group->attention.n_kv_heads,
+                         .head_dim = group->attention.head_dim,
+                         .intermediate = group->mlp.intermediate,
+                         .vocab = model->vocab};
+  g_hash_table_insert(shapes, g_strdup(id), shape);
+  return shape;
 }
 
 /* Keep the faster of two measurements of one point. */
@@ -98,10 +114,10 @@ static gboolean read_steps(const char *path, GArray *observations, GError **erro
                                      prefill ? KV_OBSERVED_PREFILL_STEP : KV_OBSERVED_DECODE_STEP,
                                  .dtype = KV_DTYPE_BF16,
                                  .cache_bytes = 2,
-                                 .eager = prefill,
-                                 .shape = find_shape(model)};
-    if (!observation.shape)
-      kv_json_fail(json, row, "model", "the shape of model '%s' is not known here", model);
+                                 .eager = prefill};
+    g_autoptr(GError) problem = NULL;
+    if (!(observation.shape = find_shape(model, &problem)))
+      kv_json_fail(json, row, "model", "%s", problem->message);
     double context = kv_json_number(json, row, "context", KV_JSON_REQUIRED, 1, 1e9);
     observation.batch = kv_json_number(json, row, "batch", KV_JSON_REQUIRED, 1, 1e6);
     observation.chunk = prefill ? context : 1;
