@@ -9,6 +9,12 @@
 #include "sim/base/names.h"
 
 const KvTechnique *const kv_techniques[] = {
+    &kv_technique_flexgen,
+    &kv_technique_gqa,
+    &kv_technique_kivi,
+    &kv_technique_orca,
+    &kv_technique_snapkv,
+    &kv_technique_vllm,
     NULL,
 };
 
