@@ -6,6 +6,10 @@
 #include "sim/base/error.h"
 #include "sim/base/random.h"
 
+/* Of a matrix: 1 would keep a unit variance, and attention so flat that the output settles on one
+ * token. */
+#define GAIN 2.0
+
 /* A walk over the tensors of a model, in one order: first it only counts, then it draws. */
 typedef struct {
   KvHostWeights *weights;
@@ -31,7 +35,7 @@ static float *draw(Walk *walk, guint64 rows, guint64 columns, double mean, doubl
 }
 
 static float *draw_matrix(Walk *walk, guint64 inputs, guint64 outputs) {
-  return draw(walk, inputs, outputs, 0.0, 1.0 / sqrt((double)inputs));
+  return draw(walk, inputs, outputs, 0.0, GAIN / sqrt((double)inputs));
 }
 
 static float *draw_gain(Walk *walk, guint64 width) {
@@ -84,9 +88,11 @@ static float *transposed_embedding(KvHostWeights *weights) {
 static void draw_model(Walk *walk, const KvModel *model) {
   KvHostWeights *w = walk->weights;
   guint64 D = model->hidden;
-  w->embedding = draw(walk, model->vocab, D, 0.0, 1.0);
-  w->positions =
-      model->learned_positions ? draw(walk, model->max_context_tokens, D, 0.0, 1.0) : NULL;
+  /* Small beside what the layers add, or a tied model would repeat its last token for ever. */
+  double small = 1.0 / sqrt((double)D);
+  w->embedding = draw(walk, model->vocab, D, 0.0, small);
+  if (model->learned_positions)
+    w->positions = draw(walk, model->max_context_tokens, D, 0.0, small);
   w->final_norm = draw_gain(walk, D);
   w->final_norm_bias = draw_bias(walk, model->norm == KV_NORM_LAYER, D);
   w->head = model->tied_embeddings ? NULL : draw_matrix(walk, D, model->vocab);

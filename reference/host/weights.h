@@ -1,9 +1,8 @@
 /* The weights of a small transformer, drawn from a seed.
  *
  * The same model and seed give the same weights on every machine: each tensor is its own stream of
- * uniform numbers, no library function is involved. The scale of a matrix is that which keeps a
- * unit-variance input at unit variance, so that attention is neither flat nor saturated and the
- * argmax depends on the whole context.
+ * uniform numbers, no library function is involved. The scale of the matrices makes attention sharp
+ * enough that the argmax depends on the whole context; a test holds tiny models to that.
  *
  * What KvModel does not say is chosen so: gated MLPs use SiLU, others ReLU; models with LayerNorm
  * have biases in their MLP, and `attention.bias` means all four projections; layers stand in the

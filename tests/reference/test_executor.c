@@ -392,7 +392,7 @@ static void expect_problem(KvExecutor *executor, Request *request, guint32 past,
 static void test_wrong_tables_are_errors(void) {
   KvExecutor *executor = new_executor(&llama);
   Request a, b;
-  request_init(&a, 0, 40, 0, 1);
+  request_init(&a, 0, 20, 0, 1);
   request_init(&b, 1, 40, 20, 1);
   request_name_blocks(&a, 2);
   request_name_blocks(&b, 2);
