@@ -5,69 +5,9 @@
 
 #include "reference/host/executor.h"
 #include "sim/base/error.h"
+#include "tests/reference/tiny_models.h"
 
 enum { BLOCK_TOKENS = 4, HBM_BLOCKS = 64, DRAM_BLOCKS = 16, HASH_TOKENS = 8 };
-
-static KvLayerGroup llama_groups[] = {{.count = 2,
-                                       .attention = {.kind = KV_ATTENTION_FULL,
-                                                     .n_heads = 4,
-                                                     .n_kv_heads = 2,
-                                                     .head_dim = 16,
-                                                     .value_head_dim = 16},
-                                       .mlp = {.intermediate = 96, .gated = TRUE}}};
-static const KvModel llama = {.id = (char *)"tiny-llama",
-                              .hidden = 64,
-                              .vocab = 199,
-                              .max_context_tokens = 4096,
-                              .norm = KV_NORM_RMS,
-                              .n_groups = 1,
-                              .groups = llama_groups};
-
-static KvLayerGroup opt_groups[] = {{.count = 2,
-                                     .attention = {.kind = KV_ATTENTION_FULL,
-                                                   .n_heads = 4,
-                                                   .n_kv_heads = 4,
-                                                   .head_dim = 15,
-                                                   .value_head_dim = 15,
-                                                   .bias = TRUE},
-                                     .mlp = {.intermediate = 120}}};
-static const KvModel opt = {.id = (char *)"tiny-opt",
-                            .hidden = 60,
-                            .vocab = 199,
-                            .max_context_tokens = 128,
-                            .tied_embeddings = TRUE,
-                            .learned_positions = TRUE,
-                            .norm = KV_NORM_LAYER,
-                            .n_groups = 1,
-                            .groups = opt_groups};
-
-/* Sliding and full layers of different head counts, normalized queries. */
-static KvLayerGroup mixed_groups[] = {{.count = 2,
-                                       .attention = {.kind = KV_ATTENTION_SLIDING,
-                                                     .n_heads = 4,
-                                                     .n_kv_heads = 1,
-                                                     .head_dim = 16,
-                                                     .value_head_dim = 16,
-                                                     .window_tokens = 6,
-                                                     .qk_norm = TRUE},
-                                       .mlp = {.intermediate = 80, .gated = TRUE}},
-                                      {.count = 1,
-                                       .attention = {.kind = KV_ATTENTION_FULL,
-                                                     .n_heads = 6,
-                                                     .n_kv_heads = 3,
-                                                     .head_dim = 8,
-                                                     .value_head_dim = 8,
-                                                     .qk_norm = TRUE},
-                                       .mlp = {.intermediate = 96, .gated = TRUE}}};
-static const KvModel mixed = {.id = (char *)"tiny-mixed",
-                              .hidden = 64,
-                              .vocab = 199,
-                              .max_context_tokens = 4096,
-                              .norm = KV_NORM_RMS,
-                              .n_groups = 2,
-                              .groups = mixed_groups};
-
-static const KvModel *const models[] = {&llama, &opt, &mixed};
 
 static KvExecutor *new_executor(const KvModel *model) {
   g_autoptr(GError) error = NULL;
@@ -424,6 +364,26 @@ static void test_positions_past_the_table_of_a_model_are_errors(void) {
   executor->class->destroy(executor);
 }
 
+/* A token that was emitted must be the one that a recomputation samples. */
+static void test_another_token_at_recomputation_is_an_error(void) {
+  KvExecutor *executor = new_executor(&llama);
+  Request request, *member = &request;
+  request_init(&request, 3, 21, 0, 1);
+  prefill(executor, &request, 0, 21, 21);
+  decode(executor, &member, 1, 4);
+  guint n;
+  guint32 *output = (guint32 *)kv_host_executor_output(executor, &request.sequence, &n);
+  output[4] = (output[4] + 1) % 199;
+  KvChunk chunk = {&request.sequence, 0, 25, TRUE};
+  KvStep step = {.chunks = &chunk, .n_chunks = 1, .repeat = 1};
+  g_autoptr(GError) error = NULL;
+  g_assert_false(run_step(executor, &step, NULL, &error));
+  g_assert_error(error, KV_ERROR, KV_ERROR_FAILED);
+  g_assert_nonnull(strstr(error->message, "request 3: token 4 came out as"));
+  finish(executor, &request);
+  executor->class->destroy(executor);
+}
+
 /* Where every layer slides, blocks behind the window may be gone. */
 static void test_blocks_behind_every_window_are_not_read(void) {
   KvModel sliding = mixed;
@@ -543,6 +503,7 @@ static void test_measured_time(void) {
   double wall_seconds = (double)(g_get_monotonic_time() - begin_us) * 1e-6;
   g_assert_cmpfloat(cost.seconds, >, 0.0);
   g_assert_cmpfloat(cost.seconds, <=, wall_seconds + 1e-9);
+  g_assert_cmpfloat(cost.seconds, !=, cost.flops / KV_HOST_FLOPS_PER_SECOND);
   finish(executor, &request);
   executor->class->destroy(executor);
 }
@@ -632,6 +593,7 @@ static const struct {
     {"repeat", test_repeat_is_as_many_steps},
     {"wrong-tables", test_wrong_tables_are_errors},
     {"learned-positions-end", test_positions_past_the_table_of_a_model_are_errors},
+    {"another-token", test_another_token_at_recomputation_is_an_error},
     {"sliding-blocks-gone", test_blocks_behind_every_window_are_not_read},
     {"models-refused", test_models_refused},
     {"models-refused-at-once", test_models_refused_at_once},

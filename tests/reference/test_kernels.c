@@ -255,6 +255,23 @@ static void check_attention(const Attention *a) {
   }
 }
 
+/* Token 5 of a table {2, 0}: slot 1 of block 0, each head's row after the rows of the heads before
+ * it. */
+static void test_pages_layout(void) {
+  Attention a = {2, 2, 3, 4, 0, 0, 1};
+  gsize floats;
+  KvHostPages pages = new_pages(&a, 3, &floats);
+  g_autofree float *pool = pages.pool;
+  const float keys[] = {1, 2, 3, 4, 5, 6}, values[] = {7, 8, 9, 10, 11, 12};
+  const guint32 table[] = {2, 0};
+  kv_host_pages_write(&pages, table, 5, keys, values);
+  gsize layer = 2 * 2 * 4 * 3, half = layer / 2; /* [2 kinds][Hkv][block_tokens][d] */
+  g_assert_cmpmem(pool + layer + 1 * 3, 12, keys, 12);
+  g_assert_cmpmem(pool + layer + 4 * 3 + 1 * 3, 12, keys + 3, 12);
+  g_assert_cmpmem(pool + layer + half + 1 * 3, 12, values, 12);
+  g_assert_cmpmem(pool + layer + half + 4 * 3 + 1 * 3, 12, values + 3, 12);
+}
+
 static void test_attention(void) {
   for (guint s = 0; s < G_N_ELEMENTS(attentions); s++)
     check_attention(&attentions[s]);
@@ -299,6 +316,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/kernels/linear", test_linear);
   g_test_add_func("/reference/kernels/linear-rows", test_linear_rows_are_independent);
   g_test_add_func("/reference/kernels/activations", test_activations);
+  g_test_add_func("/reference/kernels/pages-layout", test_pages_layout);
   g_test_add_func("/reference/kernels/attention", test_attention);
   g_test_add_func("/reference/kernels/attention-extremes",
                   test_attention_with_scores_that_overflow_an_exponential);
