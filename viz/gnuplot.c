@@ -104,10 +104,10 @@ void kv_gnuplot_style(GString *script) {
   g_string_append(script, "set border 3 lc rgb '" KV_INK "' lw 1\n"
                           "set tics nomirror out scale 0.6 textcolor rgb '" KV_INK "'\n"
                           "set grid back lt 1 lc rgb '" KV_GRID "' lw 0.8\n"
-                          "set key outside top center horizontal textcolor rgb '" KV_INK
-                          "' samplen 1.6 spacing 1.15 noenhanced\n"
+                          "set key inside bottom right vertical Left reverse textcolor rgb '" KV_INK
+                          "' samplen 1.4 spacing 1.1 noenhanced\n"
                           "set title offset 0,-0.4 textcolor rgb '" KV_INK "' noenhanced\n"
-                          "set xlabel textcolor rgb '" KV_INK "' noenhanced\n"
+                          "set xlabel offset 0,0.3 textcolor rgb '" KV_INK "' noenhanced\n"
                           "set ylabel textcolor rgb '" KV_INK "' noenhanced\n"
                           "set style fill solid 0.85 noborder\n");
 }
@@ -119,6 +119,46 @@ void kv_gnuplot_begin(GString *script, guint width, guint height) {
       "set encoding utf8\nset datafile missing '?'\n",
       width, height);
   kv_gnuplot_style(script);
+}
+
+void kv_gnuplot_panels(GString *script, guint rows, guint columns, double width, double height,
+                       const KvMargins *margins) {
+  g_string_append_printf(
+      script,
+      "set multiplot layout %u,%u margins screen %.4f,%.4f,%.4f,%.4f spacing screen %.4f,%.4f\n",
+      rows, columns, margins->left / width, 1 - margins->right / width, margins->bottom / height,
+      1 - margins->top / height, margins->across / width, margins->down / height);
+}
+
+/* Labels and objects with tags from here on are the key's. */
+enum { KEY_TAG = 900, KEY_ROW = 22, KEY_SWATCH = 14, KEY_GAP = 26 };
+
+double kv_gnuplot_key(GString *script, double left, double width, double height,
+                      const char *const *names, const char *const *colours, guint n) {
+  const double character = 7.1; /* about the mean width of a letter in the 13-point font */
+  double x = left, y = 14;
+  for (guint i = 0; i < n; i++) {
+    double needs = KEY_SWATCH + 7 + character * (double)g_utf8_strlen(names[i], -1);
+    if (x > left && x + needs > width - 10)
+      x = left, y += KEY_ROW;
+    if (script) {
+      g_autofree char *name = kv_gnuplot_quote(names[i]);
+      g_string_append_printf(
+          script,
+          "set object %u rect from screen %.4f,%.4f to screen %.4f,%.4f fc rgb '%s' fs solid 0.9 noborder\n"
+          "set label %u %s at screen %.4f,%.4f left noenhanced textcolor rgb '" KV_INK "'\n",
+          KEY_TAG + i, x / width, 1 - (y + 5) / height, (x + KEY_SWATCH) / width,
+          1 - (y - 5) / height, colours[i], KEY_TAG + i, name, (x + KEY_SWATCH + 7) / width,
+          1 - y / height);
+    }
+    x += needs + KEY_GAP;
+  }
+  return y + KEY_ROW / 2.0;
+}
+
+void kv_gnuplot_end_key(GString *script, guint n) {
+  for (guint i = 0; i < n; i++)
+    g_string_append_printf(script, "unset object %u\nunset label %u\n", KEY_TAG + i, KEY_TAG + i);
 }
 
 char *kv_gnuplot_quote(const char *text) {

@@ -26,6 +26,22 @@ void kv_gnuplot_begin(GString *script, guint width, guint height);
 /* The axes, grid and key alone: puts back what a panel has changed. */
 void kv_gnuplot_style(GString *script);
 
+/* Room around and between panels, in pixels. */
+typedef struct {
+  double left, right, top, bottom, across, down; /* across, down: between neighbours */
+} KvMargins;
+
+/* Begin `rows` by `columns` panels in a picture of `width` by `height` pixels. */
+void kv_gnuplot_panels(GString *script, guint rows, guint columns, double width, double height,
+                       const KvMargins *margins);
+
+/* A key of `n` coloured names in rows from the top left corner of the panels, beginning at `left`
+ * pixels; or only the height that it takes, in pixels, where `script` is NULL. It is drawn with the
+ * next plot; kv_gnuplot_end_key() keeps it from being drawn again with the one after. */
+double kv_gnuplot_key(GString *script, double left, double width, double height,
+                      const char *const *names, const char *const *colours, guint n);
+void kv_gnuplot_end_key(GString *script, guint n);
+
 /* Make the SVG's names begin with `id`, give it `title`, and take out what is gnuplot's version or
  * a document's head, so that it can stand in a page. Newly allocated. */
 char *kv_gnuplot_tidy(const char *svg, const char *id, const char *title);

@@ -21,14 +21,25 @@ char *kv_plot_run_name(const KvSummary *run, guint width) {
   return g_strconcat(head, "\342\200\246", NULL);
 }
 
+double kv_plot_runs_key(GString *script, double left, double width, double height,
+                        const KvSummary *const *runs, guint n_runs) {
+  g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+  if (n_runs < 2)
+    return 0;
+  for (guint r = 0; r < n_runs; r++)
+    g_ptr_array_add(names, kv_plot_run_name(runs[r], n_runs > 3 ? 30 : 56));
+  return kv_gnuplot_key(script, left, width, height, (const char *const *)names->pdata, kv_colours,
+                        n_runs);
+}
+
 void kv_plot_note(GString *script, const char *title, const char *note) {
   g_autofree char *quoted_title = kv_gnuplot_quote(title), *quoted_note = kv_gnuplot_quote(note);
   kv_say(
       script,
-      "set title %s\nunset xlabel\nunset ylabel\nunset tics\nunset key\nunset logscale\nunset label\n"
+      "set title %s\nunset xlabel\nunset ylabel\nunset tics\nunset key\nunset logscale\n"
       "set border 0\nset xrange [0:1]\nset yrange [0:1]\n"
       "set label 1 %s at graph 0.5,0.5 center textcolor rgb '" KV_INK "' noenhanced\n"
-      "plot NaN notitle\nunset label 1\nset autoscale\n",
+      "plot NaN notitle\nunset label 1\nset autoscale\nset xtics nomirror autofreq\nset ytics nomirror autofreq\n",
       quoted_title, quoted_note);
   kv_gnuplot_style(script);
 }

@@ -16,6 +16,10 @@ enum { KV_PLOT_RUNS = KV_N_COLOURS };
  */
 char *kv_plot_run_name(const KvSummary *run, guint width);
 
+/* The key of several runs, in their colours: as kv_gnuplot_key(), and nothing for one run. */
+double kv_plot_runs_key(GString *script, double left, double width, double height,
+                        const KvSummary *const *runs, guint n_runs);
+
 /* A panel without data: axes off, `note` in the middle. */
 void kv_plot_note(GString *script, const char *title, const char *note);
 

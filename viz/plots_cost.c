@@ -20,6 +20,8 @@ static const char *const component_colours[KV_N_COMPONENTS] = {
     [KV_COMPONENT_LAUNCH] = "#8a8f98",
 };
 
+enum { WIDTH = 900 };
+
 /* Components, one run: bars by size */
 
 static gboolean draw_own_components(GString *script, const KvSummary *run) {
@@ -62,13 +64,32 @@ static double per_output_token_ms(const KvSummary *run, guint component) {
                             : 0;
 }
 
+static gboolean any_component(const KvSummary *const *runs, guint n_runs, guint component) {
+  for (guint r = 0; r < n_runs; r++)
+    if (per_output_token_ms(runs[r], component) > 0)
+      return TRUE;
+  return FALSE;
+}
+
 static gboolean draw_stacked_components(GString *script, const KvSummary *const *runs,
                                         guint n_runs) {
   guint object = 1;
   double longest = 0;
-  gboolean used[KV_N_COMPONENTS] = {FALSE};
-  kv_gnuplot_begin(script, 900, 190 + 56 * n_runs);
-  kv_say(script, "set ytics () scale 0\n");
+  const char *names[KV_N_COMPONENTS], *colours[KV_N_COMPONENTS];
+  guint n = 0;
+  for (guint c = 0; c < KV_N_COMPONENTS; c++)
+    if (any_component(runs, n_runs, c)) {
+      names[n] = kv_component_titles[c];
+      colours[n++] = component_colours[c];
+    }
+  double left = 190, top = 12 + kv_gnuplot_key(NULL, left, WIDTH, 1, names, colours, n);
+  double height = top + 54 * n_runs + 66;
+  kv_gnuplot_begin(script, WIDTH, (guint)height);
+  kv_gnuplot_key(script, left, WIDTH, height, names, colours, n);
+  kv_say(script,
+         "set ytics () scale 0\nset lmargin at screen %.4f\nset rmargin at screen 0.97\n"
+         "set tmargin at screen %.4f\nset bmargin at screen %.4f\n",
+         left / WIDTH, 1 - top / height, 60 / height);
   for (guint r = 0; r < n_runs; r++) {
     double from = 0;
     g_autofree char *name = kv_plot_run_name(runs[r], 22), *quoted = kv_gnuplot_quote(name);
@@ -81,7 +102,6 @@ static gboolean draw_stacked_components(GString *script, const KvSummary *const 
              "set object %u rect from %.8g,%.2f to %.8g,%.2f fc rgb '%s' fs solid 0.9 noborder\n",
              object++, from, r - 0.33, from + ms, r + 0.33, component_colours[c]);
       from += ms;
-      used[c] = TRUE;
     }
     kv_say(script,
            "set label %u '%.3g ms' at %.8g,%u left offset character 0.6,0 textcolor rgb '" KV_INK
@@ -89,18 +109,10 @@ static gboolean draw_stacked_components(GString *script, const KvSummary *const 
            r + 1, from, from, r);
     longest = MAX(longest, from);
   }
-  kv_say(
-      script,
-      "set lmargin 24\nset rmargin 4\nset border 0\nset grid noy x\nset tmargin 6\n"
-      "set key at screen 0.55,0.98 center top horizontal maxrows 3 width 1 samplen 0.8\n"
-      "set xrange [0:%.6g]\nset yrange [%.1f:-0.6]\nset xlabel 'GPU time per output token (ms)'\nset ytics noenhanced\n",
-      longest > 0 ? longest * 1.12 : 1, n_runs - 0.4);
-  kv_say(script, "plot NaN notitle");
-  for (guint c = 0; c < KV_N_COMPONENTS; c++)
-    if (used[c])
-      kv_say(script, ", \\\n  NaN with boxes fs solid 0.9 lc rgb '%s' title '%s'",
-             component_colours[c], kv_component_titles[c]);
-  kv_say(script, "\n");
+  kv_say(script,
+         "set border 0\nset grid noy x\nset xrange [0:%.6g]\nset yrange [%.1f:-0.6]\n"
+         "set xlabel 'GPU time per output token (ms)'\nset ytics noenhanced\nplot NaN notitle\n",
+         longest > 0 ? longest * 1.12 : 1, n_runs - 0.4);
   return TRUE;
 }
 
@@ -216,6 +228,11 @@ static void draw_names(GString *script, const Point *points, guint n, const Rang
       if (fabs(log10(points[order[j]].intensity) - x) < beside && y > placed[j] - line)
         y = placed[j] - line;
     placed[i] = y;
+    if (log10(point->rate) - y > line / 2) /* moved: a thin line leads back */
+      kv_say(script,
+             "set arrow %u from %.8g,%.8g to %.8g,%.8g nohead lw 0.7 lc rgb '" KV_INK "' back\n",
+             i + 1, point->intensity, point->rate / 1e12, point->intensity * (left ? 0.9 : 1.11),
+             pow(10, y - tera));
     kv_say(script,
            "set label %u '%s  %.0f %%' at %.8g,%.8g %s offset character %s,0 textcolor rgb '" KV_INK
            "'\n",
@@ -234,19 +251,16 @@ static gboolean has_roofline(const KvSummary *run) {
   return run->peak_flops_rate > 0 && run->peak_hbm_Bps > 0;
 }
 
-static void plot_run_points(GString *script, const KvSummary *run, guint r, guint n_runs,
-                            const Point *points, guint n) {
-  g_autofree char *name = kv_plot_run_name(run, 28), *quoted = kv_gnuplot_quote(name);
+static void plot_run_points(GString *script, guint r, guint n_runs, const Point *points, guint n) {
+  enum { DISC = 7, RING = 6, DIAMOND = 13 };
   for (guint i = 0; i < n; i++) {
     gboolean whole = points[i].share == 1 && i + 1 == n;
-    if (n_runs > 1 && !whole)
-      kv_say(script, ", \\\n  $p%u_%u with points pt 6 ps 0.8 lc rgb '%s' notitle", r, i,
-             kv_colours[r]);
-    else
-      kv_say(script, ", \\\n  $p%u_%u with points pt %u ps %.2f lc rgb '%s' %s%s", r, i,
-             whole ? 13 : 7, whole ? 1.5 : 0.6 + 1.4 * sqrt(points[i].share),
-             n_runs > 1 ? kv_colours[r] : points[i].colour, n_runs > 1 ? "title " : "notitle",
-             n_runs > 1 ? quoted : "");
+    double size = whole ? 1.5 : n_runs > 1 ? 0.6 : 0.6 + 1.4 * sqrt(points[i].share);
+    kv_say(script, ", \\\n  $p%u_%u with points pt %u ps %.2f lc rgb '%s' notitle", r, i,
+           (guint)(whole        ? DIAMOND
+                   : n_runs > 1 ? RING
+                                : DISC),
+           size, n_runs > 1 ? kv_colours[r] : points[i].colour);
   }
 }
 
@@ -264,7 +278,10 @@ static gboolean draw_roofline(GString *script, const KvSummary *const *runs, gui
   }
   if (!drawn)
     return FALSE;
-  kv_gnuplot_begin(script, 900, 520);
+  double top = 20 + kv_plot_runs_key(NULL, 92, WIDTH, 520, runs, n_runs);
+  kv_gnuplot_begin(script, WIDTH, 520);
+  kv_plot_runs_key(script, 92, WIDTH, 520, runs, n_runs);
+  kv_say(script, "set tmargin at screen %.4f\n", 1 - top / 520);
   kv_say(
       script,
       "set logscale xy\nset xrange [%.8g:%.8g]\nset yrange [%.8g:%.8g]\nset format '%%.10g'\nset lmargin 10\n"
@@ -283,7 +300,7 @@ static gboolean draw_roofline(GString *script, const KvSummary *const *runs, gui
     if (has_roofline(runs[r]))
       kv_say(script, ", \\\n  $ceiling%u with lines lw 2.2 lc rgb '" KV_INK "' notitle", r);
   for (guint r = 0; r < n_runs; r++)
-    plot_run_points(script, runs[r], r, n_runs, points[r], n[r]);
+    plot_run_points(script, r, n_runs, points[r], n[r]);
   kv_say(script, "\n");
   return TRUE;
 }
@@ -296,7 +313,7 @@ const KvPlot kv_plot_roofline = {
 
 /* Runs side by side */
 
-enum { BAR_COLUMNS = 4, BAR_ROW_HEIGHT = 210 };
+enum { BAR_COLUMNS = 4, BAR_HEIGHT = 140 };
 
 static gboolean any_value(const KvFigure *figure, const KvSummary *const *runs, guint n_runs) {
   for (guint r = 0; r < n_runs; r++)
@@ -305,8 +322,8 @@ static gboolean any_value(const KvFigure *figure, const KvSummary *const *runs, 
   return FALSE;
 }
 
-static void draw_bars(GString *script, const KvFigure *figure, guint f,
-                      const KvSummary *const *runs, guint n_runs) {
+static void draw_bars(GString *script, const KvFigure *figure, const KvSummary *const *runs,
+                      guint n_runs) {
   double most = 0;
   for (guint r = 0; r < n_runs; r++) {
     double value = kv_figure_value(figure, runs[r]);
@@ -329,14 +346,7 @@ static void draw_bars(GString *script, const KvFigure *figure, guint f,
          "set title \"%s\\n{/=10 %s}\" enhanced\nset yrange [0:%.8g]\nset xrange [-0.6:%.1f]\n",
          figure->label, better[figure->better][0] ? better[figure->better] + 1 : "",
          most > 0 ? most * 1.2 : 1, n_runs - 0.4);
-  kv_say(script, "plot NaN notitle");
-  if (f == 0)
-    for (guint r = 0; r < n_runs; r++) {
-      g_autofree char *name = kv_plot_run_name(runs[r], 28), *quoted = kv_gnuplot_quote(name);
-      kv_say(script, ", \\\n  NaN with boxes fs solid 0.9 lc rgb '%s' title %s", kv_colours[r],
-             quoted);
-    }
-  kv_say(script, "\nunset key\n");
+  kv_say(script, "plot NaN notitle\n");
 }
 
 static gboolean draw_comparison(GString *script, const KvSummary *const *runs, guint n_runs) {
@@ -351,14 +361,17 @@ static gboolean draw_comparison(GString *script, const KvSummary *const *runs, g
   if (n == 0)
     return FALSE;
   guint rows = (n + BAR_COLUMNS - 1) / BAR_COLUMNS;
-  kv_gnuplot_begin(script, 900, 50 + rows * BAR_ROW_HEIGHT);
-  kv_say(
-      script,
-      "set multiplot layout %u,%u margins 0.03,0.985,0.05,%.2f spacing 0.04,%.2f\nunset ytics\nunset xtics\nunset grid\n"
-      "set border 1\nset key at screen 0.5,0.99 center top horizontal maxrows 2 samplen 0.8\n",
-      rows, BAR_COLUMNS, rows > 1 ? 0.82 : 0.7, 0.15);
-  for (guint f = 0; f < n; f++)
-    draw_bars(script, shown[f], f, runs, n_runs);
+  KvMargins margins = {.left = 24, .right = 16, .top = 58, .bottom = 16, .across = 30, .down = 62};
+  margins.top += kv_plot_runs_key(NULL, margins.left, WIDTH, 1, runs, n_runs);
+  double height = margins.top + rows * BAR_HEIGHT + (rows - 1) * margins.down + margins.bottom;
+  kv_gnuplot_begin(script, WIDTH, (guint)height);
+  kv_gnuplot_panels(script, rows, BAR_COLUMNS, WIDTH, height, &margins);
+  kv_say(script, "unset ytics\nunset xtics\nunset grid\nset border 1\n");
+  kv_plot_runs_key(script, margins.left, WIDTH, height, runs, n_runs);
+  for (guint f = 0; f < n; f++) {
+    draw_bars(script, shown[f], runs, n_runs);
+    kv_gnuplot_end_key(script, n_runs);
+  }
   kv_say(script, "unset multiplot\n");
   return TRUE;
 }

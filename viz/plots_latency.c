@@ -9,9 +9,11 @@ typedef struct {
   KvLatency main, dashed; /* the same where there is no second one */
 } Panel;
 
+enum { WIDTH = 900 };
+
 static const Panel panels[] = {
     {"TTFT: to the first token", KV_LATENCY_TTFT, KV_LATENCY_TTFT},
-    {"Between tokens", KV_LATENCY_TPOT, KV_LATENCY_ITL},
+    {"TPOT and ITL: between tokens", KV_LATENCY_TPOT, KV_LATENCY_ITL},
     {"E2E: to the last token", KV_LATENCY_E2E, KV_LATENCY_E2E},
 };
 
@@ -74,17 +76,12 @@ static void write_cdf(GString *script, const KvSummary *run, guint r, KvLatency 
 static void plot_curve(GString *script, const KvSummary *run, guint r, guint n_runs,
                        const Panel *panel, gboolean dashed, const char **separator) {
   KvLatency latency = dashed ? panel->dashed : panel->main;
-  g_autofree char *name = kv_plot_run_name(run, 28);
-  g_autofree char *title = panel->main == panel->dashed ? g_strdup(name)
-                           : dashed                     ? g_strdup("ITL: each gap")
-                                                        : g_strdup("TPOT: mean of a request");
-  g_autofree char *quoted = kv_gnuplot_quote(title);
   if (!run->latency[latency].n)
     return;
   kv_say(script, "%s$c%u_%s using 1:2 with lines lw 2 dt %u lc rgb '%s' ", *separator, r,
          kv_latency_names[latency], dashed ? 2 : 1, kv_colours[r % KV_N_COLOURS]);
-  if (n_runs == 1 ? panel->main != panel->dashed : panel == &panels[0])
-    kv_say(script, "title %s", quoted);
+  if (n_runs == 1 && panel->main != panel->dashed)
+    kv_say(script, "title '%s'", kv_latency_titles[latency]);
   else
     kv_say(script, "notitle");
   *separator = ", \\\n  ";
@@ -92,7 +89,6 @@ static void plot_curve(GString *script, const KvSummary *run, guint r, guint n_r
 
 /* A service-level objective as an upright dashed line. */
 static void draw_objective(GString *script, double seconds, double low, double high) {
-  kv_say(script, "unset arrow 9\nunset label 9\n");
   if (!(seconds > low && seconds < high))
     return;
   g_autofree char *text = kv_format(KV_UNIT_SECONDS, seconds);
@@ -110,6 +106,7 @@ static void draw_panel(GString *script, const Panel *panel, const KvSummary *con
                        guint n_runs) {
   double low, high;
   const char *separator = "plot ";
+  kv_say(script, "unset arrow 9\nunset label 9\n");
   if (!span(panel, runs, n_runs, &low, &high)) {
     kv_plot_note(script, panel->title, "no sample");
     return;
@@ -117,8 +114,8 @@ static void draw_panel(GString *script, const Panel *panel, const KvSummary *con
   kv_say(
       script,
       "set title '%s'\nset logscale x\nset xrange [%.10g:%.10g]\nset yrange [0:100]\nset format y '%%.0f %%%%'\n"
-      "set ytics (0, 25, 50, 75, 90, 99)\nset xlabel 'time, logarithmic'\nset ylabel '%s'\n",
-      panel->title, low, high, panel == &panels[0] ? "requests that were at least as quick" : "");
+      "set ytics (0, 25, 50, 75, 90, 99)\nset xlabel 'time (logarithmic)'\nset ylabel '%s'\n",
+      panel->title, low, high, panel == &panels[0] ? "share that was at least as quick" : "");
   write_tics(script, low, high);
   draw_objective(script,
                  panel->main == KV_LATENCY_TTFT   ? runs[0]->slo_ttft_seconds
@@ -133,18 +130,19 @@ static void draw_panel(GString *script, const Panel *panel, const KvSummary *con
 
 static gboolean draw_cdf(GString *script, const KvSummary *const *runs, guint n_runs) {
   n_runs = MIN(n_runs, KV_PLOT_RUNS);
-  kv_gnuplot_begin(script, 900, 380);
+  KvMargins margins = {.left = 88, .right = 22, .top = 34, .bottom = 62, .across = 70};
+  margins.top += kv_plot_runs_key(NULL, margins.left, WIDTH, 1, runs, n_runs);
+  double height = margins.top + 270 + margins.bottom;
+  kv_gnuplot_begin(script, WIDTH, (guint)height);
   for (guint r = 0; r < n_runs; r++)
     for (guint l = KV_LATENCY_TTFT; l < KV_N_LATENCIES; l++)
       write_cdf(script, runs[r], r, (KvLatency)l);
-  kv_say(script, "set multiplot layout 1,3 margins 0.075,0.985,0.15,%.2f spacing 0.065,0\n",
-         n_runs > 1 ? 0.82 : 0.88);
-  if (n_runs == 1)
-    kv_say(script, "set key inside bottom right vertical samplen 1\n");
-  else
-    kv_say(script, "set key at screen 0.5,0.985 center top maxrows 2\n");
-  for (guint p = 0; p < G_N_ELEMENTS(panels); p++)
+  kv_gnuplot_panels(script, 1, G_N_ELEMENTS(panels), WIDTH, height, &margins);
+  kv_plot_runs_key(script, margins.left, WIDTH, height, runs, n_runs);
+  for (guint p = 0; p < G_N_ELEMENTS(panels); p++) {
     draw_panel(script, &panels[p], runs, n_runs);
+    kv_gnuplot_end_key(script, n_runs);
+  }
   kv_say(script, "unset multiplot\n");
   return TRUE;
 }

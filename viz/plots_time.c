@@ -4,19 +4,23 @@
 #include "viz/plots.h"
 
 typedef struct {
-  const char *title, *unit; /* of the panel, and what its axis counts */
+  const char *title, *unit; /* of the panel; what its axis counts, NULL for a time */
   double (*value)(const KvInterval *interval, const KvSummary *run); /* NaN: a gap */
   gboolean points; /* marks, where neighbours need not be related */
 } Panel;
 
-enum { PANEL_HEIGHT = 230, MOST_PANELS = 3 };
+enum { WIDTH = 900, PANEL_HEIGHT = 160, MOST_PANELS = 3 };
 
 /* The run's time in a unit that keeps the numbers small. */
 static double time_unit(const KvSummary *const *runs, guint n_runs, const char **name) {
   static const struct {
     double above, seconds;
     const char *name;
-  } units[] = {{3 * 86400, 86400, "days"}, {3 * 3600, 3600, "h"}, {300, 60, "min"}, {0, 1, "s"}};
+  } units[] = {{3 * 86400, 86400, "days"},
+               {3 * 3600, 3600, "h"},
+               {300, 60, "min"},
+               {1, 1, "s"},
+               {0, 1e-3, "ms"}};
   double last = 0;
   for (guint r = 0; r < n_runs; r++)
     for (guint i = 0; runs[r]->timeline && i < runs[r]->timeline->len; i++) {
@@ -53,27 +57,67 @@ static gboolean write_panel_data(GString *script, const Panel *panel, guint p, c
   return any;
 }
 
+/* What the panel's values are multiplied by, and the name of the unit that they then have. */
+static double value_unit(const Panel *panel, const KvSummary *const *runs, guint n_runs,
+                         const char **name) {
+  double most = 0;
+  *name = panel->unit;
+  if (panel->unit)
+    return 1;
+  for (guint r = 0; r < n_runs; r++)
+    for (guint i = 0; i < n_intervals(runs[r]); i++) {
+      double value = panel->value(&g_array_index(runs[r]->timeline, KvInterval, i), runs[r]);
+      most = MAX(most, isfinite(value) ? value : 0);
+    }
+  *name = most < 1 ? "milliseconds" : "seconds";
+  return most < 1 ? 1e3 : 1;
+}
+
 static void plot_panel(GString *script, const Panel *panel, guint p, const KvSummary *const *runs,
-                       guint n_runs, const gboolean *any) {
+                       guint n_runs, const gboolean *any, double scale) {
   const char *separator = "plot ";
   for (guint r = 0; r < n_runs; r++) {
+    const char *colour = kv_colours[n_runs == 1 ? p : r];
+    gboolean marks = panel->points || n_intervals(runs[r]) == 1;
     if (!any[r])
       continue;
-    g_autofree char *name = kv_plot_run_name(runs[r], 28), *quoted = kv_gnuplot_quote(name);
-    gboolean one_point = n_intervals(runs[r]) == 1;
-    if (n_runs == 1 && !panel->points && !one_point)
+    if (n_runs == 1 && !marks) {
       kv_say(
           script,
-          "%s$r%u_%u using 1:2 with filledcurves y1=0 fs transparent solid 0.18 lc rgb '%s' notitle",
-          separator, r, p, kv_colours[p % KV_N_COLOURS]),
-          separator = ", \\\n  ";
-    kv_say(script, "%s$r%u_%u using 1:2 with %s lc rgb '%s' lw 1.6 pt 7 ps 0.35 %s%s", separator, r,
-           p, panel->points || one_point ? "linespoints" : "lines",
-           kv_colours[n_runs == 1 ? p % KV_N_COLOURS : r],
-           n_runs > 1 && p == 0 ? "title " : "notitle", n_runs > 1 && p == 0 ? quoted : "");
+          "%s$r%u_%u using 1:($2*%g) with filledcurves y1=0 fs transparent solid 0.18 lc rgb '%s' notitle",
+          separator, r, p, scale, colour);
+      separator = ", \\\n  ";
+    }
+    kv_say(script, "%s$r%u_%u using 1:($2*%g) with %s lc rgb '%s' lw 1.6 pt 7 notitle", separator,
+           r, p, scale,
+           n_intervals(runs[r]) == 1 ? "points ps 1"
+           : panel->points           ? "linespoints ps 0.35"
+                                     : "lines",
+           colour);
     separator = ", \\\n  ";
   }
   kv_say(script, "\n");
+}
+
+static void draw_panel(GString *script, const Panel *panel, guint p, gboolean lowest,
+                       const char *unit, const KvSummary *const *runs, guint n_runs,
+                       const gboolean *any) {
+  gboolean drawn = FALSE;
+  const char *value_name;
+  double scale = value_unit(panel, runs, n_runs, &value_name);
+  for (guint r = 0; r < n_runs; r++)
+    drawn |= any[r];
+  if (!drawn) {
+    kv_plot_note(script, panel->title, "nothing to show: no request got that far");
+    return;
+  }
+  kv_say(
+      script,
+      "set title '%s'\nset ylabel '%s'\nset yrange [0:*]\nset xrange [0:*]\nset format y '%%.6g'\nset xlabel ''\n",
+      panel->title, value_name);
+  if (lowest)
+    kv_say(script, "set xlabel 'time since the first arrival (%s)'\n", unit);
+  plot_panel(script, panel, p, runs, n_runs, any, scale);
 }
 
 static gboolean draw_panels(GString *script, const Panel *panels, guint n_panels,
@@ -82,30 +126,19 @@ static gboolean draw_panels(GString *script, const Panel *panels, guint n_panels
   n_runs = MIN(n_runs, KV_PLOT_RUNS);
   double unit_seconds = time_unit(runs, n_runs, &unit);
   gboolean any[MOST_PANELS][KV_PLOT_RUNS] = {{FALSE}};
-  kv_gnuplot_begin(script, 900, 40 + n_panels * PANEL_HEIGHT);
+  KvMargins margins = {.left = 96, .right = 25, .top = 34, .bottom = 62, .down = 68};
+  margins.top += kv_plot_runs_key(NULL, margins.left, WIDTH, 1, runs, n_runs);
+  double height =
+      margins.top + n_panels * PANEL_HEIGHT + (n_panels - 1) * margins.down + margins.bottom;
+  kv_gnuplot_begin(script, WIDTH, (guint)height);
   for (guint p = 0; p < n_panels; p++)
     for (guint r = 0; r < n_runs; r++)
       any[p][r] = write_panel_data(script, &panels[p], p, runs[r], r, unit_seconds);
-  kv_say(script,
-         "set multiplot layout %u,1 margins 0.085,0.975,%.3f,%.3f spacing 0,%.3f\nset lmargin 10\n",
-         n_panels, n_panels == 1 ? 0.17 : 0.11, n_runs > 1 ? 0.86 : 0.93,
-         n_panels == 3 ? 0.09 : 0.115);
+  kv_gnuplot_panels(script, n_panels, 1, WIDTH, height, &margins);
+  kv_plot_runs_key(script, margins.left, WIDTH, height, runs, n_runs);
   for (guint p = 0; p < n_panels; p++) {
-    gboolean drawn = FALSE;
-    for (guint r = 0; r < n_runs; r++)
-      drawn |= any[p][r];
-    if (!drawn) {
-      kv_plot_note(script, panels[p].title, "nothing to show: no request got that far");
-      continue;
-    }
-    kv_say(script,
-           "set title '%s' left offset graph -0.5,0\nset ylabel '%s'\nset yrange [0:*<%s]\n"
-           "set xrange [0:*]\nset format y '%%.4g'\n%s\n",
-           panels[p].title, panels[p].unit, "1e30", p + 1 == n_panels ? "" : "unset xlabel");
-    if (p + 1 == n_panels)
-      kv_say(script, "set xlabel 'Time since the first arrival (%s)'\n", unit);
-    plot_panel(script, &panels[p], p, runs, n_runs, any[p]);
-    kv_say(script, "unset key\n");
+    draw_panel(script, &panels[p], p, p + 1 == n_panels, unit, runs, n_runs, any[p]);
+    kv_gnuplot_end_key(script, n_runs);
   }
   kv_say(script, "unset multiplot\n");
   return TRUE;
@@ -124,8 +157,8 @@ static double ttft(const KvInterval *interval, const KvSummary *run) {
   return interval->ttft_count ? interval->ttft_sum / (double)interval->ttft_count : NAN;
 }
 
-static double tpot_ms(const KvInterval *interval, const KvSummary *run) {
-  return interval->tpot_count ? 1e3 * interval->tpot_sum / (double)interval->tpot_count : NAN;
+static double tpot(const KvInterval *interval, const KvSummary *run) {
+  return interval->tpot_count ? interval->tpot_sum / (double)interval->tpot_count : NAN;
 }
 
 static double running(const KvInterval *interval, const KvSummary *run) {
@@ -158,9 +191,8 @@ static double copied_GBps(const KvInterval *interval, const KvSummary *run) {
 }
 
 static const Panel latency_panels[] = {
-    {"Time to first token (TTFT): mean of the requests that got it then", "seconds", ttft, TRUE},
-    {"Time per output token (TPOT): mean of the requests that ended then", "milliseconds", tpot_ms,
-     TRUE},
+    {"Time to first token (TTFT): mean of the requests that got it then", NULL, ttft, TRUE},
+    {"Time per output token (TPOT): mean of the requests that ended then", NULL, tpot, TRUE},
 };
 DRAW(draw_latency, latency_panels)
 const KvPlot kv_plot_latency_time = {
@@ -221,40 +253,48 @@ static void write_block_data(GString *script, const KvSummary *run, guint r, dou
   kv_say(script, "EOD\n");
 }
 
+static const char *const state_names[] = {"held by requests",
+                                          "cached: free, but still found by prefix", "empty"};
+static const char *const state_colours[] = {"#0072b2", "#56b4e9", "#c9d0d6"};
+
 static void plot_blocks(GString *script, const KvSummary *run, guint r, gboolean several) {
-  g_autofree char *name = kv_plot_run_name(run, 60),
+  g_autofree char *name = kv_plot_run_name(run, 80),
                   *quoted = kv_gnuplot_quote(several ? name : "");
   if (!n_intervals(run)) {
     kv_plot_note(script, several ? name : "", "nothing to show: nothing ran");
     return;
   }
-  kv_say(
-      script,
-      "set title %s left offset graph -0.5,0\n"
-      "plot $b%u using 1:3:4 with filledcurves lc rgb '" KV_GRID "' title 'empty', \\\n"
-      "  $b%u using 1:2:3 with filledcurves lc rgb '%s' title 'cached: free, but still findable by prefix', \\\n"
-      "  $b%u using 1:2 with filledcurves y1=0 lc rgb '%s' title 'held by requests'\n"
-      "unset key\n",
-      quoted, r, r, kv_colours[5], r, kv_colours[0]);
+  kv_say(script,
+         "set title %s\n"
+         "plot $b%u using 1:3:4 with filledcurves lc rgb '%s' notitle, \\\n"
+         "  $b%u using 1:2:3 with filledcurves lc rgb '%s' notitle, \\\n"
+         "  $b%u using 1:2 with filledcurves y1=0 lc rgb '%s' notitle\n",
+         quoted, r, state_colours[2], r, state_colours[1], r, state_colours[0]);
 }
 
 static gboolean draw_blocks(GString *script, const KvSummary *const *runs, guint n_runs) {
   const char *unit;
-  n_runs = MIN(n_runs, 4u); /* panels that fit a page */
-  double unit_seconds = time_unit(runs, n_runs, &unit);
-  kv_gnuplot_begin(script, 900, n_runs == 1 ? 380 : 60 + n_runs * PANEL_HEIGHT);
+  enum { N_STATES = G_N_ELEMENTS(state_names), MOST_RUNS = 4 /* panels that fit a page */ };
+  n_runs = MIN(n_runs, (guint)MOST_RUNS);
+  double unit_seconds = time_unit(runs, n_runs, &unit), panel = n_runs == 1 ? 280 : PANEL_HEIGHT;
+  KvMargins margins = {
+      .left = 96, .right = 25, .top = n_runs == 1 ? 14 : 34, .bottom = 62, .down = 68};
+  margins.top += kv_gnuplot_key(NULL, margins.left, WIDTH, 1, state_names, state_colours, N_STATES);
+  double height = margins.top + n_runs * panel + (n_runs - 1) * margins.down + margins.bottom;
+  kv_gnuplot_begin(script, WIDTH, (guint)height);
   for (guint r = 0; r < n_runs; r++)
     write_block_data(script, runs[r], r, unit_seconds);
-  kv_say(
-      script,
-      "set multiplot layout %u,1 margins 0.085,0.975,%.3f,%.3f spacing 0,%.3f\n"
-      "set key invert\nset style fill solid 1\nset xrange [0:*]\nset yrange [0:*]\nset format y '%%.4s%%c'\n"
-      "set ylabel 'blocks'\nset grid front\n",
-      n_runs, n_runs == 1 ? 0.15 : 0.1, n_runs == 1 ? 0.9 : 0.88, 0.3 / n_runs);
+  kv_gnuplot_panels(script, n_runs, 1, WIDTH, height, &margins);
+  kv_gnuplot_key(script, margins.left, WIDTH, height, state_names, state_colours, N_STATES);
   for (guint r = 0; r < n_runs; r++) {
+    kv_say(
+        script,
+        "set style fill solid 1 noborder\nset xrange [0:*]\nset yrange [0:*]\nset format y '%%.0f'\n"
+        "set ylabel 'blocks'\n");
     if (r + 1 == n_runs)
-      kv_say(script, "set xlabel 'Time since the first arrival (%s)'\n", unit);
+      kv_say(script, "set xlabel 'time since the first arrival (%s)'\n", unit);
     plot_blocks(script, runs[r], r, n_runs > 1);
+    kv_gnuplot_end_key(script, N_STATES);
   }
   kv_say(script, "unset multiplot\n");
   return TRUE;
