@@ -126,7 +126,7 @@ static gboolean draw_panels(GString *script, const Panel *panels, guint n_panels
   n_runs = MIN(n_runs, KV_PLOT_RUNS);
   double unit_seconds = time_unit(runs, n_runs, &unit);
   gboolean any[MOST_PANELS][KV_PLOT_RUNS] = {{FALSE}};
-  KvMargins margins = {.left = 96, .right = 25, .top = 34, .bottom = 62, .down = 68};
+  KvMargins margins = {.left = 96, .right = 25, .top = 34, .bottom = 62, .down = 78};
   margins.top += kv_plot_runs_key(NULL, margins.left, WIDTH, 1, runs, n_runs);
   double height =
       margins.top + n_panels * PANEL_HEIGHT + (n_panels - 1) * margins.down + margins.bottom;
@@ -278,7 +278,7 @@ static gboolean draw_blocks(GString *script, const KvSummary *const *runs, guint
   n_runs = MIN(n_runs, (guint)MOST_RUNS);
   double unit_seconds = time_unit(runs, n_runs, &unit), panel = n_runs == 1 ? 280 : PANEL_HEIGHT;
   KvMargins margins = {
-      .left = 96, .right = 25, .top = n_runs == 1 ? 14 : 34, .bottom = 62, .down = 68};
+      .left = 96, .right = 25, .top = n_runs == 1 ? 14 : 34, .bottom = 62, .down = 78};
   margins.top += kv_gnuplot_key(NULL, margins.left, WIDTH, 1, state_names, state_colours, N_STATES);
   double height = margins.top + n_runs * panel + (n_runs - 1) * margins.down + margins.bottom;
   kv_gnuplot_begin(script, WIDTH, (guint)height);

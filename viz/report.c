@@ -94,7 +94,7 @@ typedef struct {
   KvUnit unit;
   gsize offset;
   int latency;        /* -1: none */
-  const char *beside; /* the second value's words, NULL for none */
+  const char *beside; /* the second value, at the @ */
   KvUnit beside_unit;
   gsize beside_offset;
   const char *measure; /* after the value */
@@ -103,26 +103,26 @@ typedef struct {
 #define AT(field) G_STRUCT_OFFSET(KvSummary, field)
 #define LATENCY_CARD(title, of)                                                                    \
   {                                                                                                \
-    title, KV_UNIT_SECONDS, AT(latency[of].p50), of, "p99", KV_UNIT_SECONDS, AT(latency[of].p99),  \
-        ""                                                                                         \
+    title, KV_UNIT_SECONDS, AT(latency[of].p50), of, "p99 @", KV_UNIT_SECONDS,                     \
+        AT(latency[of].p99), ""                                                                    \
   }
 
 static const Card cards[] = {
     LATENCY_CARD("TTFT, median", KV_LATENCY_TTFT),
     LATENCY_CARD("TPOT, median", KV_LATENCY_TPOT),
     LATENCY_CARD("E2E, median", KV_LATENCY_E2E),
-    {"Output", KV_UNIT_NONE, AT(output_tokens_per_second), -1, "requests/s", KV_UNIT_NONE,
+    {"Output", KV_UNIT_NONE, AT(output_tokens_per_second), -1, "@ requests/s", KV_UNIT_NONE,
      AT(requests_per_second), " tokens/s"},
-    {"Goodput", KV_UNIT_NONE, AT(goodput_requests_per_second), -1, "within the SLO", KV_UNIT_SHARE,
-     AT(slo_attainment), " requests/s"},
-    {"Prefix hits", KV_UNIT_SHARE, AT(prefix_hit_ratio), -1, "of them from lower tiers",
-     KV_UNIT_SHARE, AT(lower_tier_hit_ratio), ""},
-    {"KV blocks held, mean", KV_UNIT_SHARE, AT(mean_blocks_held_share), -1, "peak", KV_UNIT_SHARE,
+    {"Goodput", KV_UNIT_NONE, AT(goodput_requests_per_second), -1, "@ within the SLO",
+     KV_UNIT_SHARE, AT(slo_attainment), " requests/s"},
+    {"Prefix hits", KV_UNIT_SHARE, AT(prefix_hit_ratio), -1, "@ from lower tiers", KV_UNIT_SHARE,
+     AT(lower_tier_hit_ratio), ""},
+    {"KV blocks held, mean", KV_UNIT_SHARE, AT(mean_blocks_held_share), -1, "peak @", KV_UNIT_SHARE,
      AT(peak_blocks_held_share), ""},
-    {"GPU busy", KV_UNIT_SHARE, AT(busy_share), -1, "MBU", KV_UNIT_SHARE, AT(mbu), ""},
-    {"Energy", KV_UNIT_JOULES, AT(energy_joules), -1, "per output token", KV_UNIT_JOULES,
+    {"GPU busy", KV_UNIT_SHARE, AT(busy_share), -1, "MBU @", KV_UNIT_SHARE, AT(mbu), ""},
+    {"Energy", KV_UNIT_JOULES, AT(energy_joules), -1, "@ per output token", KV_UNIT_JOULES,
      AT(energy_joules_per_output_token), ""},
-    {"Money", KV_UNIT_USD, AT(cost_usd), -1, "per million output tokens", KV_UNIT_USD,
+    {"Money", KV_UNIT_USD, AT(cost_usd), -1, "@ per million output tokens", KV_UNIT_USD,
      AT(usd_per_million_output_tokens), ""},
 };
 
@@ -138,16 +138,16 @@ static void write_cards(GString *html, const KvSummary *run) {
     double beside = absent ? NAN : *(const double *)G_STRUCT_MEMBER_P(run, card->beside_offset);
     g_autofree char *said = kv_format(card->unit, value),
                     *also = kv_format(card->beside_unit, beside);
-    g_autofree char *line = g_strdup_printf(
-        card->beside[0] == 'p' || card->beside[0] == 'M' ? "%2$s %1$s" : "%1$s %2$s", also,
-        card->beside);
+    GString *line = g_string_new(card->beside);
+    g_string_replace(line, "@", also, 0);
     g_string_append(html, "<div>");
     element(html, "h3", card->title);
     g_string_append(html, "<p>");
     text(html, said);
     element(html, "small", card->measure);
     g_string_append(html, "</p>");
-    element(html, "span", line);
+    element(html, "span", line->str);
+    g_string_free(line, TRUE);
     g_string_append(html, "</div>\n");
   }
   g_string_append(html, "</section>\n");

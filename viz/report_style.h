@@ -40,7 +40,7 @@
   "section.limit .eyebrow{margin-bottom:2px}\n"                                                      \
   "figure svg{display:block;width:100%;height:auto;margin:0 0 8px}\n"                                \
   "figcaption{color:var(--soft);font-size:14.5px;max-width:60em}\n"                                  \
-  "figure svg [fill=\"rgb( 60,  70,  80)\"]{fill:var(--ink)}\n"                                      \
+  "figure svg [fill=\"rgb(60,70,80)\"]{fill:var(--ink)}\n"                                           \
   "figure svg [stroke=\"rgb( 60,  70,  80)\"]{stroke:var(--ink)}\n"                                  \
   "figure svg [stroke=\"rgb(217, 222, 227)\"]{stroke:var(--line)}\n"                                 \
   ".wide{overflow-x:auto}\n"                                                                         \

@@ -232,7 +232,7 @@ static void device(Page *page, const KvSummary *run, GPtrArray *scratch) {
   add_item(page, BOLD, "busy %s", SAY(SHARE, run->busy_share));
   add_item(page, PLAIN, "MFU %s", SAY(SHARE, run->mfu));
   add_item(page, PLAIN, "MBU %s", SAY(SHARE, run->mbu));
-  add_item(page, PLAIN, "%s steps", SAY(COUNT, (double)run->steps));
+  add_item(page, PLAIN, "%s step%s", SAY(COUNT, (double)run->steps), run->steps == 1 ? "" : "s");
   end_line(page);
   begin_row(page, "Energy");
   add_item(page, PLAIN, "%s", SAY(JOULES, run->energy_joules));

@@ -250,7 +250,8 @@ char *kv_words_change(const KvSummary *baseline, const KvSummary *run) {
     double was = *(const double *)G_STRUCT_MEMBER_P(baseline, told[i].offset);
     double is = *(const double *)G_STRUCT_MEMBER_P(run, told[i].offset);
     g_autofree char *change = kv_format_change(told[i].unit, absent ? NAN : is, was);
-    g_string_append_printf(text, "%s%s %s", i ? ", " : "", told[i].words, change);
+    g_string_append_printf(text, "%s%s %s", i ? ", " : "", told[i].words,
+                           strcmp(change, "=") == 0 ? "unchanged" : change);
   }
   return g_string_free(text, FALSE);
 }
