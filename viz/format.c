@@ -47,7 +47,7 @@ static char *grouped(const char *digits) {
   return g_string_free(text, FALSE);
 }
 
-char *kv_format_count(guint64 value) {
+char *kv_format_whole(guint64 value) {
   g_autofree char *digits = g_strdup_printf("%" G_GUINT64_FORMAT, value);
   return grouped(digits);
 }
@@ -75,7 +75,7 @@ static char *format_positive(KvUnit unit, double value) {
   if (unit == KV_UNIT_SHARE)
     return g_strdup_printf("%.1f %%", 100 * value);
   if (unit == KV_UNIT_COUNT && value < 1e7)
-    return kv_format_count((guint64)(value + 0.5));
+    return kv_format_whole((guint64)(value + 0.5));
   if (unit == KV_UNIT_COUNT)
     return scaled(number_scales, value);
   if (unit == KV_UNIT_USD) {

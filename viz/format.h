@@ -27,7 +27,7 @@ typedef enum {
 char *kv_format(KvUnit unit, double value);
 
 /* A whole number with thousands separators: 1,234,567. */
-char *kv_format_count(guint64 value);
+char *kv_format_whole(guint64 value);
 
 /* How `value` differs from `baseline`: "+12 %", "×2.40", in points of a share "+3.2 pt"; "=" below
  * half a thousandth, "from 0" where no ratio can be formed. An en dash where a value is missing. */

@@ -164,8 +164,11 @@ void kv_gnuplot_end_key(GString *script, guint n) {
 char *kv_gnuplot_quote(const char *text) {
   GString *quoted = g_string_new("'");
   for (const char *c = text; *c; c++) {
-    if (*c == '\'')
-      g_string_append(quoted, "''");
+    const char *safe = *c == '\''  ? "\342\200\231"
+                       : *c == '`' ? "\342\200\230"
+                                   : NULL; /* ’ and ‘ */
+    if (safe)
+      g_string_append(quoted, safe);
     else
       g_string_append_c(quoted, (guchar)*c < ' ' ? ' ' : *c);
   }

@@ -46,8 +46,8 @@ void kv_gnuplot_end_key(GString *script, guint n);
  * a document's head, so that it can stand in a page. Newly allocated. */
 char *kv_gnuplot_tidy(const char *svg, const char *id, const char *title);
 
-/* A text as a gnuplot string, in quotes, with nothing in it that gnuplot would interpret. Newly
- * allocated. */
+/* A text as a gnuplot string, in quotes, with nothing in it that gnuplot would interpret: quotes
+ * become typographic ones. Newly allocated. */
 char *kv_gnuplot_quote(const char *text);
 
 /* Colours that people with any colour vision tell apart (Okabe and Ito 2008, darkened where white

@@ -6,7 +6,7 @@
 #include "viz/figures.h"
 #include "viz/words.h"
 
-enum { LEAST_COLUMNS = 40, MOST_COLUMNS = 110, LABEL_WIDTH = 14, INDENT = 2 };
+enum { LEAST_COLUMNS = 60, MOST_COLUMNS = 110, LABEL_WIDTH = 14, INDENT = 2 };
 
 #define DOT "\302\267"
 
@@ -116,14 +116,17 @@ static void header(Page *page, const KvSummary *run) {
 }
 
 static void counts(Page *page, const KvSummary *run) {
-  g_autofree char *finished = kv_format_count(run->requests_finished);
+  g_autofree char *finished = kv_format_whole(run->requests_finished);
   g_autofree char *span = kv_format(KV_UNIT_SECONDS, run->makespan_seconds);
   g_autofree char *line = g_strdup_printf("%s request%s finished in %s", finished,
                                           run->requests_finished == 1 ? "" : "s", span);
   put(page, PLAIN, line);
   if (run->requests_rejected) {
-    g_autofree char *rejected = kv_format_count(run->requests_rejected);
-    g_autofree char *text = g_strdup_printf(", %s rejected", rejected);
+    g_autofree char *rejected = kv_format_whole(run->requests_rejected);
+    gboolean fits = page->used + 12 + width_of(rejected) <= page->columns;
+    g_autofree char *text = g_strdup_printf("%s%s rejected", fits ? ", " : "", rejected);
+    if (!fits)
+      end_line(page);
     put(page, BAD, text);
   }
   end_line(page);

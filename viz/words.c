@@ -89,7 +89,7 @@ static const char *gpus(const KvSummary *run) {
 
 char *kv_words_headline(const KvSummary *run) {
   g_autofree char *where = kv_words_platform(run),
-                  *finished = kv_format_count(run->requests_finished);
+                  *finished = kv_format_whole(run->requests_finished);
   g_autofree char *span = kv_format(KV_UNIT_SECONDS, run->makespan_seconds);
   GString *text = g_string_new(NULL);
   g_string_append_printf(text, "%s on %s served %s request%s in %s", run->model ? run->model : "?",
@@ -183,7 +183,7 @@ static char *say_queue(const KvSummary *run) {
 static char *say_preemptions(const KvSummary *run) {
   if (!run->preemptions)
     return NULL;
-  g_autofree char *n = kv_format_count(run->preemptions);
+  g_autofree char *n = kv_format_whole(run->preemptions);
   g_autofree char *tokens = kv_format(KV_UNIT_COUNT, (double)run->recomputed_tokens);
   double processed = (double)(run->prompt_tokens + run->output_tokens);
   g_autofree char *share =
@@ -208,7 +208,7 @@ static char *say_prefix(const KvSummary *run) {
 static char *say_rejected(const KvSummary *run) {
   if (!run->requests_rejected)
     return NULL;
-  g_autofree char *n = kv_format_count(run->requests_rejected);
+  g_autofree char *n = kv_format_whole(run->requests_rejected);
   return g_strdup_printf(
       "%s request%s rejected: longer than the model's context or than the whole KV cache.", n,
       run->requests_rejected == 1 ? " was" : "s were");

@@ -148,10 +148,18 @@ static json_t *distribution_to_json(const KvDistribution *d) {
   return object;
 }
 
+/* A name as a JSON key: "LM head" is lm_head. */
+static char *key_of(const char *name) {
+  char *key = g_ascii_strdown(name, -1);
+  return g_strcanon(key, "abcdefghijklmnopqrstuvwxyz0123456789", '_');
+}
+
 static json_t *named_values(const char *const *names, const double *values, guint n) {
   json_t *object = json_object();
-  for (guint i = 0; i < n; i++)
-    json_object_set_new(object, names[i], real_or_null(values[i]));
+  for (guint i = 0; i < n; i++) {
+    g_autofree char *key = key_of(names[i]);
+    json_object_set_new(object, key, real_or_null(values[i]));
+  }
   return object;
 }
 

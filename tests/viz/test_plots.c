@@ -100,7 +100,7 @@ static void labels_cannot_reach_gnuplot(void) {
   if (gnuplot_is_missing())
     return;
   g_autofree char *svg = draw((const KvSummary *[]){run, other}, 2);
-  g_assert_nonnull(strstr(svg, "`date`"));
+  g_assert_nonnull(strstr(svg, "‘date‘"));
 }
 
 static void without_gnuplot_the_run_goes_on(void) {

@@ -64,7 +64,7 @@ static void fits_every_width(void) {
   g_autoptr(KvSummary) slower = fixture_slower();
   g_autoptr(KvSummary) empty = fixture_empty();
   const KvSummary *runs[] = {normal, slower, empty};
-  for (guint columns = 40; columns <= 160; columns += 7)
+  for (guint columns = 60; columns <= 160; columns += 7)
     for (guint r = 0; r < G_N_ELEMENTS(runs); r++) {
       g_autofree char *text = kv_table_run(runs[r], columns, FALSE);
       expect_narrower(text, columns);
