@@ -228,7 +228,7 @@ static guint leading_count(const char **rest, guint most) {
     return 0;
   char *end;
   guint64 count = g_ascii_strtoull(*rest, &end, 10);
-  if ((*end != 'x' && *end != 'X') || !end[1] || count > most)
+  if ((*end != 'x' && *end != 'X') || !end[1] || count < 1 || count > most)
     return 0;
   *rest = end + 1;
   return (guint)count;

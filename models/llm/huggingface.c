@@ -261,7 +261,7 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
     fallback = floor(hidden * kv_json_number(json, config, ratio, 4, 0.01, 64));
   if (m.sparse.n_experts && present(config, (const char *const[]){"moe_intermediate_size", NULL}))
     fallback = 0; /* no layer need be dense */
-  m.dense.intermediate = COUNT(fallback, 0, KV_MODEL_MOST_WIDTH, "intermediate_size", "ffn_dim",
+  m.dense.intermediate = COUNT(fallback, 1, KV_MODEL_MOST_WIDTH, "intermediate_size", "ffn_dim",
                                "ffn_hidden_size", "n_inner");
   if (!m.sparse.n_experts)
     return m;
@@ -274,6 +274,10 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
   guint64 n_shared = COUNT(0, 0, 1024, "n_shared_experts");
   if (n_shared)
     m.sparse.shared_intermediate = n_shared * m.sparse.expert_intermediate;
+  if (m.sparse.shared_intermediate > KV_MODEL_MOST_WIDTH)
+    kv_json_fail(json, config, "n_shared_experts",
+                 "the shared experts are %" G_GUINT64_FORMAT " wide, expected at most %d",
+                 m.sparse.shared_intermediate, KV_MODEL_MOST_WIDTH);
   m.first_dense = (guint)COUNT(0, 0, KV_MODEL_MOST_LAYERS, "first_k_dense_replace");
   m.step = (guint)COUNT(1, 1, KV_MODEL_MOST_LAYERS, "decoder_sparse_step", "moe_layer_freq");
   if (present(config, (const char *const[]){"mlp_only_layers", NULL}))
