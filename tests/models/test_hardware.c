@@ -242,10 +242,12 @@ static void test_unknown_names(void) {
   } unknown[] = {
       {"h100-smx", "unknown platform 'h100-smx', did you mean 'h100-sxm'? (see `kvsim list "
                    "platforms`; 4xGPU, 2x8xGPU and JSON files are platforms too)"},
-      {"4xh20O", "unknown platform 'h20O', did you mean 'h200'? (see `kvsim list platforms`; 4xGPU, "
-                 "2x8xGPU and JSON files are platforms too)"},
-      {"0xh200", "unknown platform '0xh200' (see `kvsim list platforms`; 4xGPU, 2x8xGPU and JSON "
-                 "files are platforms too)"},
+      {"4xh20O",
+       "unknown platform 'h20O', did you mean 'h200'? (see `kvsim list platforms`; 4xGPU, "
+       "2x8xGPU and JSON files are platforms too)"},
+      {"0xh200",
+       "unknown platform '0xh200', did you mean 'h200'? (see `kvsim list platforms`; 4xGPU, 2x8xGPU and JSON "
+       "files are platforms too)"},
       {"99999999999999999999xh200",
        "unknown platform '99999999999999999999xh200' (see `kvsim list platforms`; 4xGPU, 2x8xGPU "
        "and JSON files are platforms too)"},
