@@ -225,6 +225,7 @@ static void test_documents(void) {
                                 kv_other_hardware_ids()};
   for (guint i = 0; i < G_N_ELEMENTS(lists); i++)
     for (const char *const *id = lists[i]; *id; id++) {
+      g_assert_true(id == lists[i] || strcmp(id[-1], *id) < 0); /* sorted */
       json_t *document = kv_hardware_document(*id);
       g_assert_nonnull(document);
       g_assert_cmpstr(json_string_value(json_object_get(document, "id")), ==, *id);
@@ -242,9 +243,8 @@ static void test_unknown_names(void) {
   } unknown[] = {
       {"h100-smx", "unknown platform 'h100-smx', did you mean 'h100-sxm'? (see `kvsim list "
                    "platforms`; 4xGPU, 2x8xGPU and JSON files are platforms too)"},
-      {"4xh20O",
-       "unknown platform 'h20O', did you mean 'h200'? (see `kvsim list platforms`; 4xGPU, "
-       "2x8xGPU and JSON files are platforms too)"},
+      {"4xh20O", "unknown platform 'h20O', did you mean 'h20'? (see `kvsim list platforms`; 4xGPU, "
+                 "2x8xGPU and JSON files are platforms too)"},
       {"0xh200",
        "unknown platform '0xh200', did you mean 'h200'? (see `kvsim list platforms`; 4xGPU, 2x8xGPU and JSON "
        "files are platforms too)"},
