@@ -90,15 +90,16 @@ static const Family *family_of(KvJson *json, json_t *config) {
   if (g_strv_contains(other, type))
     kv_json_fail(json, config, "model_type",
                  "'model_type' is '%s', expected a decoder with attention in every layer", type);
-  static const char *const recurrent[] = {"ssm_state_size",    "state_size",
-                                          "mamba_d_state",     "linear_num_key_heads",
-                                          "layers_block_type", NULL};
-  for (guint i = 0; recurrent[i]; i++)
-    if (kv_json_has(config, recurrent[i]))
+  static const char *const unlike[] = {
+      "ssm_state_size",     "state_size",        "mamba_d_state", "linear_num_key_heads",
+      "linear_attn_config", "layers_block_type", "index_topk",    NULL};
+  for (guint i = 0; unlike[i]; i++)
+    if (kv_json_has(config, unlike[i]))
       kv_json_fail(
-          json, config, recurrent[i],
-          "'%s' belongs to recurrent layers, expected a decoder with attention in every layer",
-          recurrent[i]);
+          json, config, unlike[i],
+          "'%s' belongs to recurrent or sparse layers, expected a decoder with plain attention "
+          "in every layer",
+          unlike[i]);
   return &llama_like;
 }
 
@@ -265,8 +266,8 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
                                "ffn_hidden_size", "n_inner");
   if (!m.sparse.n_experts)
     return m;
-  m.sparse.n_experts_per_token =
-      (guint)COUNT(KV_JSON_REQUIRED, 1, m.sparse.n_experts, "num_experts_per_tok");
+  m.sparse.n_experts_per_token = (guint)COUNT(KV_JSON_REQUIRED, 1, m.sparse.n_experts,
+                                              "num_experts_per_tok", "num_experts_per_token");
   m.sparse.expert_intermediate =
       COUNT((double)m.dense.intermediate, 1, KV_MODEL_MOST_WIDTH, "moe_intermediate_size");
   m.sparse.shared_intermediate =

@@ -184,6 +184,18 @@ static void test_a_folder_stands_for_its_config(void) {
   g_assert_cmpint(g_rmdir(folder), ==, 0);
 }
 
+/* docs/models.md prints this file. */
+static void test_example(void) {
+  g_autofree char *path = g_build_filename(g_getenv("KV_EXAMPLES"), "my-model.json", NULL);
+  g_autoptr(KvModel) model = load(path);
+  g_assert_cmpstr(model->id, ==, "my-model");
+  g_assert_cmpuint(layers_of(model, KV_ATTENTION_SLIDING), ==, 20);
+  g_assert_cmpuint(layers_of(model, KV_ATTENTION_FULL), ==, 4);
+  /* A token leaves 14 of the 16 experts of each of four layers out. */
+  g_assert_cmpuint(kv_model_parameters(model) - kv_model_active_parameters(model), ==,
+                   4ull * 14 * 3 * 2048 * 2048);
+}
+
 static void test_unknown_name_is_suggested(void) {
   g_autoptr(GError) error = NULL;
   g_assert_null(kv_model_load("lama-3.1-8b", &error));
@@ -225,6 +237,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/llm/round-trip", test_round_trip);
   g_test_add_func("/llm/huggingface-agrees-with-catalogue", test_huggingface_agrees_with_catalogue);
   g_test_add_func("/llm/a-folder-stands-for-its-config", test_a_folder_stands_for_its_config);
+  g_test_add_func("/llm/example", test_example);
   g_test_add_func("/llm/unknown-name-is-suggested", test_unknown_name_is_suggested);
   g_test_add_func("/llm/bad-files", test_bad_files);
   return g_test_run();
