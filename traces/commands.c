@@ -505,7 +505,7 @@ static const Command commands[] = {
 };
 
 static void print_commands(void) {
-  g_print("Usage:\n  kvsim trace COMMAND [OPTION…] FILE\n\nCommands:\n");
+  g_print("Usage:\n  kvsim trace COMMAND [OPTION...] FILE\n\nCommands:\n");
   for (guint i = 0; i < G_N_ELEMENTS(commands); i++)
     g_print("  %-10s %s\n", commands[i].name, commands[i].summary);
   g_print(
