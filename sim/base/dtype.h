@@ -1,0 +1,24 @@
+/* Element types of weights, activations and caches. */
+#ifndef KV_SIM_BASE_DTYPE_H
+#define KV_SIM_BASE_DTYPE_H
+
+#include <glib.h>
+
+typedef enum {
+  KV_DTYPE_FP32,
+  KV_DTYPE_BF16,
+  KV_DTYPE_FP16,
+  KV_DTYPE_FP8,
+  KV_DTYPE_INT8,
+  KV_DTYPE_FP4,
+  KV_DTYPE_INT4,
+  KV_N_DTYPES,
+} KvDtype;
+
+/* "fp32", "bf16" ..., NULL-terminated, in the order of the enumeration. */
+extern const char *const kv_dtype_names[];
+
+/* Bytes of one element, without scales. */
+double kv_dtype_bytes(KvDtype dtype);
+
+#endif

@@ -1,0 +1,103 @@
+/* Executors: who carries out the engine's operations, and says how long they took.
+ *
+ * The engine decides; an executor is handed a STEP (one engine iteration: prefill chunks plus the decoding set, with a
+ * repeat count) or a COPY (blocks between two tiers), and answers with time. `model` prices operations
+ * analytically in virtual time; `host` computes them for real with a small transformer; `cuda` will do so on a GPU.
+ * Nothing that decides may live behind this interface; nothing that measures may live before it.
+ */
+#ifndef KV_SIM_ENGINE_EXECUTOR_H
+#define KV_SIM_ENGINE_EXECUTOR_H
+
+#include <glib.h>
+
+#include "models/techniques/plan.h"
+#include "sim/engine/sequence.h"
+
+/* Where the time of a step goes. */
+typedef enum {
+  KV_COMPONENT_QKV,
+  KV_COMPONENT_PREFILL_ATTENTION,
+  KV_COMPONENT_DECODE_ATTENTION,
+  KV_COMPONENT_OUTPUT_PROJECTION,
+  KV_COMPONENT_MLP,
+  KV_COMPONENT_ELEMENTWISE,
+  KV_COMPONENT_LM_HEAD,
+  KV_COMPONENT_SAMPLING,
+  KV_COMPONENT_COMMUNICATION,
+  KV_COMPONENT_TECHNIQUE, /* the stack's own work: quantize, select, evict */
+  KV_COMPONENT_TRANSFER,  /* weights or cache streamed from a lower tier, what is not hidden */
+  KV_COMPONENT_LAUNCH,    /* launches and CPU time that the GPU waits for */
+  KV_N_COMPONENTS,
+} KvComponent;
+
+extern const char *const kv_component_names[];
+
+typedef struct {
+  KvSequence *sequence;
+  guint32 past, tokens; /* cached before it, and computed by it */
+  gboolean last;        /* it completes the prompt: a token is sampled */
+} KvChunk;
+
+/* The decoding sequences of a step, as sums: all that a cost needs. Real executors walk `first`. */
+typedef struct {
+  guint64 n;               /* sequences */
+  guint64 padding;         /* rows computed for sequences that have finished (static batching) */
+  double context_tokens;   /* sum of contexts at the first repeat, the new token counted */
+  double longest_tokens;   /* an upper bound of the longest context */
+  const double *values;    /* per channel of the plan's curves: sum at the first repeat */
+  const double *slopes;    /* growth of the sum per repeat */
+  KvSequence *const *members; /* NULL for executors that need only sums */
+} KvDecodeBatch;
+
+typedef struct {
+  const KvChunk *chunks;
+  guint n_chunks;
+  KvDecodeBatch decode;
+  guint64 repeat; /* the same decode batch, each repeat one token longer; 1 if there are chunks */
+} KvStep;
+
+typedef struct {
+  double seconds;              /* all repeats */
+  double first_seconds, last_seconds; /* the first and the last repeat */
+  double component_seconds[KV_N_COMPONENTS];
+  double flops, hbm_bytes;     /* per GPU */
+  double link_bytes;           /* between GPUs */
+  double fetched_bytes[KV_N_TIERS]; /* from each tier */
+  double launches;
+} KvStepCost;
+
+typedef struct {
+  KvTier from, to;
+  double bytes;
+  guint64 blocks;
+  KvSequence *sequence; /* whose blocks move; NULL if nobody waits for it */
+  gpointer tag;         /* the engine's own */
+  gboolean pinned;
+} KvCopy;
+
+typedef struct KvExecutor KvExecutor;
+
+typedef struct {
+  const char *name, *description;
+  gboolean closed_form; /* prices `repeat` > 1, needs no members and no block ids */
+  /* Carry out the step (closed form: price it). FALSE with *error set if it cannot. */
+  gboolean (*step)(KvExecutor *executor, const KvStep *step, KvStepCost *cost, GError **error);
+  /* Closed form only: the time of the first `repeats` repeats. */
+  double (*seconds)(KvExecutor *executor, const KvStep *step, guint64 repeats);
+  /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
+  void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
+  /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
+  double (*next_copy)(KvExecutor *executor);
+  gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);
+  /* The physical block `from` was copied to `to` (copy on write, swapping). Real executors only; may be NULL. */
+  void (*move_block)(KvExecutor *executor, KvTier from_tier, guint32 from, KvTier to_tier, guint32 to);
+  /* The sequence is finished: release executor_state. May be NULL. */
+  void (*forget)(KvExecutor *executor, KvSequence *sequence);
+  void (*destroy)(KvExecutor *executor);
+} KvExecutorClass;
+
+struct KvExecutor {
+  const KvExecutorClass *class;
+};
+
+#endif
