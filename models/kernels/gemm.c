@@ -5,7 +5,8 @@
  */
 static const struct {
   double m, n;
-} tile_shapes[] = {{1, 1}, {2, 0.5}, {1, 0.75}, {1, 0.5}, {0.5, 1}, {0.5, 0.5}, {0.5, 0.25}};
+} tile_shapes[] = {{1, 1},     {2, 0.5},    {1, 0.75}, {1, 0.5},  {0.5, 1},
+                   {0.5, 0.5}, {0.5, 0.25}, {0.25, 1}, {0.125, 1}};
 
 /* A tile of a x b loads k (a + b) operands for k a b products: the smaller it is, the more of the
  * time goes to loading from L2. Rows at which loading takes as long as multiplying. */
