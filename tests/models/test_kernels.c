@@ -260,7 +260,7 @@ static GArray *synthetic_rows(const KvDevice *device, double noise) {
     }
     row.seconds =
         kv_observation_predict(device, &measuring, &row) * exp(noise * kv_random_normal(&random));
-    if (i % 25 == 3) /* a kernel badly chosen */
+    if (i % 14 == 3) /* a kernel badly chosen */
       row.seconds *= 3;
     g_array_append_val(rows, row);
   }
