@@ -41,6 +41,8 @@ static const Parameter parameters[] = {
     IN(DECODE_ATTENTION, flops_share, 0.3, 0.01, 1, BIT(KV_OBSERVED_DECODE_ATTENTION)),
     IN(DECODE_ATTENTION, bandwidth_share, 0.8, 0.05, 1,
        BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
+    IN(DECODE_ATTENTION, block_seconds, 1e-6, 1e-8, 1e-5,
+       BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
     IN(DECODE_ATTENTION, sharpness, 4, 1, 20, BIT(KV_OBSERVED_DECODE_ATTENTION)),
     IN(ELEMENTWISE, fixed_seconds, 2e-6, 1e-6, 1e-5, STEPS),
     IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS),

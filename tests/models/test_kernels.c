@@ -269,9 +269,9 @@ static GArray *synthetic_rows(const KvDevice *device, double noise) {
 
 static void test_fit_recovers_a_device_despite_outliers(void) {
   KvDevice truth = round_device();
-  truth.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16] = (KvEfficiency){6e-6, 0.72, 0.86, 3.4, 0, 0.88};
+  truth.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16] = (KvEfficiency){6e-6, 0.72, 0.86, 3.4, 0, 0.88, 0};
   truth.efficiency[KV_KERNEL_DECODE_ATTENTION][KV_DTYPE_BF16] =
-      (KvEfficiency){9e-6, 0.25, 0.77, 3, 0, 1};
+      (KvEfficiency){9e-6, 0.25, 0.77, 3, 0, 1, 2e-6};
   g_autoptr(GArray) rows = synthetic_rows(&truth, 0.02);
   KvDevice fitted = round_device();
   KvMeasuring measuring = {0};
