@@ -157,7 +157,6 @@ KvSummary *fixture_faster(void) {
   g_free(run->label);
   run->label = g_strdup("kivi:bits=2");
   run->calibrated = TRUE;
-  g_array_set_size(run->timeline, 0);
   g_array_unref(run->timeline);
   give_timeline(run, 240, 0.35);
   run->flops = run->hbm_bytes = 0;
