@@ -127,6 +127,7 @@ static void give_rest(KvSummary *run) {
   run->peak_waiting = 36;
   run->steps = 184211;
   run->busy_share = 0.61;
+  run->prefill_busy_share = 0.34;
   run->mfu = 0.128;
   run->mbu = 0.372;
   run->energy_joules = 2.31e6;
