@@ -1,9 +1,9 @@
 /* Devices, links and platforms.
  *
- * Everything here is data: JSON files built into the library, or a user's own. A device file gives what a data
- * sheet says (peaks) and what was measured (achievable shares and fixed costs, with the file they came
- * from). A device without measurements gets the shares of its generation and `calibrated` is FALSE: every
- * prediction on it says so.
+ * Everything here is data: JSON files built into the library, or a user's own. A device file gives
+ * what a data sheet says (peaks) and what was measured (achievable shares and fixed costs, with the
+ * file they came from). A device without measurements gets the shares of its generation and
+ * `calibrated` is FALSE: every prediction on it says so.
  *
  * Units: bytes, bytes/s, FLOP/s (dense), seconds, watts. GB in files is 1e9 bytes, GiB 2^30.
  */
@@ -15,13 +15,17 @@
 
 #include "sim/base/dtype.h"
 
-/* How the kernels of one family and data type achieve the peaks: models/kernels/ says how each is used. */
+/* How the kernels of one family and data type achieve the peaks: models/kernels/ says how each is
+ * used. */
 typedef struct {
-  double fixed_seconds;   /* cost of one kernel whatever its size, launch gap inside a graph included */
-  double flops_share;     /* of the peak FLOP/s */
+  double
+      fixed_seconds;  /* cost of one kernel whatever its size, launch gap inside a graph included */
+  double flops_share; /* of the peak FLOP/s */
   double bandwidth_share; /* of the peak memory bandwidth */
   double sharpness;       /* p of the smooth maximum (a^p + b^p)^(1/p) between the bounds */
-  double residual;        /* median |relative error| of the fit, out of sample; 0 if there was none */
+  double residual; /* median |relative error| of the fit, out of sample; 0 if there was none */
+  double sustained_share; /* of flops_share, what the power limit leaves of it in long compute-bound
+                             work; 0 or 1: all */
 } KvEfficiency;
 
 typedef enum {
@@ -37,17 +41,22 @@ extern const char *const kv_kernel_family_names[];
 
 typedef struct {
   char *id, *name, *vendor, *architecture, *source;
-  double memory_bytes, memory_Bps, l2_bytes;
+  double memory_bytes; /* as the driver shows it, which is GiB where the name says GB */
+  double memory_Bps, l2_bytes;
   guint n_sm;
   double tdp_watts;
   double peak_flops[KV_N_DTYPES]; /* dense matrix rate by operand type; 0 if unsupported */
   double fp32_flops;              /* plain vector units */
   double link_Bps;                /* to the peer GPUs, one direction; 0 if there is no such link */
-  char *link, *host_link;         /* ids of links */
-  double launch_seconds;          /* one kernel launch from a stream, eager */
-  double graph_node_seconds;      /* one kernel inside a CUDA graph */
-  double idle_watts_share, decode_watts_share, prefill_watts_share; /* of TDP, at full load of that kind */
-  double price_per_hour;          /* USD for one GPU, on demand, median of the price table; 0 if unknown */
+  char *link, *host_link;         /* ids of links; link is NULL if there is none */
+  double host_link_Bps;     /* one GPU's share of its host link; 0 if that is the link's own rate */
+  char *host_memory;        /* id of the host memory it is sold with (Grace), or NULL */
+  double host_memory_share; /* of that memory which belongs to one GPU */
+  double launch_seconds;    /* one kernel launch from a stream, eager */
+  double graph_node_seconds; /* one kernel inside a CUDA graph */
+  double idle_watts_share, decode_watts_share,
+      prefill_watts_share; /* of TDP, at full load of that kind */
+  double price_per_hour;   /* USD for one GPU, on demand, median of the price table; 0 if unknown */
   char *price_source, *power_source;
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];
@@ -58,8 +67,9 @@ typedef struct {
   char *id, *name, *source;
   double peak_Bps;         /* one direction */
   double achievable_share; /* of a large pinned copy */
-  double duplex_share;     /* of the sum of both directions' achievable rates when both are busy; 1 = full duplex */
-  double latency_seconds;  /* of one copy */
+  double duplex_share;    /* of the sum of both directions' achievable rates when both are busy; 1 =
+                             full duplex */
+  double latency_seconds; /* of one copy */
   double per_copy_seconds; /* host time to issue one more copy in a batch of many */
   double pageable_share;   /* of a copy from memory that is not pinned */
 } KvLink;
@@ -75,19 +85,22 @@ typedef struct {
   char *id, *name;
   KvDevice *device; /* every GPU is of this kind */
   guint n_gpus_per_node, n_nodes;
-  KvLink *gpu_link;  /* between GPUs of a node; NULL if n_gpus_per_node == 1 */
-  KvLink *host_link; /* GPU to host, one per GPU */
-  KvLink *network;   /* between nodes; NULL for one node */
+  KvLink *gpu_link;       /* between GPUs of a node; NULL if n_gpus_per_node == 1 */
+  KvLink *host_link;      /* GPU to host, one per GPU */
+  KvLink *network;        /* between nodes, one port per GPU; NULL for one node */
   KvStorage *host_memory; /* per node */
   KvStorage *ssd;         /* per node; NULL if there is none */
   double cpu_flops;       /* one node's processors, sgemm */
   double host_watts;      /* per node beside its GPUs */
   double pue;             /* facility power over IT power */
+  double electricity_usd_per_kWh, carbon_g_per_kWh;
 } KvPlatform;
 
-/* "h100-sxm", "4xh100-sxm", "2x8xh200", a catalogue platform, or a JSON file (a platform, or a device, which
- * then stands in a usual server). */
+/* "h100-sxm", "4xh100-sxm", "2x8xh200", a catalogue platform, or a JSON file (a platform, or a
+ * device, which then stands in a usual server). */
 KvPlatform *kv_platform_load(const char *name, GError **error);
+/* The platform or device in `length` bytes of JSON text, which errors call `name`. */
+KvPlatform *kv_platform_parse(const char *name, const char *text, gsize length, GError **error);
 void kv_platform_free(KvPlatform *platform);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvPlatform, kv_platform_free)
 
@@ -104,8 +117,13 @@ const char *const *kv_device_ids(void);
 const char *const *kv_link_ids(void);
 const char *const *kv_storage_ids(void);
 
-/* The catalogue's JSON document of a device, link, storage or platform as a person would write it, for `kvsim show`.
- * A new reference; NULL if `id` is none. */
+/* Every other entry that is kept as data (memory stacks, processing in memory, calibration tables).
+ */
+const char *const *kv_other_hardware_ids(void);
+
+/* The catalogue's JSON document of a device, link, storage, platform or other entry, or
+ * "economics", "defaults", as a person would write it, for `kvsim show`. A new reference; NULL if
+ * `id` is none. */
 json_t *kv_hardware_document(const char *id);
 
 #endif

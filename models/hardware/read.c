@@ -1,0 +1,406 @@
+#include "models/hardware/read.h"
+
+#include <string.h>
+
+#include "sim/base/names.h"
+
+const char *const kv_kernel_family_names[] = {
+    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", NULL};
+
+#define GIGA 1e9
+#define TERA 1e12
+#define MEBI 1048576.0
+#define MICRO 1e-6
+#define MOST 1e9 /* of any number in a file's own unit */
+
+static double number(KvJson *json, json_t *object, const char *key, double fallback, double scale) {
+  double least = fallback == KV_JSON_REQUIRED ? 1e-9 : 0;
+  return kv_json_number(json, object, key, fallback, least, MOST) * scale;
+}
+
+static double share(KvJson *json, json_t *object, const char *key, double fallback) {
+  return kv_json_number(json, object, key, fallback, 1e-6, 1);
+}
+
+static char *text(KvJson *json, json_t *object, const char *key, const char *fallback) {
+  return g_strdup(kv_json_string(json, object, key, fallback, FALSE));
+}
+
+static char *identity(KvJson *json, json_t *object) {
+  const char *id = kv_json_string(json, object, "id", NULL, TRUE);
+  if (!*id)
+    kv_json_fail(json, object, "id", "'id' is empty, expected a short name");
+  return g_strdup(id);
+}
+
+/* Efficiency: shares that are measured stand in the file; the rest follow from `achievable`, and
+ * that from the generation of the architecture. */
+
+static json_t *generation_of(const char *architecture) {
+  json_t *generations = json_object_get(kv_json_root(kv_hardware_defaults()), "generations");
+  gsize i;
+  json_t *generation;
+  json_array_foreach(generations, i, generation) {
+    if (g_str_has_prefix(architecture, json_string_value(json_object_get(generation, "match"))))
+      return generation;
+  }
+  return json_array_get(generations, json_array_size(generations) - 1);
+}
+
+typedef struct {
+  double gemm, prefill_attention, decode_attention, memory;
+} Achievable;
+
+static Achievable read_achievable(KvJson *json, json_t *object, json_t *generation) {
+  static const char *const known[] = {
+      "gemm", "prefill_attention", "decode_attention", "memory", "basis", NULL};
+  KvJson *defaults = kv_hardware_defaults();
+  Achievable a = {
+      .gemm = share(defaults, generation, "gemm", 0.6),
+      .prefill_attention = share(defaults, generation, "prefill_attention", 0.4),
+      .decode_attention = share(defaults, generation, "decode_attention", 0.65),
+      .memory = share(defaults, generation, "memory", 0.8),
+  };
+  json_t *given = kv_json_object(json, object, "achievable", FALSE);
+  if (!given)
+    return a;
+  kv_json_only(json, given, known);
+  a.gemm = share(json, given, "gemm", a.gemm);
+  a.prefill_attention = share(json, given, "prefill_attention", a.prefill_attention);
+  a.decode_attention = share(json, given, "decode_attention", a.decode_attention);
+  a.memory = share(json, given, "memory", a.memory);
+  return a;
+}
+
+static void default_efficiency(KvDevice *device, const Achievable *a) {
+  KvJson *defaults = kv_hardware_defaults();
+  json_t *root = kv_json_root(defaults), *kernels = json_object_get(root, "kernels");
+  double all_reduce = share(defaults, root, "all_reduce_share", 0.8);
+  /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
+   * multiplies as prefill attention does. */
+  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1};
+  const double bytes[KV_N_KERNELS] = {a->memory, a->memory, a->decode_attention, a->memory,
+                                      all_reduce};
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
+    json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
+    for (guint d = 0; d < KV_N_DTYPES; d++)
+      device->efficiency[k][d] = (KvEfficiency){
+          .fixed_seconds = number(defaults, kernel, "fixed_us", 3, MICRO),
+          .flops_share = flops[k],
+          .bandwidth_share = bytes[k],
+          .sharpness = number(defaults, kernel, "sharpness", 4, 1),
+      };
+  }
+}
+
+static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
+  static const char *const known[] = {"fixed_us",        "flops_share", "sustained_share",
+                                      "bandwidth_share", "sharpness",   "residual",
+                                      "basis",           NULL};
+  kv_json_only(json, object, known);
+  e.fixed_seconds = number(json, object, "fixed_us", e.fixed_seconds / MICRO, MICRO);
+  e.flops_share = share(json, object, "flops_share", e.flops_share);
+  e.sustained_share =
+      share(json, object, "sustained_share", e.sustained_share > 0 ? e.sustained_share : 1);
+  e.bandwidth_share = share(json, object, "bandwidth_share", e.bandwidth_share);
+  e.sharpness = kv_json_number(json, object, "sharpness", e.sharpness, 1, 1000);
+  e.residual = kv_json_number(json, object, "residual", 0, 0, 10);
+  return e;
+}
+
+/* A family that is given for one 16-bit type stands for every type that is not given: its shares
+ * are of the peak of each type, so they scale with it. */
+static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
+  static const KvDtype stands_for_all[] = {KV_DTYPE_BF16, KV_DTYPE_FP16};
+  kv_json_only(json, family, kv_dtype_names);
+  for (guint i = 0; i < G_N_ELEMENTS(stands_for_all); i++) {
+    json_t *given = json_object_get(family, kv_dtype_names[stands_for_all[i]]);
+    if (!given)
+      continue;
+    KvEfficiency e = read_efficiency(json, given, row[stands_for_all[i]]);
+    for (guint d = 0; d < KV_N_DTYPES; d++)
+      row[d] = e;
+    break;
+  }
+  for (guint d = 0; d < KV_N_DTYPES; d++) {
+    json_t *given = kv_json_object(json, family, kv_dtype_names[d], FALSE);
+    if (given)
+      row[d] = read_efficiency(json, given, row[d]);
+  }
+}
+
+static void read_efficiencies(KvJson *json, json_t *object, KvDevice *device) {
+  json_t *efficiency = kv_json_object(json, object, "efficiency", FALSE);
+  device->calibrated = kv_json_boolean(json, object, "calibrated", FALSE);
+  if (device->calibrated) {
+    kv_json_object(json, object, "efficiency", TRUE);
+    kv_json_string(json, object, "efficiency_source", NULL, TRUE);
+  }
+  if (!efficiency)
+    return;
+  kv_json_only(json, efficiency, kv_kernel_family_names);
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
+    json_t *family = kv_json_object(json, efficiency, kv_kernel_family_names[k], FALSE);
+    if (family)
+      read_family(json, family, device->efficiency[k]);
+  }
+}
+
+static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
+  json_t *peaks = kv_json_object(json, object, "dense_TFLOPs", TRUE);
+  if (!peaks)
+    return;
+  kv_json_only(json, peaks, kv_dtype_names);
+  for (guint d = 0; d < KV_N_DTYPES; d++) {
+    device->peak_flops[d] = number(json, peaks, kv_dtype_names[d], 0, TERA);
+  }
+  double sixteen = MAX(device->peak_flops[KV_DTYPE_BF16], device->peak_flops[KV_DTYPE_FP16]);
+  if (sixteen <= 0)
+    kv_json_fail(json, object, "dense_TFLOPs",
+                 "'dense_TFLOPs' has neither bf16 nor fp16, expected the rate of one of them");
+  /* A sixteenth of the matrix rate is what vector units do where no sheet says more. */
+  device->fp32_flops = number(json, object, "fp32_TFLOPs", sixteen / 16 / TERA, TERA);
+  if (device->peak_flops[KV_DTYPE_FP32] <= 0)
+    device->peak_flops[KV_DTYPE_FP32] = device->fp32_flops;
+}
+
+static void read_power(KvJson *json, json_t *object, KvDevice *device) {
+  static const char *const power_fields[] = {
+      "idle_share", "decode_share", "decode_small_batch_share", "prefill_share", "source", NULL};
+  json_t *power = kv_json_object(json, object, "power", FALSE);
+  if (power) {
+    kv_json_only(json, power, power_fields);
+  } else {
+    json = kv_hardware_defaults();
+    power = json_object_get(kv_json_root(json), "power");
+  }
+  device->idle_watts_share = kv_json_number(json, power, "idle_share", KV_JSON_REQUIRED, 0, 1);
+  device->decode_watts_share =
+      kv_json_number(json, power, "decode_share", KV_JSON_REQUIRED, 0, 1.5);
+  device->prefill_watts_share =
+      kv_json_number(json, power, "prefill_share", KV_JSON_REQUIRED, 0, 1.5);
+  device->power_source = text(json, power, "source", "no source given");
+}
+
+static void read_price(KvJson *json, json_t *object, KvDevice *device) {
+  static const char *const known[] = {"usd_per_hour", "n", "low", "high", "dates", "source", NULL};
+  json_t *price = kv_json_object(json, object, "price", FALSE);
+  if (!price) {
+    device->price_source = g_strdup("no price known");
+    return;
+  }
+  kv_json_only(json, price, known);
+  device->price_per_hour = kv_json_number(json, price, "usd_per_hour", KV_JSON_REQUIRED, 0, 1e6);
+  device->price_source =
+      g_strdup_printf("%s (%s)", kv_json_string(json, price, "source", "no source given", FALSE),
+                      kv_json_string(json, price, "dates", "undated", FALSE));
+}
+
+/* What the driver shows is what engines can use; it is GiB where the name says GB. */
+static double memory_bytes(KvJson *json, json_t *object) {
+  double nominal = number(json, object, "memory_GB", KV_JSON_REQUIRED, GIGA);
+  double visible = number(json, object, "visible_MiB", 0, MEBI);
+  double usable = number(json, object, "usable_memory_GB", 0, GIGA);
+  return usable > 0 ? usable : visible > 0 ? visible : nominal;
+}
+
+static void read_tile(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
+  json_t *tile = kv_json_array(json, object, "tile", FALSE);
+  gint64 m = json_integer_value(json_array_get(tile, 0)),
+         n = json_integer_value(json_array_get(tile, 1));
+  if (tile && (json_array_size(tile) != 2 || m < 1 || m > 4096 || n < 1 || n > 4096)) {
+    kv_json_fail(json, object, "tile",
+                 "'tile' is no pair of whole numbers from 1 to 4096, expected [rows, columns]");
+    tile = NULL;
+  }
+  if (!tile) {
+    tile = json_object_get(generation, "tile");
+    m = json_integer_value(json_array_get(tile, 0));
+    n = json_integer_value(json_array_get(tile, 1));
+  }
+  device->tile_m = (guint)m;
+  device->tile_n = (guint)n;
+}
+
+static const char *const device_fields[] = {
+    "id",
+    "name",
+    "vendor",
+    "architecture",
+    "release_year",
+    "source",
+    "confidence",
+    "memory_GB",
+    "visible_MiB",
+    "visible_basis",
+    "usable_memory_GB",
+    "memory_GBps",
+    "l2_MiB",
+    "sm_count",
+    "tdp_watts",
+    "dense_TFLOPs",
+    "fp32_TFLOPs",
+    "gpu_link",
+    "gpu_link_GBps",
+    "host_link",
+    "host_link_GBps",
+    "host_memory_share",
+    "host_memory",
+    "value_basis",
+    "achievable",
+    "power",
+    "price",
+    "launch_us",
+    "graph_node_us",
+    "tile",
+    "efficiency",
+    "efficiency_source",
+    "calibrated",
+    "extra",
+    "note",
+    NULL,
+};
+
+static void check_links(KvJson *json, json_t *object, const KvDevice *device) {
+  const struct {
+    const char *key, *id;
+  } links[] = {{"gpu_link", device->link}, {"host_link", device->host_link}};
+  for (guint i = 0; i < G_N_ELEMENTS(links); i++)
+    if (links[i].id && !kv_catalogue_find(kv_link_kind.catalogue(), links[i].id)) {
+      g_autofree char *unknown = kv_names_unknown("link", links[i].id, kv_link_ids());
+      kv_json_fail(json, object, links[i].key, "%s (see `kvsim list links`)", unknown);
+    }
+  if (device->host_memory && !kv_catalogue_find(kv_storage_kind.catalogue(), device->host_memory)) {
+    g_autofree char *unknown = kv_names_unknown("storage", device->host_memory, kv_storage_ids());
+    kv_json_fail(json, object, "host_memory", "%s (see `kvsim list storage`)", unknown);
+  }
+}
+
+KvDevice *kv_device_read(KvJson *json, json_t *object) {
+  KvDevice *device = g_new0(KvDevice, 1);
+  KvJson *defaults = kv_hardware_defaults();
+  json_t *rules = kv_json_root(defaults);
+  kv_json_only(json, object, device_fields);
+  device->id = identity(json, object);
+  device->name = text(json, object, "name", device->id);
+  device->vendor = text(json, object, "vendor", "");
+  device->architecture = text(json, object, "architecture", "");
+  device->source = text(json, object, "source", kv_json_name(json));
+  device->memory_bytes = memory_bytes(json, object);
+  device->memory_Bps = number(json, object, "memory_GBps", KV_JSON_REQUIRED, GIGA);
+  device->l2_bytes = number(json, object, "l2_MiB", 0, MEBI);
+  device->n_sm = (guint)kv_json_integer(json, object, "sm_count", KV_JSON_REQUIRED, 1, 100000);
+  device->tdp_watts = number(json, object, "tdp_watts", 0, 1);
+  read_peaks(json, object, device);
+  device->link = text(json, object, "gpu_link", NULL);
+  device->host_link = text(json, object, "host_link", "pcie4-x16");
+  device->host_link_Bps = number(json, object, "host_link_GBps", 0, GIGA);
+  device->host_memory = text(json, object, "host_memory", NULL);
+  device->host_memory_share = share(json, object, "host_memory_share", 1);
+  const KvCatalogueEntry *link =
+      device->link ? kv_catalogue_find(kv_link_kind.catalogue(), device->link) : NULL;
+  double peak = link ? number(link->document, link->object, "GBps", 0, 1) : 0;
+  device->link_Bps = device->link ? number(json, object, "gpu_link_GBps", peak, GIGA) : 0;
+
+  json_t *generation = generation_of(device->architecture);
+  Achievable achievable = read_achievable(json, object, generation);
+  default_efficiency(device, &achievable);
+  read_efficiencies(json, object, device);
+  device->launch_seconds =
+      number(json, object, "launch_us", number(defaults, rules, "launch_us", 6, 1), MICRO);
+  device->graph_node_seconds =
+      number(json, object, "graph_node_us", number(defaults, rules, "graph_node_us", 1, 1), MICRO);
+  read_tile(json, object, generation, device);
+  read_power(json, object, device);
+  read_price(json, object, device);
+  check_links(json, object, device);
+  return device;
+}
+
+static const char *const link_fields[] = {
+    "id",
+    "name",
+    "source",
+    "confidence",
+    "release_year",
+    "GBps",
+    "achievable_share",
+    "achievable_basis",
+    "duplex_share",
+    "duplex_basis",
+    "latency_us",
+    "copy_basis",
+    "latency_basis",
+    "per_copy_us",
+    "pageable_share",
+    "extra",
+    "note",
+    NULL,
+};
+
+KvLink *kv_link_read(KvJson *json, json_t *object) {
+  KvLink *link = g_new0(KvLink, 1);
+  KvJson *defaults = kv_hardware_defaults();
+  json_t *usual = json_object_get(kv_json_root(defaults), "link");
+  kv_json_only(json, object, link_fields);
+  link->id = identity(json, object);
+  link->name = text(json, object, "name", link->id);
+  link->source = text(json, object, "source", kv_json_name(json));
+  link->peak_Bps = number(json, object, "GBps", KV_JSON_REQUIRED, GIGA);
+  link->achievable_share =
+      share(json, object, "achievable_share", share(defaults, usual, "achievable_share", 0.8));
+  /* Network and NVLink ports have a wire for each direction; PCIe shares the host's path behind it.
+   */
+  gboolean pcie = g_str_has_prefix(link->id, "pcie");
+  double duplex = pcie ? share(defaults, usual, "duplex_share", 0.85) : 1;
+  link->duplex_share = share(json, object, "duplex_share", duplex);
+  link->latency_seconds =
+      number(json, object, "latency_us", number(defaults, usual, "latency_us", 5, 1), MICRO);
+  link->per_copy_seconds =
+      number(json, object, "per_copy_us", number(defaults, usual, "per_copy_us", 4, 1), MICRO);
+  link->pageable_share =
+      share(json, object, "pageable_share", share(defaults, usual, "pageable_share", 0.14));
+  return link;
+}
+
+static const char *const storage_fields[] = {
+    "id",
+    "kind",
+    "name",
+    "source",
+    "confidence",
+    "release_year",
+    "capacity_GB",
+    "capacity_range_GB",
+    "capacity_basis",
+    "read_GBps",
+    "write_GBps",
+    "write_basis",
+    "achievable_share",
+    "achievable_basis",
+    "latency_us",
+    "latency_basis",
+    "read_kiops",
+    "usd_per_GB",
+    "price_source",
+    "extra",
+    "note",
+    NULL,
+};
+
+KvStorage *kv_storage_read(KvJson *json, json_t *object) {
+  KvStorage *storage = g_new0(KvStorage, 1);
+  kv_json_only(json, object, storage_fields);
+  storage->id = identity(json, object);
+  storage->name = text(json, object, "name", storage->id);
+  storage->source = text(json, object, "source", kv_json_name(json));
+  storage->capacity_bytes =
+      kv_json_number(json, object, "capacity_GB", KV_JSON_REQUIRED, 0, MOST) * GIGA;
+  double achievable = share(json, object, "achievable_share", 1);
+  storage->read_Bps = number(json, object, "read_GBps", KV_JSON_REQUIRED, GIGA) * achievable;
+  storage->write_Bps = number(json, object, "write_GBps", KV_JSON_REQUIRED, GIGA) * achievable;
+  storage->latency_seconds = number(json, object, "latency_us", KV_JSON_REQUIRED, MICRO);
+  storage->read_iops = number(json, object, "read_kiops", 0, 1000);
+  storage->price_per_GB = number(json, object, "usd_per_GB", 0, 1);
+  return storage;
+}

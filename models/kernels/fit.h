@@ -1,0 +1,41 @@
+/* Fitting a device's efficiencies to measured times.
+ *
+ * Robust least squares on log(predicted / measured): a pseudo-Huber loss, so that a kernel badly
+ * chosen by a library counts once and not squared. Minimized by Levenberg and Marquardt's method
+ * (Marquardt, 1963) over the logarithms of all parameters together, because whole steps tell only
+ * sums of them. Deterministic.
+ */
+#ifndef KV_MODELS_KERNELS_FIT_H
+#define KV_MODELS_KERNELS_FIT_H
+
+#include "models/kernels/observation.h"
+
+typedef struct {
+  guint n;
+  double median, p95,
+      bias; /* of |predicted/measured - 1|; bias: median of predicted/measured - 1 */
+} KvResidual;
+
+/* Fit the parameters of `dtype` that `observations` (of KvObservation) tell anything about; the
+ * rest of `device` and `measuring` stays. At most `rows_per_kind` rows of a kind are used, evenly
+ * over the table. */
+void kv_fit(KvDevice *device, KvMeasuring *measuring, const GArray *observations, KvDtype dtype,
+            guint rows_per_kind);
+
+/* How far `predicted` (a value a row) is from the rows of `kind` and `dtype` that take at least
+ * `shortest_seconds`. */
+KvResidual kv_fit_residual(const GArray *observations, const double *predicted, KvObserved kind,
+                           KvDtype dtype, double shortest_seconds);
+
+/* Fit to the rows of even place among those of their kind and score the others, then the reverse:
+ * residual[kind] of all rows of at least `shortest_seconds`, none scored by a fit that saw it. If
+ * `predicted` is not NULL, predicted[i] becomes that prediction of row i (0 for rows of another
+ * type). */
+void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, KvDtype dtype,
+                           guint rows_per_kind, double shortest_seconds,
+                           KvResidual residual[KV_N_OBSERVED], double *predicted);
+
+/* Where a fit starts when a device says nothing. */
+void kv_fit_start(KvDevice *device, KvMeasuring *measuring);
+
+#endif

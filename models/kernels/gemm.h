@@ -1,0 +1,11 @@
+/* The arithmetic of GEMM that mixtures of experts share. Internal to models/kernels/. */
+#ifndef KV_MODELS_KERNELS_GEMM_H
+#define KV_MODELS_KERNELS_GEMM_H
+
+#include "models/kernels/kernels.h"
+
+/* `groups` independent products [m,k] x [k,n] in one launch. */
+KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_bytes, double groups,
+                       double m, double k, double n);
+
+#endif

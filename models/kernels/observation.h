@@ -1,0 +1,71 @@
+/* Measured times of kernels and of whole model steps, as read from tables of any format.
+ *
+ * A reader turns one file into observations: the operands as kernels.h takes them, and seconds.
+ * kv_observation_predict() is the model's answer to the same question. Tables measure more than the
+ * kernel: launches from Python put a floor under short rows and under small eager steps. Such
+ * effects belong to the table, are fitted with it and are never written into a device file
+ * (KvMeasuring).
+ */
+#ifndef KV_MODELS_KERNELS_OBSERVATION_H
+#define KV_MODELS_KERNELS_OBSERVATION_H
+
+#include <glib.h>
+
+#include "models/kernels/kernels.h"
+
+typedef enum {
+  KV_OBSERVED_GEMM,
+  KV_OBSERVED_PREFILL_ATTENTION,
+  KV_OBSERVED_DECODE_ATTENTION,
+  KV_OBSERVED_DECODE_STEP,
+  KV_OBSERVED_PREFILL_STEP,
+  KV_N_OBSERVED,
+} KvObserved;
+
+extern const char *const kv_observed_names[];
+
+/* A dense decoder, as far as a step's kernels depend on it. */
+typedef struct {
+  double n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab;
+} KvStepShape;
+
+typedef struct {
+  KvObserved kind;
+  KvDtype dtype;
+  double cache_bytes; /* attention: bytes of a cached element */
+  double m, k, n;     /* GEMM */
+  double batch, chunk, past,
+      window; /* attention, steps: `chunk` new tokens a sequence after `past` */
+  double n_heads, n_kv_heads, head_dim;
+  const KvStepShape *shape; /* steps */
+  gboolean eager;           /* launched one kernel at a time by a host program */
+  double seconds;           /* measured */
+} KvObservation;
+
+/* What a table adds to the kernels' own time. */
+typedef struct {
+  double floor_seconds;       /* no eager row of one kernel is shorter */
+  double host_kernel_seconds; /* eager steps: host time to launch one kernel */
+} KvMeasuring;
+
+double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuring,
+                              const KvObservation *observation);
+
+/* The device's own time of a step, and how many kernels it launches. */
+double kv_observation_step_seconds(const KvDevice *device, const KvObservation *observation,
+                                   double *kernels);
+
+/* Append the observations of the file at `path` to `observations` (of KvObservation). */
+gboolean kv_observations_read(const char *path, GArray *observations, GError **error);
+
+/* One format of table. */
+typedef struct {
+  const char *name, *description;
+  gboolean (*accepts)(const char *path);
+  gboolean (*read)(const char *path, GArray *observations, GError **error);
+} KvTableReader;
+
+extern const KvTableReader kv_table_pytorch_grid, kv_table_pytorch_steps;
+extern const KvTableReader kv_table_aiconfigurator;
+
+#endif

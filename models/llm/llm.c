@@ -1,0 +1,196 @@
+#include "models/llm/llm.h"
+
+#include <string.h>
+
+#include "models/catalogue.h"
+#include "models/llm/document.h"
+#include "sim/base/error.h"
+#include "sim/base/names.h"
+
+static const KvCatalogue *catalogue(void) {
+  static KvCatalogue *opened;
+  if (g_once_init_enter(&opened))
+    g_once_init_leave(&opened, kv_catalogue_open("/kvsim/llm/", "models"));
+  return opened;
+}
+
+const char *const *kv_model_ids(void) {
+  return catalogue()->ids;
+}
+
+/* Which form a document has is said by fields that only that form has. */
+static KvModel *read_document(KvJson *json, const char *id) {
+  static const char *const huggingface[] = {"model_type", "architectures", "hidden_size", "n_embd",
+                                            "d_model",    "text_config",   NULL};
+  json_t *root = kv_json_root(json);
+  if (json_is_object(root) && !kv_json_has(root, "groups")) {
+    for (guint i = 0; huggingface[i]; i++)
+      if (kv_json_has(root, huggingface[i]))
+        return kv_model_read_huggingface(json, id);
+    kv_json_fail(json, root, NULL,
+                 "neither 'groups' nor 'hidden_size' is there, expected a model or a Hugging Face "
+                 "config.json");
+  }
+  return kv_model_read(json, root);
+}
+
+static KvModel *finish(KvJson *json, KvModel *model, GError **error) {
+  if (kv_json_finish(json, error))
+    return model;
+  kv_model_free(model);
+  return NULL;
+}
+
+/* A config.json does not say what it is called: its folder does, or the file's own name. */
+static char *id_of_path(const char *path) {
+  g_autofree char *base = g_path_get_basename(path);
+  if (strcmp(base, "config.json") == 0) {
+    g_autofree char *folder = g_path_get_dirname(path);
+    if (strcmp(folder, ".") != 0)
+      return g_path_get_basename(folder);
+  }
+  char *dot = strrchr(base, '.');
+  return dot && dot != base ? g_strndup(base, (gsize)(dot - base)) : g_steal_pointer(&base);
+}
+
+KvModel *kv_model_parse(const char *name, const char *text, gsize length, GError **error) {
+  g_autoptr(KvJson) json = kv_json_parse(name, text, length, error);
+  if (!json)
+    return NULL;
+  g_autofree char *id = id_of_path(name);
+  return finish(json, read_document(json, id), error);
+}
+
+static KvModel *load_file(const char *path, GError **error) {
+  g_autofree char *inside = NULL;
+  if (g_file_test(path, G_FILE_TEST_IS_DIR))
+    path = inside = g_build_filename(path, "config.json", NULL);
+  g_autoptr(KvJson) json = kv_json_load(path, error);
+  if (!json)
+    return NULL;
+  g_autofree char *id = id_of_path(path);
+  return finish(json, read_document(json, id), error);
+}
+
+KvModel *kv_model_load(const char *name, GError **error) {
+  g_return_val_if_fail(name != NULL, NULL);
+  const KvCatalogueEntry *entry = kv_catalogue_find(catalogue(), name);
+  if (entry)
+    return finish(entry->document, kv_model_read(entry->document, entry->object), error);
+  if (g_str_has_suffix(name, ".json") || g_file_test(name, G_FILE_TEST_EXISTS))
+    return load_file(name, error);
+  g_autofree char *unknown = kv_names_unknown("model", name, kv_model_ids());
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "%s (see `kvsim list models`, or name a JSON file)",
+              unknown);
+  return NULL;
+}
+
+KvModel *kv_model_copy(const KvModel *model) {
+  KvModel *copy = g_memdup2(model, sizeof *model);
+  copy->id = g_strdup(model->id);
+  copy->name = g_strdup(model->name);
+  copy->source = g_strdup(model->source);
+  copy->groups = g_memdup2(model->groups, model->n_groups * sizeof *model->groups);
+  return copy;
+}
+
+void kv_model_free(KvModel *model) {
+  if (!model)
+    return;
+  g_free(model->id);
+  g_free(model->name);
+  g_free(model->source);
+  g_free(model->groups);
+  g_free(model);
+}
+
+guint kv_model_layers(const KvModel *model) {
+  guint layers = 0;
+  for (guint i = 0; i < model->n_groups; i++)
+    layers += model->groups[i].count;
+  return layers;
+}
+
+/* Counts are summed as doubles: exact below 2^53, and no number of a file can overflow them. */
+
+static double attention_parameters(const KvAttention *a, double hidden) {
+  double h = a->n_heads, hkv = a->n_kv_heads, dk = a->head_dim, dv = a->value_head_dim;
+  double norms = a->qk_norm ? 2 * dk : 0;
+  switch (a->kind) {
+  case KV_ATTENTION_NONE:
+    return (double)a->mixer_parameters;
+  case KV_ATTENTION_LATENT: {
+    /* DeepSeek-V2 (2024), section 2.1: W_DQ, W_UQ, W_DKV with W_KR, W_UK with W_UV, W_O. */
+    double r = a->kv_lora_rank, rope = a->rope_head_dim, rq = a->q_lora_rank;
+    double queries = rq > 0 ? hidden * rq + rq + rq * h * dk : hidden * h * dk;
+    return queries + hidden * (r + rope) + r + r * h * (dk - rope + dv) + h * dv * hidden + norms;
+  }
+  case KV_ATTENTION_FULL:
+  case KV_ATTENTION_SLIDING:
+    break;
+  }
+  double biases = a->bias ? h * dk + hkv * (dk + dv) + hidden : 0;
+  return hidden * (h * dk + hkv * (dk + dv)) + h * dv * hidden + biases + norms;
+}
+
+static double mlp_parameters(double intermediate, gboolean gated, double hidden) {
+  return (gated ? 3 : 2) * hidden * intermediate;
+}
+
+/* Parameters of everything but the experts, of all routed experts, and of the experts of one token.
+ */
+static void count_parameters(const KvModel *m, double *plain, double *experts, double *active) {
+  double d = m->hidden, e = m->embedding_dim;
+  double norm = d * (m->norm == KV_NORM_LAYER ? 2 : 1);
+  double tables = m->vocab * e * (m->tied_embeddings ? 1 : 2);
+  *plain = tables + (e != d ? 2 * e * d : 0) + norm;
+  if (m->learned_positions)
+    *plain += (double)m->max_context_tokens * d;
+  *experts = *active = 0;
+  for (guint i = 0; i < m->n_groups; i++) {
+    const KvLayerGroup *g = &m->groups[i];
+    const KvMlp *mlp = &g->mlp;
+    double layer = attention_parameters(&g->attention, d) + 2 * norm +
+                   mlp_parameters((double)mlp->intermediate, mlp->gated, d) +
+                   mlp_parameters((double)mlp->shared_intermediate, mlp->gated, d) +
+                   d * mlp->n_experts; /* the router */
+    if (g->attention.bias && !mlp->gated)
+      layer += (double)mlp->intermediate + d;
+    double expert = mlp_parameters((double)mlp->expert_intermediate, mlp->gated, d);
+    *plain += g->count * layer;
+    *experts += g->count * expert * mlp->n_experts;
+    *active += g->count * expert * mlp->n_experts_per_token;
+  }
+}
+
+guint64 kv_model_parameters(const KvModel *model) {
+  double plain, experts, active;
+  count_parameters(model, &plain, &experts, &active);
+  return (guint64)MIN(plain + experts, 1e18);
+}
+
+guint64 kv_model_active_parameters(const KvModel *model) {
+  double plain, experts, active;
+  count_parameters(model, &plain, &experts, &active);
+  return (guint64)MIN(plain + active, 1e18);
+}
+
+double kv_model_weight_bytes(const KvModel *model) {
+  double plain, experts, active;
+  count_parameters(model, &plain, &experts, &active);
+  return plain * kv_dtype_bytes(model->weight_dtype) +
+         experts * kv_dtype_bytes(model->expert_dtype);
+}
+
+double kv_model_cache_bytes_per_token(const KvModel *model, double element_bytes) {
+  double elements = 0;
+  for (guint i = 0; i < model->n_groups; i++) {
+    const KvAttention *a = &model->groups[i].attention;
+    if (a->kind == KV_ATTENTION_LATENT)
+      elements += model->groups[i].count * ((double)a->kv_lora_rank + a->rope_head_dim);
+    else if (a->kind != KV_ATTENTION_NONE)
+      elements += model->groups[i].count * (double)a->n_kv_heads *
+                  ((double)a->head_dim + a->value_head_dim);
+  }
+  return elements * element_bytes;
+}
