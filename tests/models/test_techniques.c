@@ -480,6 +480,11 @@ static void test_page(void) {
   g_assert_nonnull(strstr(page, "| `R` | 128 | 32 to 128 | tokens |"));
   g_assert_nonnull(strstr(page, "| LLaMA-2-7B-32K | RULER avg | 2 bit G=32 R=128 | 56.4 | 39.78 | "
                                 "KVQuant Table 4, seen in text copy |"));
+  /* n = 4000: 3968 packed keys and 3872 packed values of 1536 bytes a layer, 32 and 128 of 8192.
+   * Total 2097.2 MB before. */
+  g_assert_nonnull(
+      strstr(page, "| keys, packed | whole blocks of 128 | 3968 | 1536 | hbm | `####` |"));
+  g_assert_nonnull(strstr(page, "Stored: 427.3 MB, 20.4 % of it. A decode step reads 427.3 MB"));
   g_autofree char *exact = kv_technique_page(kv_technique_find("orca", NULL));
   g_assert_nonnull(strstr(exact, "Exact: outputs equal those of dense attention"));
 }
