@@ -60,6 +60,7 @@ typedef struct {
   double seconds;              /* all repeats */
   double first_seconds, last_seconds; /* the first and the last repeat */
   double component_seconds[KV_N_COMPONENTS];
+  double component_flops[KV_N_COMPONENTS], component_bytes[KV_N_COMPONENTS]; /* per GPU */
   double flops, hbm_bytes;     /* per GPU */
   double link_bytes;           /* between GPUs */
   double fetched_bytes[KV_N_TIERS]; /* from each tier */

@@ -370,11 +370,7 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
       g_ptr_array_add(batch->ending, sequence);
     return;
   }
-  if (!instance->buddy && !instance->demand.simple)
-    kv_pool_shrink(instance->pool, sequence,
-                   kv_demand_blocks(&instance->demand, sequence->computed_tokens,
-                                    sequence->input_tokens, TRUE));
-  else if (!instance->buddy && instance->demand.law.kind == KV_LAW_PROMPT_CAPPED)
+  if (!instance->buddy && instance->demand.drops_prompt)
     kv_pool_shrink(instance->pool, sequence,
                    kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                     sequence->input_tokens, TRUE));

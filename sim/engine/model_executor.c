@@ -17,8 +17,8 @@ typedef struct {
 /* The part of a step's price that depends only on how many tokens it has. */
 typedef struct {
   gboolean known;
-  double seconds[KV_N_COMPONENTS];
-  double total_seconds, flops, bytes, link_bytes, kernels;
+  double seconds[KV_N_COMPONENTS], flops[KV_N_COMPONENTS], bytes[KV_N_COMPONENTS];
+  double total_seconds, link_bytes, kernels;
 } Dense;
 
 typedef struct {
@@ -44,8 +44,8 @@ static void add_line(Model *m, Dense *dense, KvComponent component, const char *
                      KvCost one, const char *operands) {
   dense->seconds[component] += count * one.seconds;
   dense->total_seconds += count * one.seconds;
-  dense->flops += count * one.flops;
-  dense->bytes += count * one.bytes;
+  dense->flops[component] += count * one.flops;
+  dense->bytes[component] += count * one.bytes;
   dense->kernels += count;
   if (m->trace) {
     KvPricedKernel kernel = {.name = name, .component = component, .count = count, .cost = one};
@@ -454,19 +454,24 @@ static gboolean model_step(KvExecutor *executor, const KvStep *step, KvStepCost 
       step->repeat == 1 ? sum.seconds : sample(m, step, &priced, repeat - 1.0).seconds;
   const Dense *parts[] = {priced.layers, priced.head, &priced.rest};
   for (guint p = 0; p < G_N_ELEMENTS(parts); p++) {
-    for (guint c = 0; c < KV_N_COMPONENTS; c++)
+    for (guint c = 0; c < KV_N_COMPONENTS; c++) {
       cost->component_seconds[c] += repeat * parts[p]->seconds[c];
-    cost->flops += repeat * parts[p]->flops;
-    cost->hbm_bytes += repeat * parts[p]->bytes;
+      cost->component_flops[c] += repeat * parts[p]->flops[c];
+      cost->component_bytes[c] += repeat * parts[p]->bytes[c];
+    }
     cost->link_bytes += repeat * parts[p]->link_bytes;
     cost->launches += repeat * parts[p]->kernels;
   }
   cost->component_seconds[KV_COMPONENT_DECODE_ATTENTION] += sum.attention;
   cost->component_seconds[KV_COMPONENT_TRANSFER] += sum.transfer;
   cost->component_seconds[KV_COMPONENT_LAUNCH] += sum.launch;
-  cost->flops += sum.flops;
-  cost->hbm_bytes += sum.bytes;
+  cost->component_flops[KV_COMPONENT_DECODE_ATTENTION] += sum.flops;
+  cost->component_bytes[KV_COMPONENT_DECODE_ATTENTION] += sum.bytes;
   cost->launches += sum.launches;
+  for (guint c = 0; c < KV_N_COMPONENTS; c++) {
+    cost->flops += cost->component_flops[c];
+    cost->hbm_bytes += cost->component_bytes[c];
+  }
   for (guint t = 0; t < KV_N_TIERS; t++)
     cost->fetched_bytes[t] = sum.fetched[t] + repeat * m->streamed_bytes[t];
   return TRUE;
