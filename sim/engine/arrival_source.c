@@ -55,6 +55,7 @@ void kv_sequence_free(KvSequence *sequence) {
   g_free(sequence->tokens);
   g_free(sequence->nodes);
   g_free(sequence->block_ids);
+  g_free(sequence->swapped_ids);
   g_free(sequence);
 }
 

@@ -68,7 +68,7 @@ static void batch_give(KvInstance *instance, KvBatch *batch) {
 
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
                             KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
-                            guint hash_block_tokens, gboolean shareable) {
+                            guint hash_block_tokens, const KvPlan *plan) {
   KvInstance *instance = g_new0(KvInstance, 1);
   gboolean reserved = strcmp(config->allocator, "reserved") == 0;
   instance->index = index;
@@ -81,14 +81,41 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   if (reserved)
     instance->buddy = kv_buddy_new(blocks, instance->scheduler->holds_rows);
   instance->pool = kv_pool_new(reserved ? 0 : blocks, config->block_tokens, hash_block_tokens,
-                               config->prefix_caching && shareable && !reserved,
+                               config->prefix_caching && plan->shareable && !reserved,
                                !executor->class->closed_form);
+  instance->share_multiple = MAX(1, plan->share_multiple);
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
   instance->held_rows = g_ptr_array_new();
   instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
-  instance->host_free_blocks = (guint64)(config->swap_bytes / instance->demand.block_bytes);
+  instance->host_free_blocks = kv_instance_swap_blocks(config, &instance->demand);
+  if (!executor->class->closed_form) {
+    instance->host_free_ids = g_new(guint32, instance->host_free_blocks + 1);
+    for (guint64 i = 0; i < instance->host_free_blocks; i++)
+      instance->host_free_ids[i] = (guint32)i;
+  }
   return instance;
+}
+
+guint64 kv_instance_swap_blocks(const KvEngineConfig *config, const KvDemand *demand) {
+  return (guint64)(config->swap_bytes / demand->block_bytes);
+}
+
+/* Real executors keep swapped blocks and the lower tier in one host store: the swap space first. */
+static void move_tier_block(gboolean down, guint32 pool_id, guint32 tier_id, gpointer user) {
+  KvExecutor *executor = user;
+  if (down)
+    executor->class->move_block(executor, KV_TIER_HBM, pool_id, KV_TIER_DRAM, tier_id);
+  else
+    executor->class->move_block(executor, KV_TIER_DRAM, tier_id, KV_TIER_HBM, pool_id);
+}
+
+void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks) {
+  gboolean real = !instance->executor->class->closed_form;
+  instance->tier = tier;
+  kv_pool_set_tier(instance->pool, blocks,
+                   (guint32)kv_instance_swap_blocks(instance->config, &instance->demand),
+                   real ? move_tier_block : NULL, instance->executor);
 }
 
 void kv_instance_free(KvInstance *instance) {
@@ -103,6 +130,7 @@ void kv_instance_free(KvInstance *instance) {
   kv_buddy_free(instance->buddy);
   g_ptr_array_unref(instance->prefilling);
   g_ptr_array_unref(instance->held_rows);
+  g_free(instance->host_free_ids);
   g_free(instance);
 }
 
@@ -120,6 +148,14 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes) {
   guint64 free_blocks = kv_pool_free_blocks(instance->pool);
   guint64 growth = decodes && !instance->buddy ? kv_decode_set_growth(instance->decode, 1) : 0;
   return free_blocks > growth ? free_blocks - growth : 0;
+}
+
+KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence, guint32 limit_tokens) {
+  KvPrefixHit hit = kv_pool_lookup(instance->pool, sequence, limit_tokens);
+  guint64 found = hit.tokens + hit.tier_tokens, surplus = found % instance->share_multiple;
+  if (surplus > 0 && hit.own_blocks == 0) /* its own kept blocks may end anywhere */
+    hit = kv_pool_lookup(instance->pool, sequence, (guint32)(found - surplus));
+  return hit;
 }
 
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens) {
@@ -239,6 +275,26 @@ static void remove_chunk(KvBatch *batch, KvSequence *sequence) {
       g_array_remove_index(batch->chunks, i);
 }
 
+/* Real executors: move the contents. Ids on the host are taken from and given back to a stack, last out first in, and kept in
+ * the sequence meanwhile. */
+static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
+  KvExecutor *executor = instance->executor;
+  if (!instance->host_free_ids)
+    return;
+  if (out)
+    sequence->swapped_ids = g_renew(guint32, sequence->swapped_ids, blocks);
+  for (guint64 i = 0; i < blocks; i++) {
+    guint32 *host = &sequence->swapped_ids[i];
+    if (out) {
+      *host = instance->host_free_ids[instance->host_free_blocks - 1 - i];
+      executor->class->move_block(executor, KV_TIER_HBM, sequence->block_ids[i], KV_TIER_DRAM, *host);
+    } else {
+      instance->host_free_ids[instance->host_free_blocks + i] = *host;
+      executor->class->move_block(executor, KV_TIER_DRAM, *host, KV_TIER_HBM, sequence->block_ids[i]);
+    }
+  }
+}
+
 /* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is copied. */
 static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
   KvCopy copy = {.from = out ? KV_TIER_HBM : KV_TIER_DRAM,
@@ -247,6 +303,7 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
                  .blocks = blocks};
   instance->executor->class->copy(instance->executor, &copy, instance->now);
   kv_metrics_moved(instance->metrics, &copy, instance->now);
+  swap_contents(instance, sequence, blocks, out);
   if (out)
     instance->host_free_blocks -= blocks;
   else
@@ -274,7 +331,7 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   victim->preemptions++;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
-      instance->host_free_blocks >= blocks && instance->executor->class->closed_form) {
+      instance->host_free_blocks >= blocks) {
     batch->wait_seconds = MAX(batch->wait_seconds, swap(instance, victim, blocks, TRUE));
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
@@ -296,9 +353,9 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
 
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   queue_remove(&instance->swapped, sequence);
+  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
   batch->wait_seconds =
       MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
-  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
   sequence->swapped_blocks = 0;
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;

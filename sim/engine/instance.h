@@ -57,6 +57,7 @@ struct KvInstance {
   KvBuddy *buddy;  /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
   KvDecodeSet *decode;
+  guint share_multiple;    /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
   GPtrArray *prefilling;   /* running sequences with prompt left, in admission order */
   guint n_running;         /* running, those whose last token is in flight counted */
@@ -71,6 +72,7 @@ struct KvInstance {
   GPtrArray *held_rows;    /* finished sequences whose rows are computed on (static batching) */
   KvTier tier;             /* the prefix cache's lower tier; KV_TIER_HBM: none */
   guint64 host_free_blocks; /* of the swap space */
+  guint32 *host_free_ids;   /* a stack of them, where the executor needs ids */
   guint64 taken_private;   /* blocks taken for decoding sequences as a whole */
   double now;
   double last_decode_end, last_prefill_end;
@@ -83,7 +85,7 @@ struct KvInstance {
 /* Everything is borrowed. `blocks` the pool's size, `hash_block_tokens` the trace's. */
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
                             KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
-                            guint hash_block_tokens, gboolean shareable);
+                            guint hash_block_tokens, const KvPlan *plan);
 void kv_instance_free(KvInstance *instance);
 
 /* A request arrives at `now`; the instance owns it until it calls finished(). */
@@ -104,6 +106,8 @@ guint kv_instance_running(const KvInstance *instance);
 
 /* Blocks that may be given out, after the decoding sequences' own needs of this step if they take part. */
 guint64 kv_instance_available(const KvInstance *instance, gboolean decodes);
+/* What the prefix cache holds of the sequence's first `limit_tokens` tokens, at a multiple at which the plan allows sharing. */
+KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence, guint32 limit_tokens);
 /* Blocks that the sequence needs for `tokens` tokens beyond those it holds. */
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens);
 /* Reserve contiguous room for the sequence's whole life; FALSE if there is no hole for it now. */
@@ -119,6 +123,11 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
 /* Preempt until the decoding sequences can take one more step. TRUE if anybody was preempted. */
 gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch);
+
+/* Give the prefix cache a lower tier of `blocks` blocks. */
+void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks);
+/* Blocks of the swap space that the settings allow. */
+guint64 kv_instance_swap_blocks(const KvEngineConfig *config, const KvDemand *demand);
 
 /* For tests: NULL, or which invariant does not hold. */
 const char *kv_instance_check(const KvInstance *instance);

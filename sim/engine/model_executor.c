@@ -255,12 +255,16 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
       const KvChunk *chunk = &step->chunks[c];
       if (work->moment == KV_MOMENT_PREFILL_END && !chunk->last)
         continue;
+      if (chunk->past + (double)chunk->tokens <= work->over_tokens)
+        continue;
       times += work->moment == KV_MOMENT_PREFILL_TOKEN ? chunk->tokens : 1.0;
       context += work->moment == KV_MOMENT_PREFILL_TOKEN
                      ? chunk->tokens * (chunk->past + 0.5 * chunk->tokens)
                      : chunk->past + (double)chunk->tokens;
     }
-    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n) {
+    /* Decoding sequences are known by their sums only: their mean context decides for all of them. */
+    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n &&
+        step->decode.context_tokens > work->over_tokens * (double)step->decode.n) {
       double share = 1.0 / MAX(1, work->every_steps);
       times = share * (double)step->decode.n;
       context = share * (step->decode.context_tokens + at * (double)step->decode.n);

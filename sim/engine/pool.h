@@ -34,7 +34,7 @@ struct KvPrefixNode {
   guint32 loading;     /* blocks on their way up */
   struct KvExtent *extent; /* its place in the free queue, when nobody holds it */
   KvPrefixNode *tier_previous, *tier_next; /* the lower tier's own order */
-  guint32 *ids; /* explicit ids only: `blocks` of them */
+  guint32 *ids, *tier_ids; /* explicit ids only: `blocks` and `tier_blocks` of them */
 };
 
 /* `hash_block_tokens`: tokens that a prefix hash covers (0: no prefix index). One of the two block sizes must divide the other. */
@@ -83,8 +83,11 @@ void kv_pool_shrink(KvPool *pool, KvSequence *sequence, guint64 blocks);
 /* Match length for a router: tokens of the sequence's prompt that the index holds. */
 guint64 kv_pool_match_tokens(const KvPool *pool, const KvSequence *sequence);
 
-/* The lower tier of the prefix cache: `capacity` blocks, LRU; write-through. */
-void kv_pool_set_tier(KvPool *pool, guint64 capacity_blocks);
+/* The lower tier of the prefix cache: `capacity` blocks, LRU; write-through. With explicit ids its blocks are numbered from
+ * `first_id`, and `move` (may be NULL) is told each block that is copied: down to the tier, or up from it. */
+typedef void (*KvPoolMove)(gboolean down, guint32 pool_id, guint32 tier_id, gpointer user);
+void kv_pool_set_tier(KvPool *pool, guint64 capacity_blocks, guint32 first_id, KvPoolMove move,
+                      gpointer user);
 guint64 kv_pool_tier_blocks(const KvPool *pool);
 /* Blocks of the sequence's nodes that are not on the lower tier yet: mark them as stored there, evicting what is least recently
  * used, and return their number. */

@@ -42,7 +42,7 @@ static gboolean admit_head(KvInstance *instance, KvBatch *batch, guint64 *budget
   gboolean loaded = head->computed_tokens > 0; /* its prefix has come up from the lower tier */
   KvPrefixHit hit = {0};
   if (!loaded)
-    hit = kv_pool_lookup(instance->pool, head, head->target_tokens - 1);
+    hit = kv_instance_lookup(instance, head, head->target_tokens - 1);
   guint32 cached = loaded ? head->computed_tokens : (guint32)(hit.tokens + hit.tier_tokens);
   guint32 want = head->target_tokens - cached;
   if (!config->chunked_prefill && want > *budget)

@@ -51,6 +51,7 @@ struct KvSequence {
   struct KvExtent *kept;   /* private blocks that a preemption left in the free queue */
   guint64 reserved_start, reserved_blocks; /* of the reserved allocator */
   guint64 swapped_blocks;  /* on the host */
+  guint32 *swapped_ids;    /* and which, when the executor needs ids */
   guint32 *block_ids;      /* physical ids in token order; only when the executor needs them */
   guint32 n_block_ids, block_ids_size;
 

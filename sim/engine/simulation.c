@@ -136,11 +136,23 @@ static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) 
   run->in_flight--;
 }
 
+/* Blocks of one instance's lower tier of the prefix cache. */
+static guint64 tier_blocks(const Run *run) {
+  const KvScenario *s = run->setup->scenario;
+  const KvPlatform *p = run->setup->platform;
+  const KvStorage *storage = s->tier == 1 ? p->host_memory : s->tier == 2 ? p->ssd : NULL;
+  if (!storage || !s->engine.prefix_caching)
+    return 0;
+  double bytes = s->tier_GB > 0.0 ? s->tier_GB * 1e9
+                                  : storage->capacity_bytes * p->n_nodes / s->replicas;
+  return (guint64)(bytes / run->setup->demand.block_bytes);
+}
+
 static KvExecutor *new_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
   if (strcmp(s->executor, "host") == 0) {
-    guint64 host_blocks = (guint64)(s->engine.swap_bytes / u->demand.block_bytes);
+    guint64 host_blocks = kv_instance_swap_blocks(&s->engine, &u->demand) + tier_blocks(run);
     return kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks, host_blocks,
                                 run->hash_block_tokens, s->seed, error);
   }
@@ -158,18 +170,6 @@ static gboolean check_blocks(Run *run, const char *trace, GError **error) {
               "expected another engine.block_tokens (or engine.prefix_caching=false)",
               trace, hash, block);
   return FALSE;
-}
-
-static void set_tier(Run *run, KvInstance *instance) {
-  const KvScenario *s = run->setup->scenario;
-  const KvPlatform *p = run->setup->platform;
-  const KvStorage *storage = s->tier == 1 ? p->host_memory : s->tier == 2 ? p->ssd : NULL;
-  if (!storage || !s->engine.prefix_caching)
-    return;
-  double bytes = s->tier_GB > 0.0 ? s->tier_GB * 1e9
-                                  : storage->capacity_bytes * p->n_nodes / s->replicas;
-  instance->tier = s->tier == 1 ? KV_TIER_DRAM : KV_TIER_SSD;
-  kv_pool_set_tier(instance->pool, (guint64)(bytes / run->setup->demand.block_bytes));
 }
 
 static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
@@ -193,10 +193,12 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
         kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i], run->metrics,
                         run->setup->memory.blocks,
                         s->engine.prefix_caching ? run->hash_block_tokens : 0,
-                        run->setup->plan->shareable);
+                        run->setup->plan);
     run->instances[i]->finished = finished;
     run->instances[i]->user = run;
-    set_tier(run, run->instances[i]);
+    if (tier_blocks(run) > 0)
+      kv_instance_set_tier(run->instances[i], s->tier == 1 ? KV_TIER_DRAM : KV_TIER_SSD,
+                           tier_blocks(run));
   }
   return TRUE;
 }
