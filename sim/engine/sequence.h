@@ -59,7 +59,7 @@ struct KvSequence {
   guint32 preemptions;
   guint64 recomputed_tokens;
   double arrival_seconds, drained_seconds, scheduled_seconds, first_token_seconds, last_token_seconds;
-  double deadline_seconds;
+  double deadline_seconds, think_seconds;
   guint32 instance; /* which one serves it */
   gpointer executor_state; /* the executor's own, released through its forget() */
 };
