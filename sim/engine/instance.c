@@ -150,7 +150,8 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes) {
   return free_blocks > growth ? free_blocks - growth : 0;
 }
 
-KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence, guint32 limit_tokens) {
+KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
+                               guint32 limit_tokens) {
   KvPrefixHit hit = kv_pool_lookup(instance->pool, sequence, limit_tokens);
   guint64 found = hit.tokens + hit.tier_tokens, surplus = found % instance->share_multiple;
   if (surplus > 0 && hit.own_blocks == 0) /* its own kept blocks may end anywhere */
@@ -164,7 +165,8 @@ guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequenc
   return blocks > held ? blocks - held : 0;
 }
 
-/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation, section 6.1). */
+/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation,
+ * section 6.1). */
 static guint64 reserved_blocks(const KvInstance *instance, const KvSequence *sequence) {
   const KvEngineConfig *config = instance->config;
   guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
@@ -184,8 +186,8 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
   if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
     return FALSE;
-  guint64 prompt = kv_demand_blocks(&instance->demand, sequence->input_tokens,
-                                    sequence->input_tokens, FALSE);
+  guint64 prompt =
+      kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
@@ -220,7 +222,8 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
 
 /* For schedulers. */
 
-void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit, double now) {
+void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
+                       double now) {
   queue_remove(&instance->waiting, sequence);
   if (hit)
     kv_pool_take_hit(instance->pool, sequence, hit);
@@ -254,7 +257,8 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
   instance->n_running++;
 }
 
-void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence, guint32 tokens) {
+void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
+                           guint32 tokens) {
   g_assert(tokens > 0 && sequence->computed_tokens + tokens <= sequence->target_tokens);
   KvChunk chunk = {.sequence = sequence,
                    .past = sequence->computed_tokens,
@@ -275,9 +279,10 @@ static void remove_chunk(KvBatch *batch, KvSequence *sequence) {
       g_array_remove_index(batch->chunks, i);
 }
 
-/* Real executors: move the contents. Ids on the host are taken from and given back to a stack, last out first in, and kept in
- * the sequence meanwhile. */
-static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
+/* Real executors: move the contents. Ids on the host are taken from and given back to a stack, last
+ * out first in, and kept in the sequence meanwhile. */
+static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 blocks,
+                          gboolean out) {
   KvExecutor *executor = instance->executor;
   if (!instance->host_free_ids)
     return;
@@ -287,15 +292,18 @@ static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 bl
     guint32 *host = &sequence->swapped_ids[i];
     if (out) {
       *host = instance->host_free_ids[instance->host_free_blocks - 1 - i];
-      executor->class->move_block(executor, KV_TIER_HBM, sequence->block_ids[i], KV_TIER_DRAM, *host);
+      executor->class->move_block(executor, KV_TIER_HBM, sequence->block_ids[i], KV_TIER_DRAM,
+                                  *host);
     } else {
       instance->host_free_ids[instance->host_free_blocks + i] = *host;
-      executor->class->move_block(executor, KV_TIER_DRAM, *host, KV_TIER_HBM, sequence->block_ids[i]);
+      executor->class->move_block(executor, KV_TIER_DRAM, *host, KV_TIER_HBM,
+                                  sequence->block_ids[i]);
     }
   }
 }
 
-/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is copied. */
+/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is
+ * copied. */
 static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
   KvCopy copy = {.from = out ? KV_TIER_HBM : KV_TIER_DRAM,
                  .to = out ? KV_TIER_DRAM : KV_TIER_HBM,
@@ -310,7 +318,8 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
     instance->host_free_blocks += blocks;
   double end = instance->now;
   KvCopy done;
-  for (double next; (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
+  for (double next;
+       (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
     if (instance->executor->class->pop_copy(instance->executor, next, &done))
       end = next;
   return end - instance->now;
@@ -462,7 +471,8 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   if (!instance->executor->class->closed_form && batch->decodes)
     prepare_members(instance);
   if (batch->open) {
-    instance->executor->class->cost(instance->executor, batch->pricing, batch->repeat, &batch->cost);
+    instance->executor->class->cost(instance->executor, batch->pricing, batch->repeat,
+                                    &batch->cost);
   } else {
     KvStep step;
     step_of(instance, batch, &step);
@@ -505,8 +515,8 @@ static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
       instance->config->step_by_step)
     return 1;
-  guint64 steps = MIN(kv_decode_set_until_finish(instance->decode),
-                      kv_decode_set_until_bend(instance->decode));
+  guint64 steps =
+      MIN(kv_decode_set_until_finish(instance->decode), kv_decode_set_until_bend(instance->decode));
   if (!instance->buddy)
     steps = kv_decode_set_affordable(instance->decode, kv_pool_free_blocks(instance->pool), steps);
   return MAX(steps, 1);
@@ -577,7 +587,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
 /* The first step of the open jump that ends at `when` or later. */
 static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) {
   double elapsed = when - batch->start;
-  guint64 low = 0, high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
+  guint64 low = 0,
+          high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
   double low_seconds = 0.0, guess = elapsed / jump_seconds(instance, batch, 1);
   for (guint round = 0; high - low > 1; round++) {
     guint64 middle = low + (high - low) / 2;
@@ -669,7 +680,8 @@ double kv_instance_next(KvInstance *instance) {
     return instance->now;
   double next = G_MAXDOUBLE;
   if (instance->n_batches > 0) {
-    const KvBatch *oldest = instance->batches[0], *newest = instance->batches[instance->n_batches - 1];
+    const KvBatch *oldest = instance->batches[0],
+                  *newest = instance->batches[instance->n_batches - 1];
     if (!oldest->open)
       next = oldest->end;
     if (newest->open)
@@ -689,7 +701,8 @@ static void take_copies(KvInstance *instance) {
     instance->n_loading--;
     copy.sequence->state = KV_SEQUENCE_WAITING;
     queue_push_head(&instance->waiting, copy.sequence);
-    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle poll. */
+    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle
+     * poll. */
     if (instance->n_batches == 0)
       instance->nothing_to_decide = FALSE;
     else if (instance->batches[instance->n_batches - 1]->open)

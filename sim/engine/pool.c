@@ -10,21 +10,21 @@ struct KvExtent {
   KvPrefixNode *node;        /* whose blocks these are, or NULL */
   KvSequence *owner;         /* preempted sequence that may reclaim them, or NULL */
   guint64 blocks;            /* equals node->blocks if there is a node */
-  guint32 *ids;              /* explicit ids of a run without a node, in the order they were filled */
+  guint32 *ids; /* explicit ids of a run without a node, in the order they were filled */
 };
 
 struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
   gboolean prefix_caching, explicit_ids;
-  KvExtent queue; /* sentinel of a circular list: next is the head, previous the tail */
+  KvExtent queue;       /* sentinel of a circular list: next is the head, previous the tail */
   KvPrefixNode **table; /* open addressing, linear probing */
   gsize table_mask, table_used;
   guint64 tier_capacity, tier_used;
   KvPoolMove move;
   gpointer move_user;
   guint32 *tier_free_ids; /* a stack of tier_capacity - tier_used ids */
-  KvPrefixNode tier; /* sentinel: tier_next is the least recently used */
+  KvPrefixNode tier;      /* sentinel: tier_next is the least recently used */
 };
 
 /* Prefix index. */
@@ -128,7 +128,8 @@ static KvExtent *queue_append(KvPool *pool, guint64 blocks) {
   return extent;
 }
 
-/* Append blocks that nobody can find; runs of them merge while it does not matter which is which. */
+/* Append blocks that nobody can find; runs of them merge while it does not matter which is which.
+ */
 static void queue_append_anonymous(KvPool *pool, guint64 blocks) {
   KvExtent *tail = pool->queue.previous;
   if (blocks == 0)
@@ -388,7 +389,8 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
   kv_pool_forget(pool, sequence);
 }
 
-/* Make the blocks that are complete at `computed_tokens` findable: private blocks become the nodes'. */
+/* Make the blocks that are complete at `computed_tokens` findable: private blocks become the
+ * nodes'. */
 static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens) {
   guint64 full = MIN(computed_tokens / pool->block_tokens, named_blocks(pool, sequence));
   guint64 i = sequence->n_nodes > 0 ? sequence->n_nodes - 1 : 0;
@@ -396,8 +398,9 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (i >= sequence->n_nodes) {
       KvPrefixNode *known = index_find(pool, node_key(pool, sequence, i));
       gboolean taken = known && (known->blocks > 0 || known->references > 0);
-      /* Somebody else computed the same content at the same time: ours stays a private duplicate. */
-      KvPrefixNode *node = taken ? NULL
+      /* Somebody else computed the same content at the same time: ours stays a private duplicate.
+       */
+      KvPrefixNode *node = taken   ? NULL
                            : known ? known
                                    : index_add(pool, node_key(pool, sequence, i));
       if (node)
@@ -408,8 +411,7 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (node && node->blocks < share) {
       guint32 fresh = share - node->blocks;
       if (pool->explicit_ids)
-        memcpy(node->ids + node->blocks,
-               sequence->block_ids + i * pool->node_blocks + node->blocks,
+        memcpy(node->ids + node->blocks, sequence->block_ids + i * pool->node_blocks + node->blocks,
                fresh * sizeof(guint32));
       node->blocks = share;
       sequence->private_blocks -= fresh;
@@ -603,7 +605,8 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
     KvPrefixNode *node = sequence->nodes[i];
     if (node->blocks < share) {
       guint32 fresh = share - node->blocks;
-      node->blocks = share; /* findable from now on, as vLLM's delayed caching allows after the load */
+      node->blocks =
+          share; /* findable from now on, as vLLM's delayed caching allows after the load */
       queue_pop(pool, fresh, pool->explicit_ids ? node->ids + share - fresh : NULL);
       for (guint32 b = share - fresh; b < share && pool->explicit_ids && pool->move; b++)
         pool->move(FALSE, node->ids[b], node->tier_ids[b], pool->move_user);
