@@ -191,7 +191,8 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
   }
   g_hash_table_replace(source->sessions, &session->id, session);
   source->in_flight += session->counted;
-  defer(source, first, session->counted ? source->released : start);
+  /* A start in the past: a subagent's, which is relative to a session that was itself held back. */
+  defer(source, first, session->counted ? source->released : MAX(start, source->now));
   return TRUE;
 }
 
@@ -268,6 +269,7 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
                        (!turn || source->ahead->arrival_seconds <= turn->arrival_seconds);
   KvSequence *sequence = from_file ? g_steal_pointer(&source->ahead) : take_deferred(source);
   source->given++;
+  source->now = MAX(source->now, sequence->arrival_seconds);
   if (source->mode == KV_ARRIVE_CLOSED) {
     sequence->arrival_seconds = source->released;
     source->in_flight++;
@@ -281,6 +283,7 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
 
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now) {
   source->released = MAX(source->released, now);
+  source->now = MAX(source->now, now);
   if (source->mode == KV_ARRIVE_CLOSED)
     source->in_flight--;
   if (source->mode != KV_ARRIVE_SESSIONS)

@@ -21,6 +21,11 @@ typedef struct {
   double n, sum, min, max;
 } Sketch;
 
+/* How many sequences an instance has. */
+typedef struct {
+  double running, waiting;
+} Level;
+
 struct KvMetrics {
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
@@ -37,6 +42,8 @@ struct KvMetrics {
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
   double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
+  GArray *levels; /* of Level, by instance: as of its last batch */
+  double running_now, waiting_now; /* over instances */
   double interval_seconds;
   GArray *timeline; /* of KvInterval */
 };
@@ -54,6 +61,7 @@ KvMetrics *kv_metrics_new(double slo_ttft_seconds, double slo_tpot_seconds, KvOu
   metrics->first_arrival = G_MAXDOUBLE;
   metrics->interval_seconds = 0.001;
   metrics->timeline = g_array_new(FALSE, TRUE, sizeof(KvInterval));
+  metrics->levels = g_array_new(FALSE, TRUE, sizeof(Level));
   metrics->itl.min = G_MAXDOUBLE;
   if (requests)
     kv_output_write(requests, header, sizeof header - 1);
@@ -69,6 +77,7 @@ void kv_metrics_free(KvMetrics *metrics) {
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     g_free(metrics->samples[l].values);
   g_array_unref(metrics->timeline);
+  g_array_unref(metrics->levels);
   g_free(metrics);
 }
 
@@ -210,6 +219,17 @@ static double blocks_held(const KvInstance *instance) {
   return (double)(kv_pool_total(instance->pool) - kv_pool_free_blocks(instance->pool));
 }
 
+static void note_level(KvMetrics *metrics, guint instance, double running, double waiting) {
+  if (instance >= metrics->levels->len)
+    g_array_set_size(metrics->levels, instance + 1);
+  Level *level = &g_array_index(metrics->levels, Level, instance);
+  metrics->running_now += running - level->running;
+  metrics->waiting_now += waiting - level->waiting;
+  *level = (Level){running, waiting};
+  metrics->peak_running = MAX(metrics->peak_running, metrics->running_now);
+  metrics->peak_waiting = MAX(metrics->peak_waiting, metrics->waiting_now);
+}
+
 void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch) {
   const KvStepCost *cost = &batch->cost;
   double repeat = (double)batch->repeat, chunk_tokens = 0.0;
@@ -262,8 +282,7 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->running_integral += running * cost->seconds;
   metrics->waiting_integral += waiting * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
-  metrics->peak_running = MAX(metrics->peak_running, running);
-  metrics->peak_waiting = MAX(metrics->peak_waiting, waiting);
+  note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
       .running = running,
       .waiting = waiting,
