@@ -96,7 +96,7 @@ static void draw_objective(GString *script, double seconds, double low, double h
       script,
       "set arrow 9 from first %.10g, graph 0 to first %.10g, graph 1 nohead dt 3 lw 1.2 lc rgb '" KV_INK
       "'\n"
-      "set label 9 'SLO %s' at first %.10g, graph 0.04 %s offset character %s,0 textcolor rgb '" KV_INK
+      "set label 9 'SLO %s' at first %.10g, graph 0.35 %s offset character %s,0 textcolor rgb '" KV_INK
       "'\n",
       seconds, seconds, text, seconds, seconds > sqrt(low * high) ? "right" : "left",
       seconds > sqrt(low * high) ? "-0.5" : "0.5");
