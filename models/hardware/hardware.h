@@ -26,6 +26,8 @@ typedef struct {
   double residual; /* median |relative error| of the fit, out of sample; 0 if there was none */
   double sustained_share; /* of flops_share, what the power limit leaves of it in long compute-bound
                              work; 0 or 1: all */
+  double block_seconds;   /* decode attention: a multiprocessor's time for one sequence and KV head
+                             beside its bytes; 0: hidden */
 } KvEfficiency;
 
 typedef enum {

@@ -94,11 +94,12 @@ static void default_efficiency(KvDevice *device, const Achievable *a) {
 }
 
 static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
-  static const char *const known[] = {"fixed_us",        "flops_share", "sustained_share",
-                                      "bandwidth_share", "sharpness",   "residual",
-                                      "basis",           NULL};
+  static const char *const known[] = {"fixed_us",        "block_us",        "flops_share",
+                                      "sustained_share", "bandwidth_share", "sharpness",
+                                      "residual",        "basis",           NULL};
   kv_json_only(json, object, known);
   e.fixed_seconds = number(json, object, "fixed_us", e.fixed_seconds / MICRO, MICRO);
+  e.block_seconds = number(json, object, "block_us", e.block_seconds / MICRO, MICRO);
   e.flops_share = share(json, object, "flops_share", e.flops_share);
   e.sustained_share =
       share(json, object, "sustained_share", e.sustained_share > 0 ? e.sustained_share : 1);

@@ -94,10 +94,10 @@ static gboolean read_tables(char **paths, GArray *observations, GString *names, 
 static void print_efficiency(const char *family, const char *dtype,
                              const KvEfficiency *efficiency) {
   g_print(
-      "  %-18s %-5s fixed %6.2f us  flops %.3f  sustained %.3f  bandwidth %.3f  sharpness %.2f\n",
+      "  %-18s %-5s fixed %6.2f us  flops %.3f  sustained %.3f  bandwidth %.3f  sharpness %.2f  block %.2f us\n",
       family, dtype, efficiency->fixed_seconds * 1e6, efficiency->flops_share,
       efficiency->sustained_share > 0 ? efficiency->sustained_share : 1.0,
-      efficiency->bandwidth_share, efficiency->sharpness);
+      efficiency->bandwidth_share, efficiency->sharpness, efficiency->block_seconds * 1e6);
 }
 
 static void print_residuals(const KvResidual *residual, KvDtype dtype) {
@@ -141,6 +141,8 @@ static void store(json_t *document, KvKernelFamily family, KvDtype dtype,
   json_t *of_family = member(member(document, "efficiency"), kv_kernel_family_names[family]);
   json_t *object = json_object();
   put(object, "fixed_us", efficiency->fixed_seconds * 1e6);
+  if (efficiency->block_seconds > 0)
+    put(object, "block_us", efficiency->block_seconds * 1e6);
   put(object, "flops_share", efficiency->flops_share > 0 ? efficiency->flops_share : 1);
   if (efficiency->sustained_share > 0)
     put(object, "sustained_share", efficiency->sustained_share);

@@ -27,23 +27,25 @@ typedef struct {
  * prefill attention) is fitted on rows of that kernel only. */
 static const Parameter parameters[] = {
     IN(GEMM, fixed_seconds, 4e-6, 5e-7, 3e-5, BIT(KV_OBSERVED_GEMM) | STEPS),
-    IN(GEMM, flops_share, 0.7, 0.1, 1.2, BIT(KV_OBSERVED_GEMM) | STEPS),
-    IN(GEMM, bandwidth_share, 0.85, 0.2, 1.2, BIT(KV_OBSERVED_GEMM) | STEPS),
+    IN(GEMM, flops_share, 0.7, 0.1, 1, BIT(KV_OBSERVED_GEMM) | STEPS),
+    IN(GEMM, bandwidth_share, 0.85, 0.2, 1, BIT(KV_OBSERVED_GEMM) | STEPS),
     IN(GEMM, sustained_share, 0.9, 0.5, 1, BIT(KV_OBSERVED_GEMM) | BIT(KV_OBSERVED_PREFILL_STEP)),
     IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
     IN(PREFILL_ATTENTION, fixed_seconds, 6e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
-    IN(PREFILL_ATTENTION, flops_share, 0.5, 0.03, 1.2,
+    IN(PREFILL_ATTENTION, flops_share, 0.5, 0.03, 1,
        BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_PREFILL_STEP)),
-    IN(PREFILL_ATTENTION, bandwidth_share, 0.7, 0.05, 1.2, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
+    IN(PREFILL_ATTENTION, bandwidth_share, 0.7, 0.05, 1, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
     IN(PREFILL_ATTENTION, sharpness, 2, 1, 20, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
     IN(DECODE_ATTENTION, fixed_seconds, 5e-6, 5e-7, 5e-5,
        BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
-    IN(DECODE_ATTENTION, flops_share, 0.3, 0.01, 1.2, BIT(KV_OBSERVED_DECODE_ATTENTION)),
-    IN(DECODE_ATTENTION, bandwidth_share, 0.8, 0.05, 1.2,
+    IN(DECODE_ATTENTION, flops_share, 0.3, 0.01, 1, BIT(KV_OBSERVED_DECODE_ATTENTION)),
+    IN(DECODE_ATTENTION, bandwidth_share, 0.8, 0.05, 1,
+       BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
+    IN(DECODE_ATTENTION, block_seconds, 1e-6, 1e-8, 1e-5,
        BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
     IN(DECODE_ATTENTION, sharpness, 4, 1, 20, BIT(KV_OBSERVED_DECODE_ATTENTION)),
     IN(ELEMENTWISE, fixed_seconds, 2e-6, 1e-6, 1e-5, STEPS),
-    IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1.2, STEPS),
+    IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM)),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP)),
 };
@@ -195,9 +197,10 @@ static void step_from(const Problem *problem, const double *x, const double *ste
 static void problem_minimize(Problem *problem) {
   guint n = problem->n_active;
   double x[MOST_DIMENSIONS], damping = 0.1;
+  /* From the usual values, not from the device's, so that a fit does not depend on the one before.
+   */
   for (guint j = 0; j < n; j++)
-    x[j] = log(
-        *parameter_place(problem->active[j], problem->device, problem->measuring, problem->dtype));
+    x[j] = log(problem->active[j]->start);
   double loss = problem_loss(problem, x);
   for (guint round = 0; round < 80 && damping < 1e6; round++) {
     Curvature curvature;

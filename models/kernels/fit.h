@@ -35,7 +35,7 @@ void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, K
                            guint rows_per_kind, double shortest_seconds,
                            KvResidual residual[KV_N_OBSERVED], double *predicted);
 
-/* Where a fit starts when a device says nothing. */
+/* Usual values for whatever `device` and `measuring` leave at 0; a fit starts from them too. */
 void kv_fit_start(KvDevice *device, KvMeasuring *measuring);
 
 #endif

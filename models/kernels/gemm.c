@@ -5,7 +5,8 @@
  */
 static const struct {
   double m, n;
-} tile_shapes[] = {{1, 1}, {2, 0.5}, {1, 0.75}, {1, 0.5}, {0.5, 1}, {0.5, 0.5}, {0.5, 0.25}};
+} tile_shapes[] = {{1, 1},     {2, 0.5},    {1, 0.75}, {1, 0.5},  {0.5, 1},
+                   {0.5, 0.5}, {0.5, 0.25}, {0.25, 1}, {0.125, 1}};
 
 /* A tile of a x b loads k (a + b) operands for k a b products: the smaller it is, the more of the
  * time goes to loading from L2. Rows at which loading takes as long as multiplying. */
@@ -15,6 +16,10 @@ static const double load_rows = 12;
  * exchange of partial sums (Osama et al., "Stream-K", PPoPP 2023): as long as a multiplication of
  * this depth. */
 static const double exchange_depth = 512;
+
+/* Filling a tile's pipeline and writing its output take as long as a multiplication of this depth.
+ */
+static const double tile_overhead_depth = 96;
 
 /* A column tile reads all activation rows again from L2, on the same load path as its weights: cost
  * of such a byte over one from memory. From cuBLAS on an H200: 4096 x 128256 takes 7 % longer at 32
@@ -32,7 +37,8 @@ static double tiled_seconds(const KvDevice *device, double flops_per_sm, double 
     double tile_m = large_m * tile_shapes[i].m, tile_n = large_n * tile_shapes[i].n;
     double load = (1 + load_rows * (1 / tile_m + 1 / tile_n)) / large_load;
     double waves = groups * ceil(m / tile_m) * ceil(n / tile_n) / device->n_sm;
-    double depth = MIN(ceil(waves) * k, waves * k + exchange_depth);
+    double tile_depth = k + tile_overhead_depth;
+    double depth = MIN(ceil(waves) * tile_depth, waves * tile_depth + exchange_depth);
     double seconds = depth * 2 * tile_m * tile_n * load / flops_per_sm;
     best_seconds = MIN(best_seconds, seconds);
   }

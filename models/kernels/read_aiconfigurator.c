@@ -110,8 +110,7 @@ static gboolean observe(const Line *line, KvObservation *observation, gboolean *
     return TRUE;
   observation->kind = decode ? KV_OBSERVED_DECODE_ATTENTION : KV_OBSERVED_PREFILL_ATTENTION;
   observation->cache_bytes = kv_dtype_bytes(cache);
-  if (decode) /* the cache's type picks the kernel */
-    observation->dtype = cache;
+  observation->dtype = cache; /* queries are cast to the cache's type, which picks the kernel */
   number_at(line, COLUMN_WINDOW, &observation->window);
   if (!number_at(line, COLUMN_BATCH, &observation->batch) || !number_at(line, COLUMN_ISL, &isl) ||
       !number_at(line, COLUMN_STEP, &observation->past) ||

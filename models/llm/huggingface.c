@@ -90,15 +90,16 @@ static const Family *family_of(KvJson *json, json_t *config) {
   if (g_strv_contains(other, type))
     kv_json_fail(json, config, "model_type",
                  "'model_type' is '%s', expected a decoder with attention in every layer", type);
-  static const char *const recurrent[] = {"ssm_state_size",    "state_size",
-                                          "mamba_d_state",     "linear_num_key_heads",
-                                          "layers_block_type", NULL};
-  for (guint i = 0; recurrent[i]; i++)
-    if (kv_json_has(config, recurrent[i]))
+  static const char *const unlike[] = {
+      "ssm_state_size",     "state_size",        "mamba_d_state", "linear_num_key_heads",
+      "linear_attn_config", "layers_block_type", "index_topk",    NULL};
+  for (guint i = 0; unlike[i]; i++)
+    if (kv_json_has(config, unlike[i]))
       kv_json_fail(
-          json, config, recurrent[i],
-          "'%s' belongs to recurrent layers, expected a decoder with attention in every layer",
-          recurrent[i]);
+          json, config, unlike[i],
+          "'%s' belongs to recurrent or sparse layers, expected a decoder with plain attention "
+          "in every layer",
+          unlike[i]);
   return &llama_like;
 }
 
@@ -261,12 +262,12 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
     fallback = floor(hidden * kv_json_number(json, config, ratio, 4, 0.01, 64));
   if (m.sparse.n_experts && present(config, (const char *const[]){"moe_intermediate_size", NULL}))
     fallback = 0; /* no layer need be dense */
-  m.dense.intermediate = COUNT(fallback, 0, KV_MODEL_MOST_WIDTH, "intermediate_size", "ffn_dim",
+  m.dense.intermediate = COUNT(fallback, 1, KV_MODEL_MOST_WIDTH, "intermediate_size", "ffn_dim",
                                "ffn_hidden_size", "n_inner");
   if (!m.sparse.n_experts)
     return m;
-  m.sparse.n_experts_per_token =
-      (guint)COUNT(KV_JSON_REQUIRED, 1, m.sparse.n_experts, "num_experts_per_tok");
+  m.sparse.n_experts_per_token = (guint)COUNT(KV_JSON_REQUIRED, 1, m.sparse.n_experts,
+                                              "num_experts_per_tok", "num_experts_per_token");
   m.sparse.expert_intermediate =
       COUNT((double)m.dense.intermediate, 1, KV_MODEL_MOST_WIDTH, "moe_intermediate_size");
   m.sparse.shared_intermediate =
@@ -274,6 +275,10 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
   guint64 n_shared = COUNT(0, 0, 1024, "n_shared_experts");
   if (n_shared)
     m.sparse.shared_intermediate = n_shared * m.sparse.expert_intermediate;
+  if (m.sparse.shared_intermediate > KV_MODEL_MOST_WIDTH)
+    kv_json_fail(json, config, "n_shared_experts",
+                 "the shared experts are %" G_GUINT64_FORMAT " wide, expected at most %d",
+                 m.sparse.shared_intermediate, KV_MODEL_MOST_WIDTH);
   m.first_dense = (guint)COUNT(0, 0, KV_MODEL_MOST_LAYERS, "first_k_dense_replace");
   m.step = (guint)COUNT(1, 1, KV_MODEL_MOST_LAYERS, "decoder_sparse_step", "moe_layer_freq");
   if (present(config, (const char *const[]){"mlp_only_layers", NULL}))
