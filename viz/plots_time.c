@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stddef.h>
 
+#include "viz/format.h"
 #include "viz/plots.h"
 
 typedef struct {
@@ -326,6 +327,17 @@ static const char *const state_names[] = {"held by requests",
                                           "cached: free, but still found by prefix", "empty"};
 static const char *const state_colours[] = {"#0072b2", "#56b4e9", "#c9d0d6"};
 
+/* Where the axis ends: at all the blocks, unless those in use would be a line at the bottom. */
+static double blocks_shown(const KvSummary *run) {
+  double used = 0, all = 0;
+  for (guint i = 0; i < n_intervals(run); i++) {
+    const KvInterval *interval = &g_array_index(run->timeline, KvInterval, i);
+    used = MAX(used, interval->blocks_held + interval->blocks_cached);
+    all = MAX(all, interval->blocks_held + interval->blocks_cached + interval->blocks_free);
+  }
+  return used > 0 && used < 0.25 * all ? 1.3 * used : 1.06 * all;
+}
+
 static void plot_blocks(GString *script, const KvSummary *run, guint r, gboolean several) {
   g_autofree char *name = kv_plot_run_name(run, 80),
                   *quoted = kv_gnuplot_quote(several ? name : "");
@@ -333,6 +345,9 @@ static void plot_blocks(GString *script, const KvSummary *run, guint r, gboolean
     kv_plot_note(script, several ? name : "", "nothing to show: nothing ran");
     return;
   }
+  g_autofree char *all = kv_format_whole(run->total_blocks * MAX(run->n_instances, 1u));
+  kv_say(script, "set ylabel 'blocks, of %s'\nset yrange [0:%.8g]\n", all,
+         MAX(blocks_shown(run), 1));
   kv_say(script,
          "set title %s\n"
          "plot $b%u using 1:3:4 with filledcurves lc rgb '%s' notitle, \\\n"
