@@ -21,6 +21,7 @@ struct KvArrivalSource {
   gboolean by_session;          /* the trace is a list of sessions */
   guint concurrency, in_flight; /* requests (closed) or sessions */
   double rate_scale, released;  /* when the last place became free */
+  double now; /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
   KvSequence *ahead;    /* read, not given out */

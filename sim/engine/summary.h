@@ -72,7 +72,7 @@ typedef struct {
 
   double
       prefix_hit_ratio; /* prompt tokens found in the cache / prompt tokens, at first admission */
-  double lower_tier_hit_ratio; /* of them from lower tiers */
+  double lower_tier_hit_ratio; /* prompt tokens loaded from a lower tier / prompt tokens */
   guint64 hit_tokens, looked_up_tokens;
 
   guint64 block_tokens, total_blocks;
