@@ -12,6 +12,7 @@ typedef struct {
   gint64 id;
   GQueue turns;       /* of KvSequence */
   gboolean answering; /* a turn is with the engine */
+  gboolean pending;   /* its start is recorded and has not come */
   gboolean counted;   /* takes one of the concurrent places: its start is not recorded */
 } Session;
 
@@ -21,7 +22,9 @@ struct KvArrivalSource {
   gboolean by_session;          /* the trace is a list of sessions */
   guint concurrency, in_flight; /* requests (closed) or sessions */
   double rate_scale, released;  /* when the last place became free */
-  double now; /* latest moment that the source has heard of */
+  double base;                  /* when the last session without a recorded start began */
+  guint pending;                /* sessions that wait for their recorded start */
+  double now;                   /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
   KvSequence *ahead;    /* read, not given out */
@@ -123,10 +126,6 @@ static void defer(KvArrivalSource *source, KvSequence *turn, double when) {
   heap[at] = turn;
 }
 
-static const KvSequence *first_deferred(const KvArrivalSource *source) {
-  return g_ptr_array_index(source->deferred, 0);
-}
-
 static KvSequence *take_deferred(KvArrivalSource *source) {
   gpointer *heap = source->deferred->pdata;
   KvSequence *first = heap[0], *last = heap[source->deferred->len - 1];
@@ -191,30 +190,33 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
   g_hash_table_replace(source->sessions, &session->id, session);
-  source->in_flight += session->counted;
-  /* A start in the past: a subagent's, which is relative to a session that was itself held back. */
-  defer(source, first, session->counted ? source->released : MAX(start, source->now));
+  if (session->counted) {
+    source->in_flight++;
+    source->base = source->now;
+    defer(source, first, source->now);
+  } else {
+    /* A recorded start counts from that of the last session without one: a subagent's from its
+     * parent's. */
+    source->pending++;
+    session->pending = TRUE;
+    defer(source, first, MAX(source->base + start, source->now));
+  }
   return TRUE;
 }
 
-/* Start the sessions that may start now; *seconds is when the next one with a recorded start will.
- * A place is taken by those without. */
-static gboolean start_sessions(KvArrivalSource *source, double *seconds, GError **error) {
-  for (;;) {
-    if (!read_ahead(source, error))
-      return FALSE;
+/* Have the turns of every session in memory that may start: as many as there are places of those
+ * whose start is not recorded, and as many again of those whose start is. */
+static gboolean start_sessions(KvArrivalSource *source, GError **error) {
+  while (read_ahead(source, error)) {
     if (!source->ahead)
       return TRUE;
-    double start = source->ahead->session_start_seconds / source->rate_scale;
-    if (start > 0.0) {
-      *seconds = start;
-      return TRUE;
-    }
-    if (source->in_flight >= source->concurrency)
+    gboolean recorded = source->ahead->session_start_seconds > 0.0;
+    if ((recorded ? source->pending : source->in_flight) >= source->concurrency)
       return TRUE;
     if (!start_session(source, error))
       return FALSE;
   }
+  return FALSE;
 }
 
 /* Timed traces in mode `sessions`: hold turns back whose session still waits for an answer. */
@@ -239,14 +241,8 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
 gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError **error) {
   *seconds = G_MAXDOUBLE;
   if (source->by_session) {
-    if (!start_sessions(source, seconds, error))
+    if (!start_sessions(source, error))
       return FALSE;
-    /* Its turns must be known before its first one is given out. */
-    if (*seconds < G_MAXDOUBLE &&
-        (source->deferred->len == 0 || *seconds <= first_deferred(source)->arrival_seconds))
-      if (!start_session(source, error))
-        return FALSE;
-    *seconds = G_MAXDOUBLE;
   } else if (source->mode == KV_ARRIVE_SESSIONS) {
     if (!hold_back_turns(source, error))
       return FALSE;
@@ -275,9 +271,13 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
     sequence->arrival_seconds = source->released;
     source->in_flight++;
   }
-  if (source->mode == KV_ARRIVE_SESSIONS && !source->by_session && sequence->session >= 0) {
-    Session *session = g_hash_table_lookup(source->sessions, &sequence->session);
+  Session *session = source->mode == KV_ARRIVE_SESSIONS && sequence->session >= 0
+                         ? g_hash_table_lookup(source->sessions, &sequence->session)
+                         : NULL;
+  if (session) {
     session->answering = TRUE;
+    source->pending -= session->pending;
+    session->pending = FALSE;
   }
   return sequence;
 }

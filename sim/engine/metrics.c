@@ -42,7 +42,7 @@ struct KvMetrics {
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
   double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
-  GArray *levels; /* of Level, by instance: as of its last batch */
+  GArray *levels;                  /* of Level, by instance: as of its last batch */
   double running_now, waiting_now; /* over instances */
   double interval_seconds;
   GArray *timeline; /* of KvInterval */
