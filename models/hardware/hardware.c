@@ -107,8 +107,8 @@ gpointer kv_hardware_member(const KvHardwareKind *kind, KvJson *json, json_t *ob
     return NULL;
   }
   g_autofree char *folder = g_path_get_dirname(kv_json_name(json));
-  g_autofree char *path =
-      g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(folder, name, NULL);
+  gboolean as_it_is = g_path_is_absolute(name) || strcmp(folder, ".") == 0;
+  g_autofree char *path = as_it_is ? g_strdup(name) : g_build_filename(folder, name, NULL);
   g_autoptr(GError) problem = NULL;
   gpointer thing = load_file(kind, path, &problem);
   if (!thing)

@@ -228,7 +228,7 @@ static guint leading_count(const char **rest, guint most) {
     return 0;
   char *end;
   guint64 count = g_ascii_strtoull(*rest, &end, 10);
-  if ((*end != 'x' && *end != 'X') || !end[1] || count > most)
+  if ((*end != 'x' && *end != 'X') || !end[1] || count < 1 || count > most)
     return 0;
   *rest = end + 1;
   return (guint)count;
@@ -236,6 +236,10 @@ static guint leading_count(const char **rest, guint most) {
 
 static gboolean is_file(const char *name) {
   return g_str_has_suffix(name, ".json") || g_file_test(name, G_FILE_TEST_IS_REGULAR);
+}
+
+static int compare_ids(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
 const char *const *kv_platform_ids(void) {
@@ -246,7 +250,7 @@ const char *const *kv_platform_ids(void) {
     for (guint i = 0; i < G_N_ELEMENTS(lists); i++)
       for (const char *const *id = lists[i]; *id; id++)
         g_ptr_array_add(all, (gpointer)*id);
-    g_ptr_array_sort(all, (GCompareFunc)(void (*)(void))g_strcmp0);
+    g_ptr_array_sort(all, compare_ids);
     g_ptr_array_add(all, NULL);
     g_once_init_leave(&ids, (const char **)g_ptr_array_free(all, FALSE));
   }

@@ -18,6 +18,8 @@ typedef struct {
   const char *model_type;
   gboolean gated, layer_norm, bias, tied, learned_positions, qk_norm;
   Window window;
+  /* Values that the class supplies where a checkpoint leaves them out; 0 if it never does. */
+  guint vocab, max_context_tokens, n_heads, n_kv_heads, head_dim;
 } Family;
 
 static const Family families[] = {
@@ -35,12 +37,22 @@ static const Family families[] = {
      .gated = TRUE,
      .tied = TRUE,
      .qk_norm = TRUE,
-     .window = WINDOW_PATTERN},
+     .window = WINDOW_PATTERN,
+     .vocab = 262208,
+     .max_context_tokens = 131072,
+     .n_heads = 8,
+     .n_kv_heads = 4,
+     .head_dim = 256},
     {.model_type = "gemma3_text",
      .gated = TRUE,
      .tied = TRUE,
      .qk_norm = TRUE,
-     .window = WINDOW_PATTERN},
+     .window = WINDOW_PATTERN,
+     .vocab = 262208,
+     .max_context_tokens = 131072,
+     .n_heads = 8,
+     .n_kv_heads = 4,
+     .head_dim = 256},
     {.model_type = "phi3", .gated = TRUE, .window = WINDOW_ALWAYS},
     {.model_type = "phi", .layer_norm = TRUE, .bias = TRUE},
     {.model_type = "opt",
@@ -78,6 +90,16 @@ static const Family *family_of(KvJson *json, json_t *config) {
   if (g_strv_contains(other, type))
     kv_json_fail(json, config, "model_type",
                  "'model_type' is '%s', expected a decoder with attention in every layer", type);
+  static const char *const unlike[] = {
+      "ssm_state_size",     "state_size",        "mamba_d_state", "linear_num_key_heads",
+      "linear_attn_config", "layers_block_type", "index_topk",    NULL};
+  for (guint i = 0; unlike[i]; i++)
+    if (kv_json_has(config, unlike[i]))
+      kv_json_fail(
+          json, config, unlike[i],
+          "'%s' belongs to recurrent or sparse layers, expected a decoder with plain attention "
+          "in every layer",
+          unlike[i]);
   return &llama_like;
 }
 
@@ -112,10 +134,16 @@ static gboolean flag(KvJson *json, json_t *config, const char *key, gboolean fal
              : fallback;
 }
 
-static void read_heads(KvJson *json, json_t *config, guint hidden, KvAttention *a) {
-  a->n_heads = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HEADS, "num_attention_heads",
-                            "n_head", "n_heads", "num_heads");
-  double kv_heads = a->n_heads;
+/* The class's value, or none. */
+static double supplied(guint value) {
+  return value ? value : KV_JSON_REQUIRED;
+}
+
+static void read_heads(KvJson *json, json_t *config, const Family *family, guint hidden,
+                       KvAttention *a) {
+  a->n_heads = (guint)COUNT(supplied(family->n_heads), 1, KV_MODEL_MOST_HEADS,
+                            "num_attention_heads", "n_head", "n_heads", "num_heads");
+  double kv_heads = family->n_kv_heads ? family->n_kv_heads : a->n_heads;
   /* Falcon: one KV head unless the new decoder architecture says how many. */
   gboolean many = flag(json, config, "new_decoder_architecture", FALSE);
   if (!many && flag(json, config, "multi_query", FALSE))
@@ -130,7 +158,7 @@ static void read_heads(KvJson *json, json_t *config, guint hidden, KvAttention *
                  "'%s' is %u, expected a divisor of the %u attention heads", key ? key : keys[0],
                  a->n_kv_heads, a->n_heads);
   }
-  a->head_dim = (guint)COUNT(0, 1, KV_MODEL_MOST_HIDDEN, "head_dim");
+  a->head_dim = (guint)COUNT(family->head_dim, 1, KV_MODEL_MOST_HIDDEN, "head_dim");
   if (!a->head_dim) {
     a->head_dim = MAX(1, hidden / a->n_heads);
     if (hidden % a->n_heads != 0)
@@ -144,6 +172,8 @@ static void read_heads(KvJson *json, json_t *config, guint hidden, KvAttention *
 
 static void read_latent(KvJson *json, json_t *config, KvAttention *a) {
   a->kind = KV_ATTENTION_LATENT;
+  a->n_heads = a->n_kv_heads =
+      (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HEADS, "num_attention_heads");
   a->kv_lora_rank = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HIDDEN, "kv_lora_rank");
   a->q_lora_rank = (guint)COUNT(0, 0, KV_MODEL_MOST_HIDDEN, "q_lora_rank");
   a->rope_head_dim = (guint)COUNT(KV_JSON_REQUIRED, 0, KV_MODEL_MOST_HIDDEN, "qk_rope_head_dim");
@@ -232,12 +262,12 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
     fallback = floor(hidden * kv_json_number(json, config, ratio, 4, 0.01, 64));
   if (m.sparse.n_experts && present(config, (const char *const[]){"moe_intermediate_size", NULL}))
     fallback = 0; /* no layer need be dense */
-  m.dense.intermediate = COUNT(fallback, 0, KV_MODEL_MOST_WIDTH, "intermediate_size", "ffn_dim",
+  m.dense.intermediate = COUNT(fallback, 1, KV_MODEL_MOST_WIDTH, "intermediate_size", "ffn_dim",
                                "ffn_hidden_size", "n_inner");
   if (!m.sparse.n_experts)
     return m;
-  m.sparse.n_experts_per_token =
-      (guint)COUNT(KV_JSON_REQUIRED, 1, m.sparse.n_experts, "num_experts_per_tok");
+  m.sparse.n_experts_per_token = (guint)COUNT(KV_JSON_REQUIRED, 1, m.sparse.n_experts,
+                                              "num_experts_per_tok", "num_experts_per_token");
   m.sparse.expert_intermediate =
       COUNT((double)m.dense.intermediate, 1, KV_MODEL_MOST_WIDTH, "moe_intermediate_size");
   m.sparse.shared_intermediate =
@@ -245,6 +275,10 @@ static Mlps read_mlps(KvJson *json, json_t *config, const Family *family, guint 
   guint64 n_shared = COUNT(0, 0, 1024, "n_shared_experts");
   if (n_shared)
     m.sparse.shared_intermediate = n_shared * m.sparse.expert_intermediate;
+  if (m.sparse.shared_intermediate > KV_MODEL_MOST_WIDTH)
+    kv_json_fail(json, config, "n_shared_experts",
+                 "the shared experts are %" G_GUINT64_FORMAT " wide, expected at most %d",
+                 m.sparse.shared_intermediate, KV_MODEL_MOST_WIDTH);
   m.first_dense = (guint)COUNT(0, 0, KV_MODEL_MOST_LAYERS, "first_k_dense_replace");
   m.step = (guint)COUNT(1, 1, KV_MODEL_MOST_LAYERS, "decoder_sparse_step", "moe_layer_freq");
   if (present(config, (const char *const[]){"mlp_only_layers", NULL}))
@@ -318,27 +352,30 @@ KvModel *kv_model_read_huggingface(KvJson *json, const char *id) {
   m->id = g_strdup(id);
   m->name = g_strdup(id);
   m->source = g_strdup(kv_json_name(json));
-  m->hidden =
-      (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HIDDEN, "hidden_size", "n_embd", "d_model");
-  m->vocab = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_WIDTH, "vocab_size");
+  m->hidden = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HIDDEN, "hidden_size", "n_embd",
+                           "n_embed", "d_model");
+  m->vocab = (guint)COUNT(supplied(family->vocab), 1, KV_MODEL_MOST_WIDTH, "vocab_size");
   m->max_context_tokens =
-      (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_TOKENS, "max_position_embeddings",
-                   "n_positions", "seq_length", "max_seq_len", "n_ctx");
+      (guint)COUNT(supplied(family->max_context_tokens), 1, KV_MODEL_MOST_TOKENS,
+                   "max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "n_ctx");
   m->embedding_dim = (guint)COUNT(m->hidden, 1, KV_MODEL_MOST_HIDDEN, "word_embed_proj_dim");
   m->tied_embeddings = flag(json, config, "tie_word_embeddings", family->tied);
   m->learned_positions = family->learned_positions;
   m->norm = family->layer_norm ? KV_NORM_LAYER : KV_NORM_RMS;
   m->weight_dtype = m->expert_dtype = read_dtype(json, config);
   read_quantization(json, config, m);
+  if (config != kv_json_root(json)) /* the outer level says how the whole checkpoint is stored */
+    read_quantization(json, kv_json_root(json), m);
 
   KvLayerGroup layer = {0};
   guint n_layers = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_LAYERS, "num_hidden_layers",
                                 "n_layer", "n_layers", "num_layers");
-  read_heads(json, config, m->hidden, &layer.attention);
   layer.attention.bias = flag(json, config, "attention_bias", family->bias);
   layer.attention.qk_norm = family->qk_norm;
   if (present(config, (const char *const[]){"kv_lora_rank", NULL}))
     read_latent(json, config, &layer.attention);
+  else
+    read_heads(json, config, family, m->hidden, &layer.attention);
   Windows windows = read_windows(json, config, family, n_layers);
   Mlps mlps = read_mlps(json, config, family, m->hidden);
   for (guint i = 0; i < n_layers; i++) {

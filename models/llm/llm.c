@@ -23,10 +23,14 @@ static KvModel *read_document(KvJson *json, const char *id) {
   static const char *const huggingface[] = {"model_type", "architectures", "hidden_size", "n_embd",
                                             "d_model",    "text_config",   NULL};
   json_t *root = kv_json_root(json);
-  if (json_is_object(root) && !kv_json_has(root, "groups"))
+  if (json_is_object(root) && !kv_json_has(root, "groups")) {
     for (guint i = 0; huggingface[i]; i++)
       if (kv_json_has(root, huggingface[i]))
         return kv_model_read_huggingface(json, id);
+    kv_json_fail(json, root, NULL,
+                 "neither 'groups' nor 'hidden_size' is there, expected a model or a Hugging Face "
+                 "config.json");
+  }
   return kv_model_read(json, root);
 }
 

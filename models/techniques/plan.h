@@ -34,7 +34,8 @@ typedef enum {
 extern const char *const kv_tier_names[];
 
 /* Number of tokens as a function of the context length n and the prompt length p (a >= 0 the parameter):
- * min(cap, scale * base(n)). "Decoding" begins when the whole prompt has been processed. */
+ * min(cap, scale * base(n')). "Decoding" begins when the whole prompt has been processed. n' is n, unless an
+ * eviction left only `kept_prompt` tokens of the prompt: then n' = min(p, kept_prompt) + n - p while decoding. */
 typedef enum {
   KV_LAW_ALL,           /* n */
   KV_LAW_FIXED,         /* a */
@@ -49,12 +50,13 @@ typedef enum {
 typedef struct {
   KvLawKind kind;
   double a, scale, cap; /* cap G_MAXDOUBLE where there is none */
+  double kept_prompt;   /* 0 where the whole prompt is kept */
 } KvLaw;
 
 /* The law `kind` with parameter `a`, scale 1, no cap. */
 KvLaw kv_law(KvLawKind kind, double a);
 gboolean kv_law_equal(const KvLaw *x, const KvLaw *y);
-/* The value at n; with `slope` not NULL also the slope per further token and, in *valid_tokens, the number of
+/* The value at n, a whole number; with `slope` not NULL also the slope per further token and, in *valid_tokens, the number of
  * further tokens for which value + i * slope stays exact (i <= *valid_tokens; G_MAXDOUBLE if forever). */
 double kv_law_value(const KvLaw *law, double n, double prompt, gboolean decoding, double *slope,
                     double *valid_tokens);
@@ -76,6 +78,10 @@ typedef struct {
   KvDtype format;          /* nominal: picks the kernel's efficiency and colours the picture */
   const char *quantizer;   /* id of the technique that quantized it, or NULL */
 } KvSegment;
+
+/* Keys and values that follow different laws are separate segments, with the other's bytes 0. A token is then read twice,
+ * so kv_plan_compile() counts each such segment with half of the reader's tokens, FLOPs and extra bytes. A latent
+ * cache has no value bytes anywhere and counts fully. */
 
 typedef struct {
   const char *name; /* static */
@@ -120,10 +126,11 @@ typedef struct {
   KvMoment moment;
   double flops, flops_per_token;
   double bytes, bytes_per_token;
-  double launches; /* kernels, per batch and layer-group pass rather than per sequence */
+  double launches; /* kernels over all layers concerned; per batch rather than per sequence */
   KvProcessor processor;
   gboolean critical; /* on the critical path, or beside it */
   guint every_steps; /* decode: once every so many steps; 0 or 1 each step */
+  double over_tokens; /* only where n is more than this; 0: always */
 } KvWork;
 
 /* Where the weights are and how they stream. */
@@ -143,7 +150,7 @@ typedef struct {
   double element_bytes;       /* e: of the uncompressed cache */
   gboolean shareable;         /* equal prefixes have equal caches, so blocks can be shared */
   guint share_multiple;       /* ... at multiples of so many tokens only; 1 if anywhere */
-  const char *unshareable_by; /* id of the technique that ended sharing, or NULL */
+  const char *unshareable_by; /* id of the technique that ended sharing; NULL: the model's own recurrent state */
   gboolean fused_attention;   /* no attention probabilities are formed */
   gboolean paged;             /* FALSE if the layout needs contiguous memory */
   double prefill_peak_layers; /* layers whose uncompressed prompt cache is held at once: all, or 1 */
@@ -168,7 +175,7 @@ typedef struct {
     double flops[KV_MAX_CHANNELS];      /* on the reader's processor */
     double tokens[KV_MAX_CHANNELS];     /* read, mean over its layers: for the fill of the kernel */
     double fetched_bytes[KV_N_TIERS][KV_MAX_CHANNELS]; /* moved up from each lower tier */
-    double host_bytes[KV_MAX_CHANNELS]; /* read by a CPU from its own memory */
+    double host_bytes[KV_MAX_CHANNELS]; /* read by a CPU (or a storage device) from its own memory */
     KvReader reader;
   } readers[KV_MAX_READERS];
   double state_bytes;          /* per sequence: all recurrent layers */

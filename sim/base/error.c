@@ -1,11 +1,18 @@
 #include "sim/base/error.h"
 
-G_DEFINE_QUARK(kv-error-quark, kv_error)
+G_DEFINE_QUARK(kv - error - quark, kv_error)
+
+char *kv_error_one_line(char *text) {
+  for (char *c = text; *c; c++)
+    if (g_ascii_iscntrl(*c))
+      *c = '?';
+  return text;
+}
 
 void kv_error_at(GError **error, const char *file, guint64 line, const char *format, ...) {
   va_list args;
   va_start(args, format);
-  g_autofree char *message = g_strdup_vprintf(format, args);
+  g_autofree char *message = kv_error_one_line(g_strdup_vprintf(format, args));
   va_end(args);
   if (line > 0)
     g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s:%" G_GUINT64_FORMAT ": %s", file, line,

@@ -1,12 +1,13 @@
 /* Errors that a user can cause.
  *
- * Everything that a file, a flag or the machine can get wrong travels as a GError of the domain KV_ERROR.
- * The message is the whole line that the user reads after "kvsim: ", in the form
+ * Everything that a file, a flag or the machine can get wrong travels as a GError of the domain
+ * KV_ERROR. The message is the whole line that the user reads after "kvsim: ", in the form
  *
  *     FILE:LINE: what is wrong, what was expected
  *
  * (FILE:LINE is left out where there is none). The program turns the code into the exit status:
- * KV_ERROR_USAGE and KV_ERROR_INPUT give 2, KV_ERROR_FAILED gives 1, KV_ERROR_INTERRUPTED gives 130.
+ * KV_ERROR_USAGE and KV_ERROR_INPUT give 2, KV_ERROR_FAILED gives 1, KV_ERROR_INTERRUPTED gives
+ * 130.
  */
 #ifndef KV_SIM_BASE_ERROR_H
 #define KV_SIM_BASE_ERROR_H
@@ -27,6 +28,11 @@ GQuark kv_error_quark(void);
 /* Set *error to "FILE:LINE: message"; with line 0, to "FILE: message". */
 void kv_error_at(GError **error, const char *file, guint64 line, const char *format, ...)
     G_GNUC_PRINTF(4, 5);
+
+/* Make `text` fit for an error, which is one line: a line break or another control character, from
+ * a name that a file holds, say, becomes a question mark. Done in place; kv_error_at() does it
+ * itself. */
+char *kv_error_one_line(char *text);
 
 /* The exit status that the program owes for `error`. */
 int kv_error_exit_status(const GError *error);

@@ -1,6 +1,8 @@
 #include "sim/base/json.h"
 
+#include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "sim/base/error.h"
@@ -17,7 +19,9 @@ struct KvJson {
 
 KvJson *kv_json_parse(const char *name, const char *text, gsize length, GError **error) {
   json_error_t where;
-  json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &where);
+  /* Nothing at all may come as a NULL pointer, which jansson calls a wrong argument. */
+  json_t *root =
+      json_loadb(length ? text : "", length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &where);
   if (!root) {
     kv_error_at(error, name, where.line > 0 ? (guint64)where.line : 1,
                 "not valid JSON: %s, expected one JSON value", where.text);
@@ -30,24 +34,41 @@ KvJson *kv_json_parse(const char *name, const char *text, gsize length, GError *
   return json;
 }
 
-KvJson *kv_json_load(const char *path, GError **error) {
-  g_autofree char *text = NULL;
-  gsize length;
-  g_autoptr(GError) problem = NULL;
-  if (!g_file_get_contents(path, &text, &length, &problem)) {
-    g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: cannot be read (%s)", path,
-                g_strerror(problem->code == G_FILE_ERROR_NOENT ? ENOENT
-                           : problem->code == G_FILE_ERROR_ACCES ? EACCES
-                           : problem->code == G_FILE_ERROR_ISDIR ? EISDIR
-                                                                 : EIO));
+/* The file's bytes, at most LARGEST_DOCUMENT_BYTES + 1 of them: a device or a huge file given by
+ * mistake costs no more than that. NULL with errno set if it cannot be read. */
+static GByteArray *read_document(const char *path) {
+  FILE *file = fopen(path, "rbe");
+  if (!file)
+    return NULL;
+  GByteArray *bytes = g_byte_array_new();
+  guint8 chunk[1 << 14];
+  for (gsize n; (n = fread(chunk, 1, sizeof chunk, file)) > 0;) {
+    g_byte_array_append(bytes, chunk, (guint)n);
+    if (bytes->len > LARGEST_DOCUMENT_BYTES)
+      break;
+  }
+  int problem = ferror(file) ? errno : 0;
+  fclose(file);
+  if (problem) {
+    g_byte_array_unref(bytes);
+    errno = problem;
     return NULL;
   }
-  if (length > LARGEST_DOCUMENT_BYTES) {
+  return bytes;
+}
+
+KvJson *kv_json_load(const char *path, GError **error) {
+  g_autoptr(GByteArray) bytes = read_document(path);
+  if (!bytes) {
+    kv_error_at(error, path, 0, "cannot be read (%s), expected a JSON document", g_strerror(errno));
+    return NULL;
+  }
+  if (bytes->len > LARGEST_DOCUMENT_BYTES) {
     kv_error_at(error, path, 0, "is larger than %d MiB, expected a JSON document",
                 LARGEST_DOCUMENT_BYTES >> 20);
     return NULL;
   }
-  return kv_json_parse(path, text, length, error);
+  return kv_json_parse(path, (const char *)bytes->data, bytes->len, error);
 }
 
 void kv_json_free(KvJson *json) {
@@ -72,8 +93,8 @@ gboolean kv_json_has(json_t *object, const char *key) {
   return json_object_get(object, key) != NULL;
 }
 
-/* The text is known to be valid, so a cursor can walk it in step with the tree: containers keep their
- * order and keys do not repeat. */
+/* The text is known to be valid, so a cursor can walk it in step with the tree: containers keep
+ * their order and keys do not repeat. */
 typedef struct {
   const char *at;
   guint64 line;
@@ -188,7 +209,8 @@ static const char *type_name(const json_t *value) {
   return "null";
 }
 
-/* The member, or NULL after complaint if the object is none or the member is missing and required. */
+/* The member, or NULL after complaint if the object is none or the member is missing and required.
+ */
 static json_t *member(KvJson *json, json_t *object, const char *key, gboolean required) {
   if (!json_is_object(object)) {
     kv_json_fail(json, object, NULL, "expected an object with the field '%s', found %s", key,
@@ -212,12 +234,20 @@ double kv_json_number(KvJson *json, json_t *object, const char *key, double fall
     return min;
   }
   double number = json_number_value(value);
-  if (!isfinite(number) || number < min || number > max) {
-    kv_json_fail(json, object, key, "'%s' is %g, expected a number from %g to %g", key, number, min,
-                 max);
-    return min;
-  }
-  return number;
+  if (isfinite(number) && number >= min && number <= max)
+    return number;
+  if (max == G_MAXDOUBLE)
+    kv_json_fail(json, object, key, "'%s' is %.15g, expected a number of at least %.15g", key,
+                 number, min);
+  else
+    kv_json_fail(json, object, key, "'%s' is %.15g, expected a number from %.15g to %.15g", key,
+                 number, min, max);
+  return min;
+}
+
+/* The nearest whole number that fits: a plain cast of 2^63 or more is undefined. */
+static gint64 whole(double number) {
+  return number >= 0x1p63 ? G_MAXINT64 : number <= -0x1p63 ? G_MININT64 : (gint64)number;
 }
 
 gint64 kv_json_integer(KvJson *json, json_t *object, const char *key, double fallback, gint64 min,
@@ -225,20 +255,33 @@ gint64 kv_json_integer(KvJson *json, json_t *object, const char *key, double fal
   gboolean required = fallback == KV_JSON_REQUIRED;
   json_t *value = member(json, object, key, required);
   if (!value)
-    return required ? min : (gint64)fallback;
-  double real = json_is_number(value) ? json_number_value(value) : NAN;
-  if (!json_is_integer(value) && !(json_is_real(value) && real == floor(real))) {
+    return required ? min : whole(fallback);
+  if (!json_is_number(value)) {
     kv_json_fail(json, object, key, "'%s' is %s, expected a whole number", key, type_name(value));
     return min;
   }
-  if (real < (double)min || real > (double)max) {
-    kv_json_fail(json, object, key,
-                 "'%s' is %.0f, expected a whole number from %" G_GINT64_FORMAT
-                 " to %" G_GINT64_FORMAT,
-                 key, real, min, max);
+  double real = json_number_value(value);
+  if (json_is_real(value) && real != floor(real)) {
+    kv_json_fail(json, object, key, "'%s' is %.15g, expected a whole number", key, real);
     return min;
   }
-  return json_is_integer(value) ? json_integer_value(value) : (gint64)real;
+  /* Compared as whole numbers: as doubles, those past 2^53 would run together. */
+  gint64 number = json_is_integer(value) ? json_integer_value(value) : whole(real);
+  gboolean fits = json_is_integer(value) || (real >= -0x1p63 && real < 0x1p63);
+  if (fits && number >= min && number <= max)
+    return number;
+  g_autofree char *found = json_is_integer(value) ? g_strdup_printf("%" G_GINT64_FORMAT, number)
+                                                  : g_strdup_printf("%.15g", real);
+  if (max == G_MAXINT64)
+    kv_json_fail(json, object, key,
+                 "'%s' is %s, expected a whole number of at least %" G_GINT64_FORMAT, key, found,
+                 min);
+  else
+    kv_json_fail(json, object, key,
+                 "'%s' is %s, expected a whole number from %" G_GINT64_FORMAT
+                 " to %" G_GINT64_FORMAT,
+                 key, found, min, max);
+  return min;
 }
 
 gboolean kv_json_boolean(KvJson *json, json_t *object, const char *key, gboolean fallback) {

@@ -1,9 +1,10 @@
 /* Reading a JSON document that a person wrote, and saying precisely what is wrong with it.
  *
- * A KvJson holds one parsed document, its name, its text and the first error. The getters never fail
- * visibly: they return a usable value and remember the first problem with its line, so code that reads
- * a document stays a flat list of fields; kv_json_finish() then reports. A getter whose fallback is the
- * constant KV_JSON_REQUIRED (numbers) or NULL with `required` set complains about a missing field.
+ * A KvJson holds one parsed document, its name, its text and the first error. The getters never
+ * fail visibly: they return a usable value and remember the first problem with its line, so code
+ * that reads a document stays a flat list of fields; kv_json_finish() then reports. A getter whose
+ * fallback is the constant KV_JSON_REQUIRED (numbers) or NULL with `required` set complains about a
+ * missing field.
  *
  * Ownership: json_t pointers returned are borrowed from the document.
  */
@@ -43,7 +44,8 @@ gint64 kv_json_integer(KvJson *json, json_t *object, const char *key, double fal
 
 gboolean kv_json_boolean(KvJson *json, json_t *object, const char *key, gboolean fallback);
 
-/* The string at `key`, borrowed; `fallback` if it is absent and not required. Never NULL if required. */
+/* The string at `key`, borrowed; `fallback` if it is absent and not required. Never NULL if
+ * required. */
 const char *kv_json_string(KvJson *json, json_t *object, const char *key, const char *fallback,
                            gboolean required);
 
@@ -58,8 +60,8 @@ json_t *kv_json_array(KvJson *json, json_t *object, const char *key, gboolean re
 /* Complain about the first member of `object` that the NULL-terminated `known` does not list. */
 void kv_json_only(KvJson *json, json_t *object, const char *const *known);
 
-/* Remember the error "FILE:LINE: message" for the member `key` of `object` (or `object` itself: NULL),
- * unless an earlier one is remembered. */
+/* Remember the error "FILE:LINE: message" for the member `key` of `object` (or `object` itself:
+ * NULL), unless an earlier one is remembered. */
 void kv_json_fail(KvJson *json, json_t *object, const char *key, const char *format, ...)
     G_GNUC_PRINTF(4, 5);
 

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "sim/base/error.h"
+
 enum { LONGEST_NAME = 63 };
 
 /* Damerau-Levenshtein distance (adjacent transpositions count one), case folded. */
@@ -25,21 +27,31 @@ static guint edit_distance(const char *a, const char *b) {
   return rows[la % 3][lb];
 }
 
+static const char *first_beginning_with(const char *name, const char *const *known) {
+  gsize length = strlen(name);
+  for (; length >= 2 && *known; known++)
+    if (g_ascii_strncasecmp(name, *known, length) == 0)
+      return *known;
+  return NULL;
+}
+
 const char *kv_names_nearest(const char *name, const char *const *known) {
   const char *best = NULL;
   guint best_distance = MAX(2, (guint)strlen(name) / 3) + 1;
-  for (; *known; known++) {
-    guint distance = edit_distance(name, *known);
-    if (distance < best_distance) {
-      best = *known;
+  for (const char *const *candidate = known; *candidate; candidate++) {
+    guint distance = edit_distance(name, *candidate);
+    /* Names that share no letter are not near, however short they are. */
+    if (distance < best_distance && distance < MAX(strlen(name), strlen(*candidate))) {
+      best = *candidate;
       best_distance = distance;
     }
   }
-  return best;
+  return best ? best : first_beginning_with(name, known);
 }
 
 char *kv_names_unknown(const char *kind, const char *name, const char *const *known) {
   const char *nearest = kv_names_nearest(name, known);
-  return nearest ? g_strdup_printf("unknown %s '%.60s', did you mean '%s'?", kind, name, nearest)
-                 : g_strdup_printf("unknown %s '%.60s'", kind, name);
+  g_autofree char *quoted = kv_error_one_line(g_strndup(name, LONGEST_NAME));
+  return nearest ? g_strdup_printf("unknown %s '%s', did you mean '%s'?", kind, quoted, nearest)
+                 : g_strdup_printf("unknown %s '%s'", kind, quoted);
 }

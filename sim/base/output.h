@@ -1,12 +1,12 @@
 /* Output files that are whole or absent.
  *
- * A KvOutput writes to a temporary name beside its target; kv_output_commit() renames it into place.
- * Freed without a commit, it removes what it wrote. Writing remembers the first failure (a full disk, say)
- * and the commit reports it, so callers need not check every line.
+ * A KvOutput writes to a temporary name beside its target; kv_output_commit() renames it into
+ * place. Freed without a commit, it removes what it wrote. Writing remembers the first failure (a
+ * full disk, say) and the commit reports it, so callers need not check every line.
  *
- * A KvRunDirectory does the same for a folder of outputs: files are made in a temporary sibling, and
- * the commit renames the whole folder. kv_output_discard_all() removes whatever is uncommitted: the
- * program calls it when a signal or an error ends it.
+ * A KvRunDirectory does the same for a folder of outputs: files are made in a temporary sibling,
+ * and the commit renames the whole folder. kv_output_discard_all() removes whatever is uncommitted:
+ * the program calls it when a signal or an error ends it.
  */
 #ifndef KV_SIM_BASE_OUTPUT_H
 #define KV_SIM_BASE_OUTPUT_H
@@ -16,12 +16,14 @@
 typedef struct KvOutput KvOutput;
 typedef struct KvRunDirectory KvRunDirectory;
 
-/* Open `path` for writing under a temporary name. "-" is standard output, written as it comes. */
+/* Open `path` for writing under a temporary name. "-" is standard output; that, a device and a pipe
+ * are written as it comes. */
 KvOutput *kv_output_open(const char *path, GError **error);
 void kv_output_write(KvOutput *output, const char *bytes, gsize length);
 void kv_output_print(KvOutput *output, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
-/* Room for `length` bytes to be formatted in place; follow with kv_output_advance(the bytes used). */
+/* Room for `length` bytes to be formatted in place; follow with kv_output_advance(the bytes used).
+ */
 char *kv_output_reserve(KvOutput *output, gsize length);
 void kv_output_advance(KvOutput *output, gsize used);
 
@@ -34,8 +36,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvOutput, kv_output_discard)
 /* Write a whole file at once. */
 gboolean kv_output_write_file(const char *path, const char *text, gssize length, GError **error);
 
-/* Begin a folder that will be `path`; an existing folder is replaced at the commit, and only if it is
- * empty or holds a scenario.json (that is: an earlier run). */
+/* Begin a folder that will be `path`; an existing folder is replaced at the commit, and only if it
+ * is empty or an earlier run: it holds a scenario.json beside a summary.json or a report.html. */
 KvRunDirectory *kv_run_directory_begin(const char *path, GError **error);
 /* The full path of the file `name` inside the uncommitted folder, newly allocated. */
 char *kv_run_directory_file(const KvRunDirectory *directory, const char *name);

@@ -41,9 +41,10 @@ double kv_random_unit_positive(KvRandom *random) {
 
 gint64 kv_random_integer(KvRandom *random, gint64 low, gint64 high) {
   g_return_val_if_fail(low <= high, low);
-  guint64 span = (guint64)(high - low) + 1;
-  return low + (gint64)(span ? (guint64)(((__uint128_t)kv_random_u64(random) * span) >> 64)
-                             : kv_random_u64(random));
+  /* Unsigned throughout: the distance from low to high can be as large as 2^64 - 1. */
+  guint64 span = (guint64)high - (guint64)low + 1, word = kv_random_u64(random);
+  guint64 offset = span ? (guint64)(((__uint128_t)word * span) >> 64) : word;
+  return (gint64)((guint64)low + offset);
 }
 
 double kv_random_normal(KvRandom *random) {
@@ -57,9 +58,11 @@ double kv_random_exponential(KvRandom *random) {
 }
 
 double kv_random_gamma(KvRandom *random, double shape, double scale) {
-  if (shape < 1.0) /* Marsaglia & Tsang, section 6 */
-    return kv_random_gamma(random, shape + 1.0, scale) *
-           pow(kv_random_unit_positive(random), 1.0 / shape);
+  g_return_val_if_fail(shape > 0.0 && isfinite(shape), 0.0);
+  if (shape < 1.0) { /* Marsaglia & Tsang, section 6 */
+    double larger = kv_random_gamma(random, shape + 1.0, scale);
+    return larger * pow(kv_random_unit_positive(random), 1.0 / shape);
+  }
   double d = shape - 1.0 / 3.0, c = 1.0 / sqrt(9.0 * d);
   for (;;) {
     double x = kv_random_normal(random), v = 1.0 + c * x;
@@ -72,6 +75,7 @@ double kv_random_gamma(KvRandom *random, double shape, double scale) {
 }
 
 double kv_random_weibull(KvRandom *random, double shape, double scale) {
+  g_return_val_if_fail(shape > 0.0, 0.0);
   return scale * pow(kv_random_exponential(random), 1.0 / shape);
 }
 

@@ -1,6 +1,9 @@
-/* Random numbers that are the same on every machine: xoshiro256** seeded by splitmix64, and the
- * distributions that load generation needs. Sources: Blackman & Vigna, "Scrambled linear pseudorandom
- * number generators" (2021); Marsaglia & Tsang, "A simple method for generating gamma variables" (2000). */
+/* Random numbers that are the same for the same seed: xoshiro256** seeded by splitmix64, and the
+ * distributions that load generation needs. Words, units and whole numbers are the same on every
+ * machine; the others go through the C library's log, cos, exp and pow, whose last bit may differ
+ * between libraries and processors. Sources: Blackman & Vigna, "Scrambled linear pseudorandom
+ * number generators" (2021); Marsaglia & Tsang, "A simple method for generating gamma variables"
+ * (2000). */
 #ifndef KV_SIM_BASE_RANDOM_H
 #define KV_SIM_BASE_RANDOM_H
 
@@ -21,7 +24,7 @@ gint64 kv_random_integer(KvRandom *random, gint64 low, gint64 high);
 double kv_random_normal(KvRandom *random);
 /* Mean 1. */
 double kv_random_exponential(KvRandom *random);
-/* Mean shape * scale. */
+/* Mean shape * scale; shape > 0. */
 double kv_random_gamma(KvRandom *random, double shape, double scale);
 double kv_random_weibull(KvRandom *random, double shape, double scale);
 /* exp(N(mu, sigma)). */

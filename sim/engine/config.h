@@ -36,10 +36,15 @@ typedef struct {
   guint64 num_blocks;        /* override; 0: from memory */
   double step_gap_seconds;   /* from a step's end to the next schedule's end, on the CPU */
   double per_sequence_seconds; /* CPU time of a step that grows with the sequences in it */
+  gboolean step_by_step;     /* debugging: never decide more than one step at a time */
   guint static_batch;        /* sequences a static batch takes; 0: as memory allows */
   guint gpu_batch, n_gpu_batches; /* FlexGen: a block is gpu_batch * n_gpu_batches sequences */
+  const char *scheduled_by;  /* interned id of the technique that chose scheduler and allocator, or NULL */
 } KvEngineConfig;
 
 void kv_engine_config_init(KvEngineConfig *config);
+
+/* Record that the technique `id` chooses scheduler and allocator; an error if another one already does. */
+gboolean kv_engine_config_claim(KvEngineConfig *config, const char *id, GError **error);
 
 #endif

@@ -41,12 +41,16 @@ struct KvSequence {
   guint64 join_step;       /* decoding: the instance's decode step at which it joined with computed_tokens */
   guint64 finish_step;     /* decoding: the step count at which its last token is scheduled */
   guint heap_index;        /* place in the instance's finish heap */
+  guint32 piece_context;   /* context at which its laws were last evaluated */
+  guint64 bend_step;       /* step at which one of them bends next; G_MAXUINT64: never */
 
   KvSequence *previous, *next; /* running list (admission order) or waiting queue */
   KvPrefixNode **nodes;        /* prefix blocks held, in order */
   guint n_nodes, nodes_size;
   guint64 private_blocks;  /* blocks held that no other sequence can see */
-  guint64 reserved_blocks; /* of the reserved allocator */
+  struct KvExtent *kept;   /* private blocks that a preemption left in the free queue */
+  guint64 reserved_start, reserved_blocks; /* of the reserved allocator */
+  guint64 swapped_blocks;  /* on the host */
   guint32 *block_ids;      /* physical ids in token order; only when the executor needs them */
   guint32 n_block_ids, block_ids_size;
 
@@ -55,7 +59,7 @@ struct KvSequence {
   guint32 preemptions;
   guint64 recomputed_tokens;
   double arrival_seconds, drained_seconds, scheduled_seconds, first_token_seconds, last_token_seconds;
-  double deadline_seconds;
+  double deadline_seconds, think_seconds;
   guint32 instance; /* which one serves it */
   gpointer executor_state; /* the executor's own, released through its forget() */
 };

@@ -75,11 +75,13 @@ typedef struct {
   double block_bytes, cache_bytes, weight_bytes, activation_bytes; /* per GPU */
   double mean_blocks_held_share, peak_blocks_held_share;
   double fragmentation;          /* share of held block space that holds no token, time-weighted */
+  gboolean compressed;           /* the stack shrinks the cache: fragmentation is not defined */
   double mean_running, peak_running, mean_waiting, peak_waiting;
 
   guint64 preemptions, recomputed_tokens, swapped_out_blocks, swapped_in_blocks;
   guint64 steps;                 /* engine iterations */
   double busy_share;             /* of the GPUs' time */
+  double prefill_busy_share;     /* of busy time: steps with more prompt than decode tokens */
   double mfu, mbu;               /* model FLOPs and HBM bytes over peak, while busy */
   double component_seconds[KV_N_COMPONENTS];
   double component_flops[KV_N_COMPONENTS], component_bytes[KV_N_COMPONENTS]; /* for the roofline picture */

@@ -1,0 +1,315 @@
+/* Survey: System-level Optimization > Hardware-aware Design > SSD-based Design. */
+#include "models/techniques/build.h"
+
+/* --- FlexGen --- */
+
+/* An fp16 scale and an fp16 minimum per group of 64 elements of 4 bits. */
+#define FLEXGEN_PACKED_BYTES 0.5
+#define FLEXGEN_SCALE_BYTES (4.0 / 64.0)
+
+typedef struct {
+  double share[KV_N_TIERS];
+} Shares;
+
+static gboolean flexgen_shares(const KvTechniqueUse *use, const char *gpu, const char *cpu,
+                               Shares *shares, GError **error) {
+  double on_gpu = kv_technique_value(use, gpu), on_cpu = kv_technique_value(use, cpu);
+  if (on_gpu + on_cpu > 100.0)
+    return kv_technique_refuse(use, error, "%s and %s add up to %g %%, expected at most 100 %%",
+                               gpu, cpu, on_gpu + on_cpu);
+  *shares = (Shares){{0}};
+  shares->share[KV_TIER_HBM] = on_gpu / 100.0;
+  shares->share[KV_TIER_DRAM] = on_cpu / 100.0;
+  shares->share[KV_TIER_SSD] = (100.0 - on_gpu - on_cpu) / 100.0;
+  return TRUE;
+}
+
+enum { CPU_AUTO, CPU_OFF, CPU_ON };
+
+static gboolean flexgen_check(const KvTechniqueUse *use, GError **error) {
+  gboolean compressed = kv_technique_value(use, "compress_cache") != 0.0;
+  if (compressed && kv_technique_value(use, "attn_sparsity") < 1.0)
+    return kv_technique_refuse(
+        use, error,
+        "compress_cache excludes attn_sparsity below 1: single rows of packed "
+        "values cannot be fetched, expected one of the two");
+  if (compressed && kv_technique_value(use, "cpu_cache_compute") == CPU_ON)
+    return kv_technique_refuse(use, error,
+                               "compress_cache excludes attention on the CPU, which has no kernel "
+                               "for packed keys, expected cpu_cache_compute=off or auto");
+  return TRUE;
+}
+
+static gboolean flexgen_weights(const KvTechniqueUse *use, KvPlan *plan, GError **error) {
+  Shares weights;
+  double on_gpu = kv_technique_value(use, "hg"), on_cpu = kv_technique_value(use, "hc");
+  if (!flexgen_shares(use, "wg", "wc", &weights, error))
+    return FALSE;
+  if (on_gpu + on_cpu != 100.0)
+    return kv_technique_refuse(
+        use, error,
+        "hg and hc add up to %g %%, expected 100 %%: activations on disk are "
+        "not modelled",
+        on_gpu + on_cpu);
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    plan->weights.share[t] = weights.share[t];
+  if (kv_technique_value(use, "compress_weight") != 0.0)
+    plan->weights.bytes_per_parameter = FLEXGEN_PACKED_BYTES + FLEXGEN_SCALE_BYTES;
+  plan->weights.stream_overlaps = kv_technique_value(use, "overlap") != 0.0;
+  plan->weights.activation_share_host = on_cpu / 100.0;
+  return TRUE;
+}
+
+static gboolean flexgen_compress(const KvTechniqueUse *use, double e, KvSegment *segment,
+                                 GError **error) {
+  if (!kv_segment_quantize(use, segment, KV_DTYPE_INT4, error))
+    return FALSE;
+  double elements = (segment->key_bytes + segment->value_bytes) / e;
+  segment->key_bytes *= FLEXGEN_PACKED_BYTES / e;
+  segment->value_bytes *= FLEXGEN_PACKED_BYTES / e;
+  segment->metadata_bytes += elements * FLEXGEN_SCALE_BYTES;
+  return TRUE;
+}
+
+/* Split every segment of `cache` into its keys and its values, for a reader that skips values. */
+static void split_keys_values(KvCache *cache) {
+  KvCache old = *cache;
+  cache->n_segments = 0;
+  for (guint s = 0; s < old.n_segments; s++) {
+    KvSegment keys = old.segments[s], values = old.segments[s];
+    keys.name = "keys";
+    keys.value_bytes = 0.0;
+    values.name = "values";
+    values.key_bytes = 0.0;
+    cache->segments[cache->n_segments++] = keys;
+    cache->segments[cache->n_segments++] = values;
+  }
+}
+
+/* Split every segment over the tiers that have a share, as a fraction of its tokens. */
+static gboolean split_tiers(const KvTechniqueUse *use, KvCache *cache, const Shares *shares,
+                            GError **error) {
+  KvCache old = *cache;
+  cache->n_segments = 0;
+  for (guint s = 0; s < old.n_segments; s++) {
+    for (guint t = 0; t < KV_N_TIERS; t++) {
+      if (shares->share[t] == 0.0)
+        continue;
+      if (cache->n_segments == KV_MAX_SEGMENTS)
+        return kv_technique_refuse(use, error,
+                                   "the cache has %u segments, too many to spread over these "
+                                   "tiers, expected all of it on one tier",
+                                   old.n_segments);
+      KvSegment x = old.segments[s];
+      x.tier = (KvTier)t;
+      x.tokens.scale *= shares->share[t];
+      if (x.tokens.cap < G_MAXDOUBLE)
+        x.tokens.cap *= shares->share[t];
+      cache->segments[cache->n_segments++] = x;
+    }
+  }
+  return TRUE;
+}
+
+/* The GPU reads what is in HBM, or everything; the CPU reads the rest. */
+static void flexgen_readers(const KvTechniqueUse *use, KvPlan *plan, guint index,
+                            const KvCache *cache, const KvAttention *x, gboolean on_cpu) {
+  KvReader *gpu = kv_plan_reader_of(plan, index);
+  double sparsity = kv_technique_value(use, "attn_sparsity");
+  gpu->fetch_overlaps = kv_technique_value(use, "overlap") != 0.0;
+  if (kv_technique_value(use, "compress_cache") != 0.0) {
+    /* Decompression is a kernel of its own for K and for V: it writes the elements out, and
+     * attention reads them again. */
+    double elements = (double)x->n_kv_heads * ((double)x->head_dim + x->value_head_dim);
+    gpu->extra_bytes_per_token += 2.0 * elements * plan->element_bytes;
+    gpu->flops_per_token += 2.0 * elements;
+    gpu->extra_launches += 2.0;
+  }
+  KvReader cpu = *gpu;
+  cpu.processor = KV_PROCESSOR_CPU;
+  gboolean any_gpu = FALSE, any_cpu = FALSE;
+  for (guint s = 0; s < cache->n_segments; s++) {
+    const KvSegment *segment = &cache->segments[s];
+    KvLaw read = segment->tokens, nothing = kv_law(KV_LAW_FIXED, 0);
+    if (sparsity < 1.0 && segment->key_bytes == 0.0)
+      read.scale *= sparsity;
+    gboolean by_cpu = on_cpu && segment->tier != KV_TIER_HBM;
+    gpu->read[s] = by_cpu ? nothing : read;
+    cpu.read[s] = by_cpu ? read : nothing;
+    any_gpu |= !by_cpu;
+    any_cpu |= by_cpu;
+  }
+  if (!any_gpu)
+    *gpu = cpu;
+  else if (any_cpu)
+    g_array_append_val(plan->readers, cpu);
+}
+
+static void flexgen_work(KvPlan *plan, const KvCache *cache, const KvAttention *x) {
+  double elements =
+      cache->layers * (double)x->n_kv_heads * ((double)x->head_dim + x->value_head_dim);
+  double bytes = plan->element_bytes + FLEXGEN_PACKED_BYTES + FLEXGEN_SCALE_BYTES;
+  kv_plan_add_work(plan, (KvWork){.name = "compress the prompt's cache",
+                                  .moment = KV_MOMENT_PREFILL_TOKEN,
+                                  .flops = 8.0 * elements,
+                                  .bytes = bytes * elements,
+                                  .launches = 2.0 * cache->layers,
+                                  .critical = TRUE});
+  kv_plan_add_work(plan, (KvWork){.name = "compress the new token",
+                                  .moment = KV_MOMENT_DECODE_STEP,
+                                  .flops = 8.0 * elements,
+                                  .bytes = bytes * elements,
+                                  .launches = 2.0 * cache->layers,
+                                  .critical = TRUE});
+}
+
+static gboolean flexgen_cache(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
+                              guint index, const Shares *shares, GError **error) {
+  KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  const KvAttention *x = kv_plan_attention(model, cache);
+  gboolean compress = kv_technique_value(use, "compress_cache") != 0.0;
+  gboolean on_cpu = kv_technique_value(use, "cpu_cache_compute") != CPU_OFF && !compress;
+  if (x->kind != KV_ATTENTION_FULL)
+    return kv_technique_refuse(use, error,
+                               "layers of %s have %s attention, expected full attention", model->id,
+                               kv_attention_kind_names[x->kind]);
+  for (guint s = 0; s < cache->n_segments; s++) {
+    KvSegment *segment = &cache->segments[s];
+    if (on_cpu && segment->quantizer && shares->share[KV_TIER_HBM] < 1.0)
+      return kv_technique_refuse(use, error,
+                                 "attention on the CPU needs an uncompressed cache, but '%s' is "
+                                 "quantized by %s, expected cpu_cache_compute=off",
+                                 segment->name, segment->quantizer);
+    if (compress && !flexgen_compress(use, plan->element_bytes, segment, error))
+      return FALSE;
+  }
+  if (kv_technique_value(use, "attn_sparsity") < 1.0 && cache->n_segments == 1)
+    split_keys_values(cache);
+  if (!split_tiers(use, cache, shares, error))
+    return FALSE;
+  flexgen_readers(use, plan, index, cache, x, on_cpu);
+  if (compress)
+    flexgen_work(plan, cache, x);
+  return TRUE;
+}
+
+static gboolean flexgen_plan(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
+                             GError **error) {
+  Shares shares;
+  if (!flexgen_check(use, error) || !flexgen_weights(use, plan, error) ||
+      !flexgen_shares(use, "cg", "cc", &shares, error))
+    return FALSE;
+  for (guint i = 0; i < plan->caches->len; i++)
+    if (!flexgen_cache(use, model, plan, i, &shares, error))
+      return FALSE;
+  plan->paged = FALSE;
+  plan->shareable = FALSE;
+  plan->unshareable_by = use->technique->id;
+  plan->prefill_peak_layers = 1.0; /* a layer's cache is stored away while the next is computed */
+  return TRUE;
+}
+
+static gboolean flexgen_engine(const KvTechniqueUse *use, const KvModel *model,
+                               KvEngineConfig *config, GError **error) {
+  if (!kv_engine_config_claim(config, use->technique->id, error))
+    return FALSE;
+  config->scheduler = g_intern_static_string("flexgen");
+  config->allocator = g_intern_static_string("reserved");
+  config->reservation = KV_RESERVE_ORACLE; /* a block's output length is given beforehand */
+  config->gpu_batch = (guint)kv_technique_value(use, "gbs");
+  config->n_gpu_batches = (guint)kv_technique_value(use, "num_gpu_batches");
+  config->max_seqs = config->gpu_batch * config->n_gpu_batches;
+  config->chunked_prefill = config->prefix_caching = FALSE;
+  config->async_scheduling = config->cuda_graphs = FALSE;
+  return TRUE;
+}
+
+static const char *const cpu_choices[] = {"auto", "off", "on", NULL};
+
+static const KvParam flexgen_params[] = {
+    {"gbs", KV_PARAM_INTEGER, 48, 1, 4096, NULL, "sequences",
+     "sequences of one GPU batch; the paper uses multiples of 4"},
+    {"num_gpu_batches", KV_PARAM_INTEGER, 3, 1, 20, NULL, "batches",
+     "GPU batches of a block: a layer's weights are loaded once for all of them"},
+    {"wg", KV_PARAM_REAL, 20, 0, 100, NULL, "%", "weights on the GPU"},
+    {"wc", KV_PARAM_REAL, 80, 0, 100, NULL, "%", "weights in host memory; the rest on disk"},
+    {"cg", KV_PARAM_REAL, 0, 0, 100, NULL, "%", "KV cache on the GPU"},
+    {"cc", KV_PARAM_REAL, 100, 0, 100, NULL, "%", "KV cache in host memory; the rest on disk"},
+    {"hg", KV_PARAM_REAL, 0, 0, 100, NULL, "%", "activations on the GPU"},
+    {"hc", KV_PARAM_REAL, 100, 0, 100, NULL, "%", "activations in host memory"},
+    {"cpu_cache_compute", KV_PARAM_CHOICE, CPU_AUTO, 0, 2, cpu_choices, "",
+     "attention on the CPU over the cache outside the GPU; auto: on unless compress_cache"},
+    {"overlap", KV_PARAM_FLAG, 1, 0, 1, NULL, "", "transfers run beside the compute"},
+    {"compress_weight", KV_PARAM_FLAG, 0, 0, 1, NULL, "", "4-bit weights in groups of 64"},
+    {"compress_cache", KV_PARAM_FLAG, 0, 0, 1, NULL, "", "4-bit cache in groups of 64"},
+    {"q", KV_PARAM_INTEGER, 4, 4, 4, NULL, "bit", "code width; only 4 is implemented"},
+    {"G", KV_PARAM_INTEGER, 64, 64, 64, NULL, "elements", "quantization group; only 64"},
+    {"attn_sparsity", KV_PARAM_REAL, 1, 0.1, 1, NULL, "fraction",
+     "share of the value rows that are loaded, those of the highest scores"},
+    {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
+};
+
+static const KvFormula flexgen_formulas[] = {
+    {"4*n*D*L", "bytes of the fp16 cache of a multi-head model (D = H*d)"},
+    {"2*L*H*d*n*(0.5+4/64)", "bytes of the compressed cache: 4.5 bits an element"},
+    {"8*D^2+4*D*E", "fp16 bytes of a layer's weights; 0.28 of it compressed"},
+    {"T_pre*L + T_gen*(g-1)*L", "seconds of a block of bls = gbs*num_gpu_batches sequences"},
+    {"(wc+wd)*(8*D^2+4*D*E) + 2*(hc+hd)*D*bls", "bytes to the GPU per layer and decode step"},
+    {"4*(cc+cd)*bls*(s+g/2)*D", "... and the cache, if attention is not on the CPU"},
+    {"4*bls*(s+g/2)*D", "FLOPs of attention per layer and decode step"},
+    {NULL, NULL},
+};
+
+static const KvQualityPoint flexgen_quality[] = {
+    {"OPT-30B", "WikiText ppl", "4-bit weights+KV", 12.72, 12.9, "Table 5, seen in text copy"},
+    {"OPT-175B", "WikiText ppl", "4-bit weights+KV", 10.82, 10.94, "Table 5, seen in text copy"},
+    {"OPT-30B", "Lambada acc", "4-bit", 0.725, 0.724, "Table 5, seen in text copy"},
+    {"OPT-30B", "Lambada acc", "4-bit + 10% sparse V", 0.725, 0.718, "Table 5, seen in text copy"},
+    {"OPT-175B", "Lambada acc", "4-bit", 0.758, 0.756, "Table 5, seen in text copy"},
+    {"OPT-175B", "Lambada acc", "4-bit + 10% sparse V", 0.758, 0.756, "Table 5, seen in text copy"},
+    {"LLaMA-7B", "WikiText2 ppl", "3-bit FlexGen scheme (G=64) on KV only", 5.68, 5.93,
+     "KVQuant Table 1 via notes, seen"},
+    {NULL, NULL, NULL, 0, 0, NULL},
+};
+
+static const char *const flexgen_sections[] = {
+    "Token-level Optimization > KV Cache Quantization > Fixed-precision Quantization",
+    "System-level Optimization > Hardware-aware Design > SSD-based Design", NULL};
+
+const KvTechnique kv_technique_flexgen = {
+    .id = "flexgen",
+    .name = "FlexGen",
+    .title =
+        "FlexGen: High-Throughput Generative Inference of Large Language Models with a Single GPU",
+    .paper = "arXiv:2303.06865",
+    .code = "github.com/FMInference/FlexLLMGen",
+    .year = 2023,
+    .sections = flexgen_sections,
+    .mechanism =
+        "Offline batches on one GPU, with weights, cache and activations spread over GPU, host "
+        "memory and disk by percentages. A block of several GPU batches walks through the model layer "
+        "by layer, so that a layer's weights are loaded once for the whole block, while the next "
+        "weights load, the next batch's cache loads and the last batch's is stored.\n\n"
+        "Where the cache is outside the GPU, decode attention can run on the CPU: then "
+        "only queries and outputs cross the link. Weights and cache can be packed to 4 bits in "
+        "groups of 64, which are unpacked by separate kernels before use. Optionally only the "
+        "value rows with the highest scores are loaded.",
+    .params = flexgen_params,
+    .formulas = flexgen_formulas,
+    .quality = flexgen_quality,
+    .composes =
+        "Excludes other serving systems (vllm, orca), paging and prefix sharing: memory is "
+        "allocated per block. compress_cache excludes attn_sparsity below 1, attention on the "
+        "CPU, and any other quantizer of the cache. Needs full attention in every layer.",
+    .pitfalls =
+        "Achieved bandwidths are far below nominal and differ by kind of tensor (the cache "
+        "is stored at 0.97 GB/s on the authors' T4 machine). The released cost model adds the "
+        "loading of weights to the rest rather than overlapping it. Outputs are 32 "
+        "tokens, so prefill dominates the throughput. Compression saves capacity and link bytes "
+        "and costs HBM traffic.",
+    .confidence =
+        "high: README, benchmark scripts, compression and cost-model code and a text copy "
+        "of the paper were read",
+    .plan = flexgen_plan,
+    .engine = flexgen_engine,
+};

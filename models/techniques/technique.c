@@ -1,0 +1,291 @@
+#include "models/techniques/technique.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "models/techniques/build.h"
+#include "sim/base/error.h"
+#include "sim/base/names.h"
+
+const KvTechnique *const kv_techniques[] = {
+    &kv_technique_flexgen,
+    &kv_technique_gqa,
+    &kv_technique_kivi,
+    &kv_technique_orca,
+    &kv_technique_snapkv,
+    &kv_technique_vllm,
+    NULL,
+};
+
+/* Looking up. */
+
+const KvTechnique *kv_technique_find(const char *id, GError **error) {
+  g_autoptr(GPtrArray) ids = g_ptr_array_new();
+  for (guint i = 0; kv_techniques[i]; i++) {
+    if (strcmp(kv_techniques[i]->id, id) == 0)
+      return kv_techniques[i];
+    g_ptr_array_add(ids, (gpointer)kv_techniques[i]->id);
+  }
+  g_ptr_array_add(ids, NULL);
+  g_autofree char *unknown = kv_names_unknown("technique", id, (const char *const *)ids->pdata);
+  g_set_error_literal(error, KV_ERROR, KV_ERROR_USAGE, unknown);
+  return NULL;
+}
+
+static int param_index(const KvTechnique *technique, const char *name) {
+  for (guint i = 0; technique->params && technique->params[i].name; i++)
+    if (strcmp(technique->params[i].name, name) == 0)
+      return (int)i;
+  return -1;
+}
+
+static guint n_params(const KvTechnique *technique) {
+  guint n = 0;
+  while (technique->params && technique->params[n].name)
+    n++;
+  return n;
+}
+
+double kv_technique_value(const KvTechniqueUse *use, const char *name) {
+  int i = param_index(use->technique, name);
+  g_return_val_if_fail(i >= 0, 0.0);
+  return use->values[i];
+}
+
+double kv_technique_choice_number(const KvTechniqueUse *use, const char *name) {
+  int i = param_index(use->technique, name);
+  g_return_val_if_fail(i >= 0, 0.0);
+  return g_ascii_strtod(use->technique->params[i].choices[(guint)use->values[i]], NULL);
+}
+
+/* What the definitions share. */
+
+gboolean kv_technique_refuse(const KvTechniqueUse *use, GError **error, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  g_autofree char *message = g_strdup_vprintf(format, args);
+  va_end(args);
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "%s: %s", use->technique->id, message);
+  return FALSE;
+}
+
+const KvAttention *kv_plan_attention(const KvModel *model, const KvCache *cache) {
+  return &model->groups[cache->group].attention;
+}
+
+KvReader *kv_plan_reader_of(const KvPlan *plan, guint index) {
+  for (guint i = 0; i < plan->readers->len; i++) {
+    KvReader *reader = &g_array_index(plan->readers, KvReader, i);
+    if (reader->cache == index)
+      return reader;
+  }
+  return NULL;
+}
+
+gboolean kv_segment_quantize(const KvTechniqueUse *use, KvSegment *segment, KvDtype format,
+                             GError **error) {
+  if (segment->quantizer)
+    return kv_technique_refuse(
+        use, error, "segment '%s' of the cache is already quantized by %s, expected one quantizer",
+        segment->name, segment->quantizer);
+  segment->quantizer = use->technique->id;
+  segment->format = format;
+  return TRUE;
+}
+
+void kv_plan_add_work(KvPlan *plan, KvWork work) {
+  g_array_append_val(plan->work, work);
+}
+
+/* Parsing. */
+
+static gboolean parse_number(const KvTechniqueUse *use, const KvParam *param, const char *text,
+                             double *value, GError **error) {
+  char *end;
+  *value = g_ascii_strtod(text, &end);
+  gboolean whole = param->kind == KV_PARAM_INTEGER;
+  if (*text != '\0' && *end == '\0' && isfinite(*value) && *value >= param->min &&
+      *value <= param->max && (!whole || floor(*value) == *value))
+    return TRUE;
+  g_autofree char *unit =
+      param->unit && *param->unit ? g_strdup_printf(" (%s)", param->unit) : g_strdup("");
+  return kv_technique_refuse(use, error, "%s is '%s', expected a %s from %.10g to %.10g%s",
+                             param->name, text, whole ? "whole number" : "number", param->min,
+                             param->max, unit);
+}
+
+static gboolean parse_choice(const KvTechniqueUse *use, const KvParam *param, const char *text,
+                             double *value, GError **error) {
+  for (guint i = 0; param->choices[i]; i++) {
+    if (strcmp(param->choices[i], text) == 0) {
+      *value = i;
+      return TRUE;
+    }
+  }
+  g_autofree char *choices = g_strjoinv("|", (char **)param->choices);
+  return kv_technique_refuse(use, error, "%s is '%s', expected %s", param->name, text, choices);
+}
+
+static gboolean parse_flag(const KvTechniqueUse *use, const KvParam *param, const char *text,
+                           double *value, GError **error) {
+  static const char *const words[] = {"off", "on", "0", "1", "no", "yes", "false", "true", NULL};
+  for (guint i = 0; words[i]; i++) {
+    if (strcmp(words[i], text) == 0) {
+      *value = i % 2;
+      return TRUE;
+    }
+  }
+  return kv_technique_refuse(use, error, "%s is '%s', expected on|off", param->name, text);
+}
+
+static gboolean parse_value(const KvTechniqueUse *use, const KvParam *param, const char *text,
+                            double *value, GError **error) {
+  switch (param->kind) {
+  case KV_PARAM_CHOICE:
+    return parse_choice(use, param, text, value, error);
+  case KV_PARAM_FLAG:
+    return parse_flag(use, param, text, value, error);
+  case KV_PARAM_INTEGER:
+  case KV_PARAM_REAL:
+    break;
+  }
+  return parse_number(use, param, text, value, error);
+}
+
+static int unknown_param(const KvTechniqueUse *use, const char *name, GError **error) {
+  g_autoptr(GPtrArray) names = g_ptr_array_new();
+  for (guint i = 0; i < n_params(use->technique); i++)
+    g_ptr_array_add(names, (gpointer)use->technique->params[i].name);
+  g_ptr_array_add(names, NULL);
+  g_autofree char *unknown = kv_names_unknown("parameter", name, (const char *const *)names->pdata);
+  kv_technique_refuse(use, error, "%s", unknown);
+  return -1;
+}
+
+/* The parameter that `field` sets: NAME=VALUE, the NAME of a flag, or a VALUE by its place. */
+static int field_param(const KvTechniqueUse *use, const char *field, guint *place,
+                       const char **value, GError **error) {
+  const char *equals = strchr(field, '=');
+  if (equals) {
+    g_autofree char *name = g_strndup(field, (gsize)(equals - field));
+    *value = equals + 1;
+    int i = param_index(use->technique, name);
+    return i >= 0 ? i : unknown_param(use, name, error);
+  }
+  int flag = param_index(use->technique, field);
+  if (flag >= 0 && use->technique->params[flag].kind == KV_PARAM_FLAG) {
+    *value = "on";
+    return flag;
+  }
+  *value = field;
+  if (*place < n_params(use->technique))
+    return (int)(*place)++;
+  kv_technique_refuse(use, error, "'%s' is one value too many, expected at most %u", field,
+                      n_params(use->technique));
+  return -1;
+}
+
+/* Parse "ID:FIELD:FIELD" into `use`, whose values are allocated here. */
+static gboolean parse_use(const char *entry, KvTechniqueUse *use, GError **error) {
+  g_auto(GStrv) fields = g_strsplit(entry, ":", -1);
+  use->technique = kv_technique_find(g_strstrip(fields[0]), error);
+  if (!use->technique)
+    return FALSE;
+  guint n = n_params(use->technique), place = 0;
+  use->values = g_new(double, n + 1);
+  g_autofree gboolean *given = g_new0(gboolean, n + 1);
+  for (guint i = 0; i < n; i++)
+    use->values[i] = use->technique->params[i].fallback;
+  for (guint f = 1; fields[f]; f++) {
+    const char *value;
+    int i = field_param(use, g_strstrip(fields[f]), &place, &value, error);
+    if (i < 0)
+      return FALSE;
+    if (given[i])
+      return kv_technique_refuse(use, error, "%s is given twice, expected once",
+                                 use->technique->params[i].name);
+    given[i] = TRUE;
+    if (!parse_value(use, &use->technique->params[i], value, &use->values[i], error))
+      return FALSE;
+  }
+  return TRUE;
+}
+
+static void use_clear(gpointer use) {
+  g_free(((KvTechniqueUse *)use)->values);
+}
+
+static gboolean stack_has(const KvStack *stack, const KvTechnique *technique) {
+  for (guint i = 0; i < stack->uses->len; i++)
+    if (g_array_index(stack->uses, KvTechniqueUse, i).technique == technique)
+      return TRUE;
+  return FALSE;
+}
+
+KvStack *kv_stack_parse(const char *text, GError **error) {
+  g_autoptr(KvStack) stack = g_new0(KvStack, 1);
+  stack->text = g_strdup(text ? text : "");
+  stack->uses = g_array_new(FALSE, TRUE, sizeof(KvTechniqueUse));
+  g_array_set_clear_func(stack->uses, use_clear);
+  g_autofree char *trimmed = g_strstrip(g_strdup(stack->text));
+  if (*trimmed == '\0')
+    return g_steal_pointer(&stack);
+  g_auto(GStrv) entries = g_strsplit(trimmed, ",", -1);
+  for (guint i = 0; entries[i]; i++) {
+    KvTechniqueUse use = {NULL, NULL};
+    if (*g_strstrip(entries[i]) == '\0') {
+      g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                  "the stack '%s' has an empty entry, expected technique[:param=value...],...",
+                  stack->text);
+      return NULL;
+    }
+    gboolean parsed = parse_use(entries[i], &use, error);
+    if (parsed && stack_has(stack, use.technique))
+      parsed = kv_technique_refuse(&use, error, "is in the stack twice, expected once");
+    if (!parsed) {
+      g_free(use.values);
+      return NULL;
+    }
+    g_array_append_val(stack->uses, use);
+  }
+  return g_steal_pointer(&stack);
+}
+
+void kv_stack_free(KvStack *stack) {
+  if (!stack)
+    return;
+  g_free(stack->text);
+  if (stack->uses)
+    g_array_unref(stack->uses);
+  g_free(stack);
+}
+
+/* Applying. */
+
+KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEngineConfig *config,
+                       GError **error) {
+  const KvTechniqueUse *uses = (const KvTechniqueUse *)stack->uses->data;
+  guint n = stack->uses->len;
+  for (guint i = 0; i < n; i++)
+    if (uses[i].technique->arch && !uses[i].technique->arch(&uses[i], model, error))
+      return NULL;
+  g_autoptr(KvPlan) plan = kv_plan_new(model, dtype);
+  for (guint i = 0; i < n; i++)
+    if (uses[i].technique->plan && !uses[i].technique->plan(&uses[i], model, plan, error))
+      return NULL;
+  for (guint i = 0; i < n; i++)
+    if (uses[i].technique->engine && !uses[i].technique->engine(&uses[i], model, config, error))
+      return NULL;
+  if (!plan->paged && strcmp(config->allocator, "paged") == 0) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "the stack '%s' lays the cache out contiguously, expected an allocator other than "
+                "'paged'",
+                stack->text);
+    return NULL;
+  }
+  /* Caches that differ although their prefixes are equal cannot be found by prefix. */
+  if (!plan->shareable)
+    config->prefix_caching = FALSE;
+  return g_steal_pointer(&plan);
+}

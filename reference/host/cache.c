@@ -1,0 +1,89 @@
+#include "reference/host/cache.h"
+
+#include <string.h>
+
+#include "sim/base/error.h"
+
+static gboolean pool_init(KvHostPool *pool, const KvHostCache *cache, guint64 n_blocks) {
+  gsize floats, names;
+  if (!g_size_checked_mul(&floats, cache->block_floats, n_blocks) ||
+      !g_size_checked_mul(&names, cache->block_tokens, n_blocks))
+    return FALSE;
+  pool->n_blocks = n_blocks;
+  /* Zeroed memory comes from the system page by page as it is touched: a large unused pool is free.
+   */
+  pool->floats = g_try_new0(float, floats);
+  pool->names = g_try_new0(guint64, names);
+  return !n_blocks || (pool->floats && pool->names);
+}
+
+static void lay_out(KvHostCache *cache, const KvHostWeights *weights) {
+  cache->n_layers = weights->n_layers;
+  cache->layers = g_new0(KvHostPages, cache->n_layers);
+  for (guint l = 0; l < cache->n_layers; l++) {
+    const KvAttention *a = &weights->layers[l].attention;
+    gsize floats = (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;
+    cache->layers[l] = (KvHostPages){.key_offset = cache->block_floats,
+                                     .value_offset = cache->block_floats + floats,
+                                     .block_tokens = cache->block_tokens,
+                                     .n_kv_heads = a->n_kv_heads,
+                                     .head_dim = a->head_dim};
+    cache->block_floats += 2 * floats;
+  }
+}
+
+KvHostCache *kv_host_cache_new(const KvHostWeights *weights, guint block_tokens, guint64 hbm_blocks,
+                               guint64 dram_blocks, GError **error) {
+  g_return_val_if_fail(weights && block_tokens, NULL);
+  g_autoptr(KvHostCache) cache = g_new0(KvHostCache, 1);
+  cache->block_tokens = block_tokens;
+  lay_out(cache, weights);
+  if (!pool_init(&cache->hbm, cache, hbm_blocks) || !pool_init(&cache->dram, cache, dram_blocks)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "no memory for %" G_GUINT64_FORMAT " + %" G_GUINT64_FORMAT
+                " KV blocks of %.0f bytes, expected fewer blocks",
+                hbm_blocks, dram_blocks, (double)cache->block_floats * sizeof(float));
+    return NULL;
+  }
+  for (guint l = 0; l < cache->n_layers; l++) {
+    cache->layers[l].pool = cache->hbm.floats;
+    cache->layers[l].block_floats = cache->block_floats;
+  }
+  return g_steal_pointer(&cache);
+}
+
+static void pool_clear(KvHostPool *pool) {
+  g_free(pool->floats);
+  g_free(pool->names);
+}
+
+void kv_host_cache_free(KvHostCache *cache) {
+  if (!cache)
+    return;
+  pool_clear(&cache->hbm);
+  pool_clear(&cache->dram);
+  g_free(cache->layers);
+  g_free(cache);
+}
+
+KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier) {
+  return tier == KV_TIER_HBM ? &cache->hbm : tier == KV_TIER_DRAM ? &cache->dram : NULL;
+}
+
+void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
+                        guint32 to) {
+  KvHostPool *source = kv_host_cache_pool(cache, from_tier);
+  KvHostPool *target = kv_host_cache_pool(cache, to_tier);
+  g_return_if_fail(source && from < source->n_blocks);
+  g_return_if_fail(target && to < target->n_blocks);
+  memmove(target->floats + to * cache->block_floats, source->floats + from * cache->block_floats,
+          cache->block_floats * sizeof(float));
+  memmove(target->names + (gsize)to * cache->block_tokens,
+          source->names + (gsize)from * cache->block_tokens, cache->block_tokens * sizeof(guint64));
+}
+
+guint64 *kv_host_cache_name(KvHostCache *cache, const guint32 *block_table, guint32 position) {
+  return cache->hbm.names +
+         (gsize)block_table[position / cache->block_tokens] * cache->block_tokens +
+         position % cache->block_tokens;
+}

@@ -1,0 +1,44 @@
+/* The block store: pools of KV blocks in two tiers, HBM and DRAM, both ordinary memory here.
+ *
+ * A block holds `block_tokens` tokens of every layer, [layer][k, v][Hkv][block_tokens][d] floats;
+ * layers may differ in Hkv and d. Beside each token slot stands the name of what was written there:
+ * a hash of the token and of all before it. A read through a wrong block table is therefore an
+ * error at the first wrong position, and not merely a different token some time later.
+ */
+#ifndef KV_REFERENCE_HOST_CACHE_H
+#define KV_REFERENCE_HOST_CACHE_H
+
+#include <glib.h>
+
+#include "models/techniques/plan.h"
+#include "reference/host/kernels.h"
+#include "reference/host/weights.h"
+
+typedef struct {
+  float *floats;  /* [n_blocks][block_floats] */
+  guint64 *names; /* [n_blocks][block_tokens]; 0: never written */
+  guint64 n_blocks;
+} KvHostPool;
+
+typedef struct {
+  guint block_tokens, n_layers;
+  gsize block_floats;
+  KvHostPages *layers; /* of the HBM pool */
+  KvHostPool hbm, dram;
+} KvHostCache;
+
+/* NULL with *error set if there is no such memory. */
+KvHostCache *kv_host_cache_new(const KvHostWeights *weights, guint block_tokens, guint64 hbm_blocks,
+                               guint64 dram_blocks, GError **error);
+void kv_host_cache_free(KvHostCache *cache);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostCache, kv_host_cache_free)
+
+/* The pool of a tier; NULL if it has none. */
+KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
+/* Copy a block with its names. Both must exist. */
+void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
+                        guint32 to);
+/* Where the name of the token at `position` stands in HBM. */
+guint64 *kv_host_cache_name(KvHostCache *cache, const guint32 *block_table, guint32 position);
+
+#endif

@@ -1,0 +1,65 @@
+/* The arithmetic of a transformer, one pure function each, in plain C and fp32.
+ *
+ * Every function computes a row (a token) without looking at the other rows, and sums in one fixed
+ * order: over the inner dimension of a product, over the head size of a score, over the positions
+ * of a context from the oldest. So a token's result has the same bits whatever batch, chunk or
+ * block table it is computed in. That holds for one build of the library: it needs
+ * -ffp-contract=off and no -ffast-math.
+ *
+ * Axes: R rows (tokens), D hidden size, K inputs and N outputs of a matrix, H query heads, Hkv KV
+ * heads, d head size, E intermediate size, V vocabulary. Arrays are dense, the last axis
+ * contiguous. Nothing is allocated or kept.
+ */
+#ifndef KV_REFERENCE_HOST_KERNELS_H
+#define KV_REFERENCE_HOST_KERNELS_H
+
+#include <glib.h>
+
+/* out[R][D] = x / rms(x) * weight[D]; `out` may be `x`. */
+void kv_host_rms_norm(float *out, const float *x, const float *weight, guint rows, guint width);
+/* out[R][D] = (x - mean(x)) / deviation(x) * weight[D] + bias[D]; `out` may be `x`. */
+void kv_host_layer_norm(float *out, const float *x, const float *weight, const float *bias,
+                        guint rows, guint width);
+
+/* cosine[d/2], sine[d/2] of the angles that rotary embedding turns the pairs of a head by at
+ * `position`. */
+void kv_host_rotary_angles(float *cosine, float *sine, guint32 position, guint head_dim);
+/* Turn x[H][d] of one token in place: element i with element i + d/2. */
+void kv_host_rotary(float *x, const float *cosine, const float *sine, guint n_heads,
+                    guint head_dim);
+
+/* out[R][N] = x[R][K] weight[K][N] + bias[N] (NULL for none). `out` must not overlap `x`. */
+void kv_host_linear(float *restrict out, const float *restrict x, const float *restrict weight,
+                    const float *bias, guint rows, guint inputs, guint outputs);
+/* x[n] += y[n]: the residual stream. */
+void kv_host_add(float *restrict x, const float *restrict y, gsize n);
+
+/* gate[n] = silu(gate[n]) * up[n]. */
+void kv_host_swiglu(float *restrict gate, const float *restrict up, gsize n);
+/* x[n] = max(x[n], 0). */
+void kv_host_relu(float *x, gsize n);
+
+/* One layer's keys and values inside a pool of blocks: block b's keys [Hkv][block_tokens][d] stand
+ * at pool + b * block_floats + key_offset, its values likewise. */
+typedef struct {
+  float *pool;
+  gsize block_floats, key_offset, value_offset;
+  guint block_tokens, n_kv_heads, head_dim;
+} KvHostPages;
+
+/* Store the keys and values [Hkv][d] of the token at `position` of a sequence with that block
+ * table. */
+void kv_host_pages_write(const KvHostPages *pages, const guint32 *block_table, guint32 position,
+                         const float *keys, const float *values);
+
+/* Causal attention of T queries q[T][H][d] at positions past .. past + T - 1 over the keys and
+ * values that the block table leads to, theirs included; each sees the last `window` positions (0:
+ * all). out[T][H][d]. scores: scratch of past + T floats. */
+void kv_host_attention(float *restrict out, const float *restrict q, const KvHostPages *pages,
+                       const guint32 *block_table, guint32 past, guint32 tokens, guint n_heads,
+                       guint window, float *restrict scores);
+
+/* The index of the largest of logits[V]; the lowest such index. */
+guint32 kv_host_argmax(const float *logits, guint vocab);
+
+#endif

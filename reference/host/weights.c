@@ -1,0 +1,194 @@
+#include "reference/host/weights.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+
+/* Of a matrix: 1 would keep a unit variance, and attention so flat that the output settles on one
+ * token. */
+#define GAIN 2.0
+
+/* A walk over the tensors of a model, in one order: first it only counts, then it draws. */
+typedef struct {
+  KvHostWeights *weights;
+  guint64 seed, stream;
+  double n_parameters;
+  gboolean counting;
+} Walk;
+
+/* Uniform in mean +- sqrt(3) deviation. */
+static float *draw(Walk *walk, guint64 rows, guint64 columns, double mean, double deviation) {
+  walk->n_parameters += (double)rows * (double)columns;
+  if (walk->counting)
+    return NULL;
+  gsize n = rows * columns;
+  float *tensor = g_new(float, n);
+  g_ptr_array_add(walk->weights->tensors, tensor);
+  KvRandom random;
+  kv_random_seed(&random, walk->seed, walk->stream++);
+  double reach = sqrt(3.0) * deviation;
+  for (gsize i = 0; i < n; i++)
+    tensor[i] = (float)(mean + reach * (2.0 * kv_random_unit(&random) - 1.0));
+  return tensor;
+}
+
+static float *draw_matrix(Walk *walk, guint64 inputs, guint64 outputs) {
+  return draw(walk, inputs, outputs, 0.0, GAIN / sqrt((double)inputs));
+}
+
+static float *draw_gain(Walk *walk, guint64 width) {
+  return draw(walk, 1, width, 1.0, 0.1);
+}
+
+static float *draw_bias(Walk *walk, gboolean present, guint64 width) {
+  return present ? draw(walk, 1, width, 0.0, 0.1) : NULL;
+}
+
+static void draw_layer(Walk *walk, KvHostLayer *layer, const KvModel *model,
+                       const KvLayerGroup *group) {
+  const KvAttention *a = &group->attention;
+  guint64 D = model->hidden, E = group->mlp.intermediate;
+  guint64 q = (guint64)a->n_heads * a->head_dim, kv = (guint64)a->n_kv_heads * a->head_dim;
+  gboolean centred = model->norm == KV_NORM_LAYER;
+  *layer = (KvHostLayer){.attention = *a, .intermediate = (guint)E, .gated = group->mlp.gated};
+  layer->attention_norm = draw_gain(walk, D);
+  layer->attention_norm_bias = draw_bias(walk, centred, D);
+  layer->query = draw_matrix(walk, D, q);
+  layer->key = draw_matrix(walk, D, kv);
+  layer->value = draw_matrix(walk, D, kv);
+  layer->query_bias = draw_bias(walk, a->bias, q);
+  layer->key_bias = draw_bias(walk, a->bias, kv);
+  layer->value_bias = draw_bias(walk, a->bias, kv);
+  layer->query_norm = a->qk_norm ? draw_gain(walk, a->head_dim) : NULL;
+  layer->key_norm = a->qk_norm ? draw_gain(walk, a->head_dim) : NULL;
+  layer->output = draw_matrix(walk, q, D);
+  layer->output_bias = draw_bias(walk, a->bias, D);
+  layer->mlp_norm = draw_gain(walk, D);
+  layer->mlp_norm_bias = draw_bias(walk, centred, D);
+  layer->gate = layer->gated ? draw_matrix(walk, D, E) : NULL;
+  layer->up = draw_matrix(walk, D, E);
+  layer->up_bias = draw_bias(walk, centred, E);
+  layer->down = draw_matrix(walk, E, D);
+  layer->down_bias = draw_bias(walk, centred, D);
+}
+
+/* head[D][V] from embedding[V][D]. */
+static float *transposed_embedding(KvHostWeights *weights) {
+  gsize D = weights->hidden, V = weights->vocab;
+  float *head = g_new(float, D *V);
+  g_ptr_array_add(weights->tensors, head);
+  for (gsize v = 0; v < V; v++)
+    for (gsize i = 0; i < D; i++)
+      head[i * V + v] = weights->embedding[v * D + i];
+  return head;
+}
+
+static void draw_model(Walk *walk, const KvModel *model) {
+  KvHostWeights *w = walk->weights;
+  guint64 D = model->hidden;
+  /* Small beside what the layers add, or a tied model would repeat its last token for ever. */
+  double small = 1.0 / sqrt((double)D);
+  w->embedding = draw(walk, model->vocab, D, 0.0, small);
+  if (model->learned_positions)
+    w->positions = draw(walk, model->max_context_tokens, D, 0.0, small);
+  w->final_norm = draw_gain(walk, D);
+  w->final_norm_bias = draw_bias(walk, model->norm == KV_NORM_LAYER, D);
+  w->head = model->tied_embeddings ? NULL : draw_matrix(walk, D, model->vocab);
+  for (guint g = 0, l = 0; g < model->n_groups; g++)
+    for (guint i = 0; i < model->groups[g].count; i++, l++) {
+      /* Counting stops where the answer is known: a file may claim billions of layers. */
+      if (walk->counting && walk->n_parameters > KV_HOST_MAX_PARAMETERS)
+        return;
+      KvHostLayer counted;
+      draw_layer(walk, walk->counting ? &counted : &w->layers[l], model, &model->groups[g]);
+    }
+}
+
+/* Why the executor cannot compute a layer of this group; NULL if it can. */
+static const char *obstacle(const KvModel *model, const KvLayerGroup *group) {
+  const KvAttention *a = &group->attention;
+  if (a->kind == KV_ATTENTION_LATENT)
+    return "layers with latent attention";
+  if (a->kind == KV_ATTENTION_NONE || a->state_elements)
+    return "recurrent layers";
+  if (group->mlp.n_experts || !group->mlp.intermediate)
+    return "layers without a dense MLP";
+  if (!a->n_heads || !a->n_kv_heads || a->n_heads % a->n_kv_heads)
+    return "query heads that its KV heads do not divide";
+  if (!a->head_dim || a->value_head_dim != a->head_dim)
+    return "values of another head size than its keys";
+  if (!model->learned_positions && a->head_dim % 2)
+    return "an odd head size under rotary positions";
+  if (a->kind == KV_ATTENTION_SLIDING && !a->window_tokens)
+    return "sliding attention without a window";
+  return NULL;
+}
+
+static gboolean check_model(const KvModel *model, GError **error) {
+  const char *problem = model->hidden && model->vocab ? NULL : "no hidden size or no vocabulary";
+  guint64 layers = 0;
+  for (guint g = 0; g < model->n_groups && !problem; g++) {
+    problem = obstacle(model, &model->groups[g]);
+    layers += model->groups[g].count;
+  }
+  if (!problem && !layers)
+    problem = "no layers";
+  if (!problem && model->learned_positions && !model->max_context_tokens)
+    problem = "learned positions but no longest context";
+  if (problem)
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "model %s has %s, the host executor computes dense models with full or sliding "
+                "multi-head attention",
+                model->id, problem);
+  return !problem;
+}
+
+KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **error) {
+  g_return_val_if_fail(model, NULL);
+  if (!check_model(model, error))
+    return NULL;
+  g_autoptr(KvHostWeights) weights = g_new0(KvHostWeights, 1);
+  weights->hidden = model->hidden;
+  weights->vocab = model->vocab;
+  weights->max_positions = model->learned_positions ? model->max_context_tokens : 0;
+  weights->norm = model->norm;
+  weights->tensors = g_ptr_array_new_with_free_func(g_free);
+
+  Walk walk = {.weights = weights, .seed = seed, .counting = TRUE};
+  draw_model(&walk, model);
+  if (walk.n_parameters > KV_HOST_MAX_PARAMETERS) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "model %s has more than the %d million parameters that the host executor computes, "
+                "expected a smaller model",
+                model->id, KV_HOST_MAX_PARAMETERS / 1000000);
+    return NULL;
+  }
+  weights->n_parameters = (guint64)walk.n_parameters;
+  for (guint g = 0; g < model->n_groups; g++)
+    weights->n_layers += model->groups[g].count;
+  weights->layers = g_new0(KvHostLayer, weights->n_layers);
+  walk.counting = FALSE;
+  draw_model(&walk, model);
+  if (!weights->head)
+    weights->head = transposed_embedding(weights);
+  return g_steal_pointer(&weights);
+}
+
+void kv_host_weights_free(KvHostWeights *weights) {
+  if (!weights)
+    return;
+  g_ptr_array_unref(weights->tensors);
+  g_free(weights->layers);
+  g_free(weights);
+}
+
+void kv_host_weights_embed(const KvHostWeights *weights, float *x, guint32 token,
+                           guint32 position) {
+  gsize D = weights->hidden;
+  memcpy(x, weights->embedding + token * D, D * sizeof *x);
+  if (weights->positions)
+    for (gsize i = 0; i < D; i++)
+      x[i] += weights->positions[position * D + i];
+}

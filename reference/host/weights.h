@@ -1,0 +1,58 @@
+/* The weights of a small transformer, drawn from a seed.
+ *
+ * The same model and seed give the same weights on every machine: each tensor is its own stream of
+ * uniform numbers, no library function is involved. The scale of the matrices makes attention sharp
+ * enough that the argmax depends on the whole context; a test holds tiny models to that.
+ *
+ * What KvModel does not say is chosen so: gated MLPs use SiLU, others ReLU; models with LayerNorm
+ * have biases in their MLP, and `attention.bias` means all four projections; layers stand in the
+ * order of their groups.
+ */
+#ifndef KV_REFERENCE_HOST_WEIGHTS_H
+#define KV_REFERENCE_HOST_WEIGHTS_H
+
+#include <glib.h>
+
+#include "models/llm/llm.h"
+
+/* NULL where the layer has no such tensor. D hidden, H, Hkv, d of the layer, E intermediate. */
+typedef struct {
+  KvAttention attention;
+  guint intermediate;
+  gboolean gated;
+  float *attention_norm, *attention_norm_bias; /* [D] */
+  float *query, *key, *value;                  /* [D][H d], [D][Hkv d], [D][Hkv d] */
+  float *query_bias, *key_bias, *value_bias;   /* [H d], [Hkv d], [Hkv d] */
+  float *query_norm, *key_norm;                /* [d] */
+  float *output, *output_bias;                 /* [H d][D], [D] */
+  float *mlp_norm, *mlp_norm_bias;             /* [D] */
+  float *gate, *up, *down;                     /* [D][E], [D][E], [E][D] */
+  float *up_bias, *down_bias;                  /* [E], [D] */
+} KvHostLayer;
+
+typedef struct {
+  guint hidden, vocab, max_positions; /* max_positions: 0 if positions are rotary */
+  KvNorm norm;
+  guint n_layers;
+  KvHostLayer *layers;
+  float *embedding;                    /* [V][D] */
+  float *positions;                    /* [max_positions][D] */
+  float *final_norm, *final_norm_bias; /* [D] */
+  float *head;                         /* [D][V]; of a tied model the transposed embedding */
+  guint64 n_parameters;                /* a tied head counts once */
+  GPtrArray *tensors;                  /* owns every array above */
+} KvHostWeights;
+
+/* Parameters above which a model is refused: 0.8 GB of fp32. */
+#define KV_HOST_MAX_PARAMETERS 200000000
+
+/* NULL with *error set if the model is too big or has layers that this executor does not compute.
+ * Nothing of `model` is kept. */
+KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **error);
+void kv_host_weights_free(KvHostWeights *weights);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostWeights, kv_host_weights_free)
+
+/* x[D] = the embedding of `token` at `position`. */
+void kv_host_weights_embed(const KvHostWeights *weights, float *x, guint32 token, guint32 position);
+
+#endif

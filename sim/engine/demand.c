@@ -1,0 +1,76 @@
+#include "sim/engine/demand.h"
+
+#include <math.h>
+
+/* A law that never falls and never lies below `law`. */
+static KvLaw envelope(const KvLaw *law) {
+  KvLaw upper = *law;
+  if (law->kind == KV_LAW_FLUSHED)
+    upper.kind = KV_LAW_ALL;
+  if (law->kind == KV_LAW_PENDING)
+    upper.kind = KV_LAW_LAST;
+  return upper;
+}
+
+void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_tokens) {
+  const double far = 1e9; /* tokens: beyond every window */
+  double per_token = 0.0, tier_bytes[KV_N_TIERS] = {0};
+  guint growing = 0, grower = 0;
+  *demand = (KvDemand){.block_tokens = block_tokens,
+                       .n_channels = curves->n_channels,
+                       .state_bytes = curves->state_bytes};
+  for (guint c = 0; c < curves->n_channels; c++) {
+    double slope, bytes = 0.0;
+    demand->laws[c] = envelope(&curves->laws[c]);
+    kv_law_value(&demand->laws[c], far, 0.0, TRUE, &slope, NULL);
+    for (guint t = 0; t < KV_N_TIERS; t++) {
+      bytes += curves->stored_bytes[t][c];
+      tier_bytes[t] += curves->stored_bytes[t][c] * slope;
+    }
+    demand->bytes[c] = bytes;
+    per_token += bytes * slope;
+    if (bytes > 0.0) {
+      growing++;
+      grower = c;
+    }
+  }
+  if (per_token <= 0.0) { /* windows and states only: a block is the largest window's token */
+    for (guint c = 0; c < curves->n_channels; c++) {
+      per_token += demand->bytes[c];
+      for (guint t = 0; t < KV_N_TIERS; t++)
+        tier_bytes[t] += curves->stored_bytes[t][c];
+    }
+    if (per_token <= 0.0) {
+      per_token = MAX(1.0, demand->state_bytes / block_tokens);
+      tier_bytes[KV_TIER_HBM] = per_token;
+    }
+  }
+  demand->block_bytes = block_tokens * per_token;
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    demand->tier_share[t] = tier_bytes[t] / per_token;
+  const KvLaw *law = &demand->laws[grower];
+  demand->law = *law;
+  demand->simple = growing == 1 && demand->state_bytes == 0.0 && law->scale == 1.0 &&
+                   law->cap >= G_MAXDOUBLE &&
+                   (law->kind == KV_LAW_ALL || law->kind == KV_LAW_PROMPT_CAPPED);
+}
+
+gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding) {
+  return demand->law.kind == KV_LAW_ALL
+             ? (gint64)n
+             : (gint64)ceil(kv_law_value(&demand->law, n, prompt, decoding, NULL, NULL));
+}
+
+guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboolean decoding) {
+  if (demand->simple) {
+    guint64 m = (guint64)kv_demand_tokens(demand, n, prompt, decoding);
+    return (m + demand->block_tokens - 1) / demand->block_tokens;
+  }
+  double bytes = demand->state_bytes;
+  for (guint c = 0; c < demand->n_channels; c++)
+    if (demand->bytes[c] > 0.0)
+      bytes += demand->bytes[c] *
+               kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);
+  /* A billionth of a block: sums of products that are whole in exact arithmetic stay whole. */
+  return (guint64)ceil(bytes / demand->block_bytes - 1e-9);
+}

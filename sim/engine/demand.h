@@ -1,0 +1,37 @@
+/* How many blocks a sequence's cache takes, as the plan says.
+ *
+ * A block holds `block_tokens` tokens at the bytes per token that the plan tends to for long contexts, over all tiers
+ * together: for an unchanged cache exactly vLLM's block. A sequence at context n takes
+ *
+ *     ceil( sum over channels of bytes * law(n)  +  recurrent state,  / block_bytes )
+ *
+ * blocks. Laws that go up and down (a residual that is flushed) count with their upper envelope: a real allocator keeps the
+ * buffer. In the common case the demand is "simple": blocks = ceil(m / block_tokens), where m grows by one a step.
+ */
+#ifndef KV_SIM_ENGINE_DEMAND_H
+#define KV_SIM_ENGINE_DEMAND_H
+
+#include <glib.h>
+
+#include "models/techniques/plan.h"
+
+typedef struct {
+  guint block_tokens;
+  double block_bytes; /* over all tiers and GPUs */
+  gboolean simple;
+  KvLaw law; /* simple: m = law(n) */
+  guint n_channels;
+  KvLaw laws[KV_MAX_CHANNELS]; /* envelopes */
+  double bytes[KV_MAX_CHANNELS];
+  double state_bytes;
+  double tier_share[KV_N_TIERS]; /* of block_bytes */
+} KvDemand;
+
+void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_tokens);
+
+guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboolean decoding);
+
+/* Simple demands: m at context n, so that blocks = ceil(m / block_tokens). */
+gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding);
+
+#endif

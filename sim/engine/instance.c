@@ -1,0 +1,670 @@
+#include "sim/engine/instance.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "sim/engine/metrics.h"
+
+/* Queues. */
+
+static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
+  sequence->next = NULL;
+  sequence->previous = queue->tail;
+  *(queue->tail ? &queue->tail->next : &queue->head) = sequence;
+  queue->tail = sequence;
+  queue->n++;
+}
+
+static void queue_push_head(KvQueue *queue, KvSequence *sequence) {
+  sequence->previous = NULL;
+  sequence->next = queue->head;
+  *(queue->head ? &queue->head->previous : &queue->tail) = sequence;
+  queue->head = sequence;
+  queue->n++;
+}
+
+static void queue_remove(KvQueue *queue, KvSequence *sequence) {
+  *(sequence->previous ? &sequence->previous->next : &queue->head) = sequence->next;
+  *(sequence->next ? &sequence->next->previous : &queue->tail) = sequence->previous;
+  sequence->previous = sequence->next = NULL;
+  queue->n--;
+}
+
+/* Batches are few and reused. */
+
+static KvBatch *batch_take(KvInstance *instance) {
+  KvBatch *batch;
+  if (instance->n_spare > 0) {
+    batch = instance->spare[--instance->n_spare];
+  } else {
+    batch = g_new0(KvBatch, 1);
+    batch->chunks = g_array_new(FALSE, FALSE, sizeof(KvChunk));
+    batch->ending = g_ptr_array_new();
+    batch->values = g_new0(double, KV_MAX_CHANNELS);
+    batch->slopes = g_new0(double, KV_MAX_CHANNELS);
+  }
+  g_array_set_size(batch->chunks, 0);
+  g_ptr_array_set_size(batch->ending, 0);
+  batch->decodes = batch->open = batch->shortened = FALSE;
+  batch->decode_n = batch->padding = batch->repeat = 0;
+  batch->wait_seconds = 0.0;
+  return batch;
+}
+
+static void batch_free(KvBatch *batch) {
+  g_array_unref(batch->chunks);
+  g_ptr_array_unref(batch->ending);
+  g_free(batch->values);
+  g_free(batch->slopes);
+  g_free(batch);
+}
+
+static void batch_give(KvInstance *instance, KvBatch *batch) {
+  g_assert(instance->n_spare < G_N_ELEMENTS(instance->spare));
+  instance->spare[instance->n_spare++] = batch;
+}
+
+KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
+                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
+                            guint hash_block_tokens, gboolean shareable) {
+  KvInstance *instance = g_new0(KvInstance, 1);
+  gboolean reserved = strcmp(config->allocator, "reserved") == 0;
+  instance->index = index;
+  instance->config = config;
+  instance->scheduler = kv_scheduler_find(config->scheduler);
+  instance->executor = executor;
+  instance->metrics = metrics;
+  kv_demand_init(&instance->demand, curves, config->block_tokens);
+  instance->buddy_blocks = reserved ? blocks : 0;
+  if (reserved)
+    instance->buddy = kv_buddy_new(blocks, instance->scheduler->holds_rows);
+  instance->pool = kv_pool_new(reserved ? 0 : blocks, config->block_tokens, hash_block_tokens,
+                               config->prefix_caching && shareable && !reserved,
+                               !executor->class->closed_form);
+  instance->decode = kv_decode_set_new(curves, &instance->demand);
+  instance->prefilling = g_ptr_array_new();
+  instance->held_rows = g_ptr_array_new();
+  instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
+  instance->host_free_blocks = (guint64)(config->swap_bytes / instance->demand.block_bytes);
+  return instance;
+}
+
+void kv_instance_free(KvInstance *instance) {
+  if (!instance)
+    return;
+  for (guint i = 0; i < instance->n_batches; i++)
+    batch_free(instance->batches[i]);
+  for (guint i = 0; i < instance->n_spare; i++)
+    batch_free(instance->spare[i]);
+  kv_decode_set_free(instance->decode);
+  kv_pool_free(instance->pool);
+  kv_buddy_free(instance->buddy);
+  g_ptr_array_unref(instance->prefilling);
+  g_ptr_array_unref(instance->held_rows);
+  g_free(instance);
+}
+
+guint kv_instance_waiting(const KvInstance *instance) {
+  return instance->waiting.n + instance->swapped.n + instance->n_loading;
+}
+
+guint kv_instance_running(const KvInstance *instance) {
+  return instance->n_running;
+}
+
+/* Blocks. */
+
+guint64 kv_instance_available(const KvInstance *instance, gboolean decodes) {
+  guint64 free_blocks = kv_pool_free_blocks(instance->pool);
+  guint64 growth = decodes && !instance->buddy ? kv_decode_set_growth(instance->decode, 1) : 0;
+  return free_blocks > growth ? free_blocks - growth : 0;
+}
+
+guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens) {
+  guint64 blocks = kv_demand_blocks(&instance->demand, tokens, sequence->input_tokens, FALSE);
+  guint64 held = kv_pool_held(instance->pool, sequence);
+  return blocks > held ? blocks - held : 0;
+}
+
+/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation, section 6.1). */
+static guint64 reserved_blocks(const KvInstance *instance, const KvSequence *sequence) {
+  const KvEngineConfig *config = instance->config;
+  guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
+  if (config->reservation == KV_RESERVE_MAX)
+    tokens = config->max_model_len;
+  if (config->reservation == KV_RESERVE_POW2)
+    tokens = sequence->input_tokens + kv_buddy_rounded(sequence->output_tokens);
+  return MAX(1, kv_demand_blocks(&instance->demand, (double)MIN(tokens, config->max_model_len),
+                                 sequence->input_tokens, FALSE));
+}
+
+gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence *sequence) {
+  guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
+  if (tokens > instance->config->max_model_len)
+    return FALSE;
+  if (instance->buddy)
+    return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
+  if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
+    return FALSE;
+  guint64 prompt = kv_demand_blocks(&instance->demand, sequence->input_tokens,
+                                    sequence->input_tokens, FALSE);
+  guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
+  guint64 kept_free =
+      (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
+  return MAX(prompt, whole) + kept_free <= kv_pool_total(instance->pool);
+}
+
+gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence) {
+  guint64 blocks = reserved_blocks(instance, sequence);
+  if (!kv_buddy_reserve(instance->buddy, blocks, &sequence->reserved_start))
+    return FALSE;
+  sequence->reserved_blocks = blocks;
+  return TRUE;
+}
+
+static void give_back(KvInstance *instance, KvSequence *sequence, gboolean keep) {
+  if (sequence->reserved_blocks)
+    kv_buddy_release(instance->buddy, sequence->reserved_start, sequence->reserved_blocks);
+  sequence->reserved_blocks = 0;
+  kv_pool_release(instance->pool, sequence, keep);
+}
+
+/* Take a sequence out of the decoding set; its private blocks become its own count again. */
+static void leave_decode(KvInstance *instance, KvSequence *sequence) {
+  guint64 held_private = sequence->private_blocks;
+  guint64 shared = kv_pool_held(instance->pool, sequence) - held_private;
+  kv_decode_set_leave(instance->decode, sequence, shared);
+  if (instance->buddy)
+    sequence->private_blocks = 0;
+  else
+    instance->taken_private -= sequence->private_blocks - held_private;
+}
+
+/* For schedulers. */
+
+void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit, double now) {
+  queue_remove(&instance->waiting, sequence);
+  if (hit)
+    kv_pool_take_hit(instance->pool, sequence, hit);
+  if (sequence->scheduled_seconds < 0.0) {
+    sequence->scheduled_seconds = now;
+    sequence->prompt_hit_tokens =
+        hit ? (guint32)MIN(hit->tokens + hit->tier_tokens, sequence->input_tokens) : 0;
+    sequence->lower_tier_tokens = hit ? (guint32)hit->tier_tokens : 0;
+  }
+  if (hit && hit->tier_tokens > 0) {
+    kv_pool_take_tier(instance->pool, sequence, hit);
+    sequence->computed_tokens = (guint32)(hit->tokens + hit->tier_tokens);
+    sequence->state = KV_SEQUENCE_LOADING;
+    instance->n_loading++;
+    guint64 blocks = hit->tier_tokens / instance->config->block_tokens;
+    KvCopy copy = {.from = instance->tier,
+                   .to = KV_TIER_HBM,
+                   .bytes = (double)blocks * instance->demand.block_bytes,
+                   .blocks = blocks,
+                   .sequence = sequence,
+                   .pinned = TRUE};
+    kv_metrics_moved(instance->metrics, &copy, now);
+    instance->executor->class->copy(instance->executor, &copy, now);
+    return;
+  }
+  if (hit)
+    sequence->computed_tokens = (guint32)hit->tokens;
+  sequence->state = KV_SEQUENCE_PREFILL;
+  queue_push_tail(&instance->running, sequence);
+  g_ptr_array_add(instance->prefilling, sequence);
+  instance->n_running++;
+}
+
+void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence, guint32 tokens) {
+  g_assert(tokens > 0 && sequence->computed_tokens + tokens <= sequence->target_tokens);
+  KvChunk chunk = {.sequence = sequence,
+                   .past = sequence->computed_tokens,
+                   .tokens = tokens,
+                   .last = sequence->computed_tokens + tokens == sequence->target_tokens};
+  sequence->computed_tokens += tokens;
+  if (!instance->buddy)
+    kv_pool_grow(instance->pool, sequence,
+                 kv_demand_blocks(&instance->demand, sequence->computed_tokens,
+                                  sequence->input_tokens, FALSE),
+                 sequence->computed_tokens);
+  g_array_append_val(batch->chunks, chunk);
+}
+
+static void remove_chunk(KvBatch *batch, KvSequence *sequence) {
+  for (guint i = batch->chunks->len; i-- > 0;)
+    if (g_array_index(batch->chunks, KvChunk, i).sequence == sequence)
+      g_array_remove_index(batch->chunks, i);
+}
+
+/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is copied. */
+static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
+  KvCopy copy = {.from = out ? KV_TIER_HBM : KV_TIER_DRAM,
+                 .to = out ? KV_TIER_DRAM : KV_TIER_HBM,
+                 .bytes = (double)blocks * instance->demand.block_bytes,
+                 .blocks = blocks};
+  instance->executor->class->copy(instance->executor, &copy, instance->now);
+  kv_metrics_moved(instance->metrics, &copy, instance->now);
+  if (out)
+    instance->host_free_blocks -= blocks;
+  else
+    instance->host_free_blocks += blocks;
+  double end = instance->now;
+  KvCopy done;
+  for (double next; (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
+    if (instance->executor->class->pop_copy(instance->executor, next, &done))
+      end = next;
+  return end - instance->now;
+}
+
+gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
+  KvSequence *victim = instance->running.tail;
+  if (!victim)
+    return FALSE;
+  queue_remove(&instance->running, victim);
+  instance->n_running--;
+  remove_chunk(batch, victim);
+  gboolean decoding = victim->state == KV_SEQUENCE_DECODE;
+  if (decoding)
+    leave_decode(instance, victim);
+  else
+    g_ptr_array_remove(instance->prefilling, victim);
+  victim->preemptions++;
+  guint64 blocks = kv_pool_held(instance->pool, victim);
+  if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
+      instance->host_free_blocks >= blocks && instance->executor->class->closed_form) {
+    batch->wait_seconds = MAX(batch->wait_seconds, swap(instance, victim, blocks, TRUE));
+    victim->swapped_blocks = blocks;
+    give_back(instance, victim, FALSE);
+    victim->state = KV_SEQUENCE_SWAPPED;
+    queue_push_tail(&instance->swapped, victim);
+    kv_metrics_preempted(instance->metrics, 0, instance->now);
+    return TRUE;
+  }
+  kv_metrics_preempted(instance->metrics, victim->computed_tokens, instance->now);
+  victim->recomputed_tokens += victim->computed_tokens;
+  give_back(instance, victim, TRUE);
+  victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
+  victim->computed_tokens = 0;
+  victim->state = KV_SEQUENCE_WAITING;
+  victim->last_token_seconds = instance->now;
+  queue_push_head(&instance->waiting, victim);
+  return TRUE;
+}
+
+void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
+  queue_remove(&instance->swapped, sequence);
+  batch->wait_seconds =
+      MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
+  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
+  sequence->swapped_blocks = 0;
+  queue_push_tail(&instance->running, sequence);
+  instance->n_running++;
+  kv_decode_set_join(instance->decode, sequence);
+}
+
+gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch) {
+  gboolean preempted = FALSE;
+  while (!instance->buddy &&
+         kv_decode_set_growth(instance->decode, 1) > kv_pool_free_blocks(instance->pool))
+    preempted |= kv_instance_preempt_last(instance, batch);
+  return preempted;
+}
+
+/* Deciding and closing batches. */
+
+static void step_of(const KvInstance *instance, const KvBatch *batch, KvStep *step) {
+  *step = (KvStep){
+      .chunks = (const KvChunk *)(const void *)batch->chunks->data,
+      .n_chunks = batch->chunks->len,
+      .repeat = batch->repeat,
+      .decode = {.n = batch->decode_n,
+                 .padding = batch->padding,
+                 .context_tokens = batch->context_tokens,
+                 .longest_tokens = batch->longest_tokens,
+                 .values = batch->values,
+                 .slopes = batch->slopes,
+                 .members = kv_decode_set_members(instance->decode)},
+  };
+}
+
+/* Real executors work on members one by one: give each its block and its exact position. */
+static void prepare_members(KvInstance *instance) {
+  guint64 step = kv_decode_set_step(instance->decode);
+  KvSequence *const *members = kv_decode_set_members(instance->decode);
+  for (guint64 i = 0; i < kv_decode_set_size(instance->decode); i++) {
+    KvSequence *member = members[i];
+    guint32 context = kv_sequence_context(member, instance->decode);
+    member->emitted_tokens = kv_sequence_emitted(member, instance->decode);
+    member->computed_tokens = context;
+    member->join_step = step;
+    if (!instance->buddy)
+      kv_pool_grow(instance->pool, member,
+                   kv_demand_blocks(&instance->demand, context + 1.0, member->input_tokens, TRUE),
+                   context);
+  }
+}
+
+/* The prompt is done: the first token (or the next, after a preemption) comes out of this batch. */
+static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
+  g_ptr_array_remove(instance->prefilling, sequence);
+  sequence->emitted_tokens++;
+  if (instance->tier != KV_TIER_HBM) {
+    guint64 blocks = kv_pool_store(instance->pool, sequence);
+    if (blocks > 0) {
+      KvCopy copy = {.from = KV_TIER_HBM,
+                     .to = instance->tier,
+                     .bytes = (double)blocks * instance->demand.block_bytes,
+                     .blocks = blocks,
+                     .pinned = TRUE};
+      kv_metrics_moved(instance->metrics, &copy, batch->end);
+      instance->executor->class->copy(instance->executor, &copy, batch->end);
+    }
+  }
+  if (sequence->emitted_tokens >= sequence->output_tokens) {
+    queue_remove(&instance->running, sequence);
+    sequence->state = KV_SEQUENCE_ENDING;
+    if (instance->scheduler->holds_rows)
+      g_ptr_array_add(instance->held_rows, sequence);
+    else
+      g_ptr_array_add(batch->ending, sequence);
+    return;
+  }
+  if (!instance->buddy && !instance->demand.simple)
+    kv_pool_shrink(instance->pool, sequence,
+                   kv_demand_blocks(&instance->demand, sequence->computed_tokens,
+                                    sequence->input_tokens, TRUE));
+  else if (!instance->buddy && instance->demand.law.kind == KV_LAW_PROMPT_CAPPED)
+    kv_pool_shrink(instance->pool, sequence,
+                   kv_demand_blocks(&instance->demand, sequence->computed_tokens,
+                                    sequence->input_tokens, TRUE));
+  kv_decode_set_join(instance->decode, sequence);
+  instance->joined_since_decode++;
+}
+
+/* Sequences that emitted their last token in this batch. */
+static void end_decodes(KvInstance *instance, KvBatch *batch) {
+  for (KvSequence *done; (done = kv_decode_set_finished(instance->decode));) {
+    leave_decode(instance, done);
+    queue_remove(&instance->running, done);
+    if (instance->scheduler->holds_rows)
+      g_ptr_array_add(instance->held_rows, done);
+    else
+      g_ptr_array_add(batch->ending, done);
+  }
+}
+
+/* Static batching: everybody leaves when the last one is done. */
+static void end_held_rows(KvInstance *instance, KvBatch *batch) {
+  if (kv_decode_set_size(instance->decode) > 0 || instance->prefilling->len > 0)
+    return;
+  for (guint i = 0; i < instance->held_rows->len; i++)
+    g_ptr_array_add(batch->ending, g_ptr_array_index(instance->held_rows, i));
+  g_ptr_array_set_size(instance->held_rows, 0);
+}
+
+static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error) {
+  KvStep step;
+  batch->open = FALSE;
+  if (!instance->executor->class->closed_form && batch->decodes)
+    prepare_members(instance);
+  step_of(instance, batch, &step);
+  if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
+    return FALSE;
+  batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
+  batch->cost.seconds += batch->wait_seconds;
+  batch->cost.first_seconds += batch->wait_seconds;
+  batch->end = batch->start + batch->cost.seconds;
+  if (batch->decodes && batch->decode_n > 0) {
+    if (!instance->buddy && instance->executor->class->closed_form) {
+      guint64 growth = kv_decode_set_growth(instance->decode, batch->repeat);
+      kv_pool_take_private(instance->pool, growth);
+      instance->taken_private += growth;
+    }
+    kv_decode_set_advance(instance->decode, batch->repeat);
+  }
+  kv_metrics_batch(instance->metrics, instance, batch);
+  if (batch->decodes && batch->decode_n > 0) {
+    instance->last_decode_end = batch->end;
+    instance->joined_since_decode = 0;
+    end_decodes(instance, batch);
+  }
+  for (guint i = 0; i < batch->chunks->len; i++) {
+    const KvChunk *chunk = &g_array_index(batch->chunks, KvChunk, i);
+    if (chunk->last)
+      end_prefill(instance, batch, chunk->sequence);
+  }
+  if (batch->chunks->len > 0)
+    instance->last_prefill_end = batch->end;
+  if (instance->scheduler->holds_rows)
+    end_held_rows(instance, batch);
+  return TRUE;
+}
+
+/* How many steps may be decided at once: none of them changes what the next decision would see. */
+static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
+  if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
+      instance->config->step_by_step)
+    return 1;
+  guint64 steps = MIN(kv_decode_set_until_finish(instance->decode),
+                      kv_decode_set_until_bend(instance->decode));
+  if (!instance->buddy)
+    steps = kv_decode_set_affordable(instance->decode, kv_pool_free_blocks(instance->pool), steps);
+  return MAX(steps, 1);
+}
+
+static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
+  if (!instance->executor->class->closed_form)
+    return 0.0;
+  return instance->config->step_gap_seconds +
+         instance->config->per_sequence_seconds * (double)(batch->decode_n + batch->chunks->len);
+}
+
+static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
+  KvStep step;
+  if (repeats == 0)
+    return 0.0;
+  step_of(instance, batch, &step);
+  return batch->wait_seconds + instance->executor->class->seconds(instance->executor, &step, repeats);
+}
+
+static void set_due(KvInstance *instance, KvBatch *batch) {
+  batch->due = batch->start + jump_seconds(instance, batch, batch->repeat - (instance->depth - 1));
+}
+
+static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) {
+  KvBatch *batch = batch_take(instance);
+  instance->blocked = FALSE;
+  instance->scheduler->schedule(instance, instance->now, batch);
+  gboolean decodes = batch->decodes && kv_decode_set_size(instance->decode) > 0;
+  *decided = decodes || batch->chunks->len > 0;
+  if (!*decided) {
+    instance->nothing_to_decide = TRUE;
+    batch_give(instance, batch);
+    return TRUE;
+  }
+  batch->decodes = decodes;
+  batch->repeat = 1;
+  if (decodes) {
+    KvDecodeBatch set;
+    kv_decode_set_batch(instance->decode, &set);
+    batch->decode_n = set.n;
+    batch->padding = instance->held_rows->len;
+    batch->context_tokens = set.context_tokens;
+    batch->longest_tokens = set.longest_tokens;
+    memcpy(batch->values, set.values, KV_MAX_CHANNELS * sizeof(double));
+    memcpy(batch->slopes, set.slopes, KV_MAX_CHANNELS * sizeof(double));
+    batch->repeat = jump_length(instance, batch);
+  }
+  batch->start = instance->now + gap_seconds(instance, batch);
+  if (instance->n_batches > 0)
+    batch->start = MAX(batch->start, instance->batches[instance->n_batches - 1]->end);
+  instance->batches[instance->n_batches++] = batch;
+  batch->open = batch->repeat > 1;
+  if (!batch->open)
+    return close_batch(instance, batch, error);
+  set_due(instance, batch);
+  return TRUE;
+}
+
+/* The first step of the open jump that ends at `when` or later. */
+static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) {
+  double elapsed = when - batch->start;
+  guint64 low = 0, high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
+  double low_seconds = 0.0, guess = elapsed / jump_seconds(instance, batch, 1);
+  for (guint round = 0; high - low > 1; round++) {
+    guint64 middle = low + (high - low) / 2;
+    if (round < 6 && guess > (double)low && guess < (double)high)
+      middle = CLAMP((guint64)ceil(guess), low + 1, high - 1);
+    double seconds = jump_seconds(instance, batch, middle);
+    double mean = seconds / (double)middle;
+    if (seconds < elapsed) {
+      low = middle;
+      low_seconds = seconds;
+    } else {
+      high = middle;
+    }
+    guess = high - low > 1 ? (double)low + (elapsed - low_seconds) / mean : 0.0;
+    if (seconds >= elapsed && guess > (double)high - 1.0) /* test the neighbour below */
+      guess = (double)high - 1.0;
+  }
+  return high;
+}
+
+static void shorten_jump(KvInstance *instance, KvBatch *batch, double now) {
+  guint64 steps = now <= batch->start ? 0 : step_at(instance, batch, now);
+  guint64 repeat = MAX(1, steps + (instance->depth - 1));
+  batch->shortened = TRUE;
+  if (repeat < batch->repeat) {
+    batch->repeat = repeat;
+    set_due(instance, batch);
+  }
+}
+
+void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) {
+  sequence->state = KV_SEQUENCE_WAITING;
+  sequence->instance = instance->index;
+  queue_push_tail(&instance->waiting, sequence);
+  if (instance->n_batches == 0) {
+    instance->now = MAX(instance->now, now);
+    instance->nothing_to_decide = FALSE;
+    return;
+  }
+  KvBatch *newest = instance->batches[instance->n_batches - 1];
+  if (newest->open && !newest->shortened && !instance->blocked)
+    shorten_jump(instance, newest, now);
+}
+
+static void finish(KvInstance *instance, KvSequence *sequence, double now) {
+  sequence->last_token_seconds = now;
+  sequence->state = KV_SEQUENCE_FINISHED;
+  give_back(instance, sequence, FALSE);
+  instance->n_running--;
+  kv_metrics_finished(instance->metrics, sequence);
+  if (instance->executor->class->forget)
+    instance->executor->class->forget(instance->executor, sequence);
+  instance->finished(instance, sequence, instance->user);
+}
+
+/* The oldest batch has ended: its tokens come out. */
+static void take_results(KvInstance *instance) {
+  KvBatch *batch = instance->batches[0];
+  instance->batches[0] = instance->batches[1];
+  instance->n_batches--;
+  for (guint i = 0; i < batch->chunks->len; i++) {
+    const KvChunk *chunk = &g_array_index(batch->chunks, KvChunk, i);
+    KvSequence *sequence = chunk->sequence;
+    if (!chunk->last)
+      continue;
+    if (sequence->first_token_seconds < 0.0) {
+      sequence->first_token_seconds = batch->end;
+      kv_metrics_first_token(instance->metrics, sequence);
+    } else {
+      kv_metrics_stalled_token(instance->metrics, batch->end - sequence->last_token_seconds);
+    }
+  }
+  for (guint i = 0; i < batch->ending->len; i++)
+    finish(instance, g_ptr_array_index(batch->ending, i), batch->end);
+  instance->nothing_to_decide = FALSE;
+  batch_give(instance, batch);
+}
+
+static gboolean can_decide(const KvInstance *instance) {
+  if (instance->nothing_to_decide || instance->n_batches >= instance->depth)
+    return FALSE;
+  if (instance->n_batches > 0 && instance->batches[instance->n_batches - 1]->open)
+    return FALSE;
+  return instance->waiting.n > 0 || instance->running.n > 0 || instance->swapped.n > 0;
+}
+
+double kv_instance_next(KvInstance *instance) {
+  if (can_decide(instance))
+    return instance->now;
+  double next = G_MAXDOUBLE;
+  if (instance->n_batches > 0) {
+    const KvBatch *oldest = instance->batches[0], *newest = instance->batches[instance->n_batches - 1];
+    if (!oldest->open)
+      next = oldest->end;
+    if (newest->open)
+      next = MIN(next, newest->due);
+  }
+  if (instance->tier != KV_TIER_HBM)
+    next = MIN(next, instance->executor->class->next_copy(instance->executor));
+  return next;
+}
+
+static void take_copies(KvInstance *instance) {
+  KvCopy copy;
+  while (instance->tier != KV_TIER_HBM &&
+         instance->executor->class->pop_copy(instance->executor, instance->now, &copy)) {
+    if (!copy.sequence)
+      continue;
+    instance->n_loading--;
+    copy.sequence->state = KV_SEQUENCE_WAITING;
+    queue_push_head(&instance->waiting, copy.sequence);
+    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle poll. */
+    if (instance->n_batches == 0)
+      instance->nothing_to_decide = FALSE;
+    else if (instance->batches[instance->n_batches - 1]->open)
+      shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now);
+  }
+}
+
+gboolean kv_instance_wake(KvInstance *instance, double now, GError **error) {
+  instance->now = MAX(instance->now, now);
+  take_copies(instance);
+  for (;;) {
+    KvBatch *oldest = instance->n_batches ? instance->batches[0] : NULL;
+    KvBatch *newest = instance->n_batches ? instance->batches[instance->n_batches - 1] : NULL;
+    if (oldest && !oldest->open && oldest->end <= instance->now) {
+      take_results(instance);
+    } else if (newest && newest->open && newest->due <= instance->now) {
+      if (!close_batch(instance, newest, error))
+        return FALSE;
+      instance->nothing_to_decide = FALSE;
+    } else if (can_decide(instance)) {
+      gboolean decided;
+      if (!decide(instance, &decided, error))
+        return FALSE;
+      if (!decided)
+        return TRUE;
+    } else {
+      return TRUE;
+    }
+  }
+}
+
+const char *kv_instance_check(const KvInstance *instance) {
+  g_autoptr(GPtrArray) holders = g_ptr_array_new();
+  for (KvSequence *s = instance->running.head; s; s = s->next)
+    g_ptr_array_add(holders, s);
+  for (guint b = 0; b < instance->n_batches; b++)
+    for (guint i = 0; i < instance->batches[b]->ending->len; i++)
+      g_ptr_array_add(holders, g_ptr_array_index(instance->batches[b]->ending, i));
+  for (guint i = 0; i < instance->held_rows->len; i++)
+    g_ptr_array_add(holders, g_ptr_array_index(instance->held_rows, i));
+  if (holders->len != instance->n_running)
+    return "the count of running sequences is wrong";
+  return kv_pool_check(instance->pool, (KvSequence *const *)holders->pdata, holders->len,
+                       instance->taken_private);
+}

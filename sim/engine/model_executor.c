@@ -1,0 +1,585 @@
+#include "sim/engine/model_executor.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "sim/engine/transfer.h"
+
+enum { MEMO_TOKENS = 16384, MAX_KERNELS = 32 };
+
+/* One kind of kernel of a step, over all its layers. */
+typedef struct {
+  KvComponent component;
+  double count;
+  KvCost cost;
+} Line;
+
+/* The part of a step's price that depends only on how many tokens it has. */
+typedef struct {
+  gboolean known;
+  double seconds[KV_N_COMPONENTS];
+  double total_seconds, flops, bytes, link_bytes, kernels;
+} Dense;
+
+typedef struct {
+  KvExecutor base;
+  const KvModel *model;
+  const KvPlan *plan;
+  const KvPlanCurves *curves;
+  const KvPlatform *platform;
+  const KvDevice *device;
+  const KvEngineConfig *config;
+  guint tp;
+  double activation_bytes; /* of one element */
+  guint graph_max_tokens;
+  double written_bytes[KV_N_TIERS]; /* of cache per new token, whole model */
+  double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
+  Dense *layers; /* by tokens */
+  Dense *heads;  /* lm head and sampling, by rows */
+  KvTransfers *transfers;
+  GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
+} Model;
+
+static void add_line(Model *m, Dense *dense, KvComponent component, const char *name, double count,
+                     KvCost one, const char *operands) {
+  dense->seconds[component] += count * one.seconds;
+  dense->total_seconds += count * one.seconds;
+  dense->flops += count * one.flops;
+  dense->bytes += count * one.bytes;
+  dense->kernels += count;
+  if (m->trace) {
+    KvPricedKernel kernel = {.name = name, .component = component, .count = count, .cost = one};
+    kernel.cost.seconds *= count;
+    kernel.cost.flops *= count;
+    kernel.cost.bytes *= count;
+    g_strlcpy(kernel.operands, operands ? operands : "", sizeof kernel.operands);
+    g_array_append_val(m->trace, kernel);
+  }
+}
+
+static void add_gemm(Model *m, Dense *dense, KvComponent component, const char *name, double count,
+                     double tokens, double k, double n) {
+  char operands[64] = "";
+  if (m->trace)
+    snprintf(operands, sizeof operands, "m=%.0f k=%.0f n=%.0f %s", tokens, k, n,
+             kv_dtype_names[m->plan->weights.dtype]);
+  add_line(m, dense, component, name, count,
+           kv_kernel_gemm(m->device, m->plan->weights.dtype, m->plan->weights.bytes_per_parameter,
+                          tokens, k, n),
+           operands);
+}
+
+static void add_elementwise(Model *m, Dense *dense, const char *name, double count, double bytes) {
+  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count,
+           kv_kernel_elementwise(m->device, bytes), NULL);
+}
+
+/* Projections of attention: the formulas of each kind stand beside its GEMMs. */
+static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
+  const KvAttention *a = &group->attention;
+  double layers = group->count, hidden = m->model->hidden, tp = m->tp;
+  double kv_heads = MAX(1.0, a->n_kv_heads / tp), heads = a->n_heads / tp;
+  if (a->kind == KV_ATTENTION_LATENT) {
+    /* DeepSeek-V2, section 2.1: queries through a latent of q_lora_rank, keys and values through one of kv_lora_rank; the
+     * down-projections are replicated on every GPU. */
+    double query = heads * a->head_dim;
+    if (a->q_lora_rank) {
+      add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
+               a->q_lora_rank + a->kv_lora_rank + a->rope_head_dim);
+      add_gemm(m, dense, KV_COMPONENT_QKV, "q up-projection", layers, tokens, a->q_lora_rank, query);
+    } else {
+      add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
+               query + a->kv_lora_rank + a->rope_head_dim);
+    }
+    add_gemm(m, dense, KV_COMPONENT_QKV, "kv up-projection", layers, tokens, a->kv_lora_rank,
+             heads * (a->head_dim - a->rope_head_dim + a->value_head_dim));
+  } else if (a->kind != KV_ATTENTION_NONE) {
+    add_gemm(m, dense, KV_COMPONENT_QKV, "qkv projection", layers, tokens, hidden,
+             (heads + kv_heads) * a->head_dim + kv_heads * a->value_head_dim);
+  }
+  if (a->kind != KV_ATTENTION_NONE)
+    add_gemm(m, dense, KV_COMPONENT_OUTPUT_PROJECTION, "output projection", layers, tokens,
+             heads * a->value_head_dim, hidden);
+  double e = m->activation_bytes;
+  add_elementwise(m, dense, "norm and residual", 2 * layers, 4.0 * tokens * hidden * e);
+  add_elementwise(m, dense, "rotary and cache write", layers,
+                  tokens * e * (2.0 * heads * a->head_dim + 4.0 * kv_heads * a->head_dim));
+}
+
+static void price_mlp(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
+  const KvMlp *mlp = &group->mlp;
+  double layers = group->count, hidden = m->model->hidden, e = m->activation_bytes, tp = m->tp;
+  double wide = mlp->gated ? 2.0 : 1.0;
+  double intermediate = (double)(mlp->intermediate + mlp->shared_intermediate) / tp;
+  if (intermediate > 0.0) {
+    add_gemm(m, dense, KV_COMPONENT_MLP, mlp->gated ? "gate and up projection" : "up projection",
+             layers, tokens, hidden, wide * intermediate);
+    add_elementwise(m, dense, "activation", layers, (wide + 1.0) * tokens * intermediate * e);
+    add_gemm(m, dense, KV_COMPONENT_MLP, "down projection", layers, tokens, intermediate, hidden);
+  }
+  if (mlp->n_experts > 0) {
+    add_gemm(m, dense, KV_COMPONENT_MLP, "router", layers, tokens, hidden, mlp->n_experts);
+    add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
+             kv_kernel_moe(m->device, m->plan->weights.dtype, m->plan->weights.bytes_per_parameter,
+                           tokens, hidden, (double)mlp->expert_intermediate / tp, mlp->gated,
+                           mlp->n_experts, mlp->n_experts_per_token),
+             NULL);
+  }
+}
+
+static void price_layers(Model *m, Dense *dense, double tokens) {
+  *dense = (Dense){.known = TRUE};
+  for (guint g = 0; g < m->model->n_groups; g++) {
+    const KvLayerGroup *group = &m->model->groups[g];
+    price_projections(m, dense, group, tokens);
+    price_mlp(m, dense, group, tokens);
+    if (m->tp > 1) {
+      double bytes = tokens * m->model->hidden * m->activation_bytes;
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, "all-reduce", 2.0 * group->count,
+               kv_kernel_all_reduce(m->device, m->platform->gpu_link, bytes, m->tp), NULL);
+      dense->link_bytes += 2.0 * group->count * bytes;
+    }
+  }
+  add_elementwise(m, dense, "embedding", 1.0,
+                  2.0 * tokens * m->model->hidden * m->activation_bytes);
+}
+
+static void price_head(Model *m, Dense *dense, double rows) {
+  *dense = (Dense){.known = TRUE};
+  if (rows <= 0.0)
+    return;
+  add_gemm(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0, rows, m->model->hidden,
+           (double)m->model->vocab / m->tp);
+  add_line(m, dense, KV_COMPONENT_SAMPLING, "sampling", 1.0,
+           kv_kernel_sampling(m->device, rows, m->model->vocab), NULL);
+}
+
+typedef void (*PriceDense)(Model *m, Dense *dense, double size);
+
+static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 size, Dense *scratch) {
+  if (size < MEMO_TOKENS && !m->trace) {
+    if (!memo[size].known)
+      price(m, &memo[size], (double)size);
+    return &memo[size];
+  }
+  price(m, scratch, (double)size);
+  return scratch;
+}
+
+/* Attention of prompt chunks: one kernel over all of them, so the fixed cost counts once. */
+static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
+  for (guint g = 0; g < m->model->n_groups; g++) {
+    const KvLayerGroup *group = &m->model->groups[g];
+    const KvAttention *a = &group->attention;
+    if (a->kind == KV_ATTENTION_NONE)
+      continue;
+    gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
+    double heads = MAX(1.0, (double)a->n_heads / m->tp);
+    double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
+    double fixed = m->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].fixed_seconds;
+    KvCost sum = {0};
+    for (guint i = 0; i < step->n_chunks; i++) {
+      KvCost one = kv_kernel_prefill_attention(
+          m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
+          a->head_dim, a->value_head_dim,
+          a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, m->plan->element_bytes);
+      sum.seconds += one.seconds - (i ? MIN(fixed, one.seconds) : 0.0);
+      sum.flops += one.flops;
+      sum.bytes += one.bytes;
+      sum.bound = one.bound;
+    }
+    sum.seconds *= m->plan->prefill_flops_scale;
+    sum.flops *= m->plan->prefill_flops_scale;
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum, NULL);
+  }
+}
+
+/* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and computed. */
+typedef struct {
+  double seconds, flops, bytes;
+  double host_seconds, host_bytes; /* attention on a CPU */
+  double fetched_bytes[KV_N_TIERS];
+  double launches;
+} Attention;
+
+static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at) {
+  Attention sum = {0};
+  double n = (double)(decode->n + decode->padding), tp = m->tp;
+  double pad = decode->n ? n / (double)decode->n : 1.0;
+  for (guint r = 0; r < m->curves->n_readers; r++) {
+    const KvReader *reader = &m->curves->readers[r].reader;
+    double bytes = 0.0, flops = 0.0, tokens = 0.0, host_bytes = 0.0, fetched = 0.0;
+    for (guint c = 0; c < m->curves->n_channels; c++) {
+      double value = (decode->values[c] + at * decode->slopes[c]) * pad;
+      bytes += m->curves->readers[r].hbm_bytes[c] * value;
+      flops += m->curves->readers[r].flops[c] * value;
+      tokens += m->curves->readers[r].tokens[c] * value;
+      host_bytes += m->curves->readers[r].host_bytes[c] * value;
+      for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
+        sum.fetched_bytes[t] += m->curves->readers[r].fetched_bytes[t][c] * value / tp;
+        fetched += m->curves->readers[r].fetched_bytes[t][c] * value;
+      }
+    }
+    if (reader->processor == KV_PROCESSOR_CPU) {
+      const KvPlatform *p = m->platform;
+      sum.host_bytes += host_bytes;
+      sum.host_seconds += fmax(host_bytes / p->host_memory->read_Bps, flops / p->cpu_flops);
+      continue;
+    }
+    double layers = reader->layers;
+    KvCost one = kv_kernel_decode_attention(m->device, reader->format, n,
+                                            (bytes + fetched) / layers / tp, flops / layers / tp,
+                                            fmax(1.0, reader->n_kv_heads / tp), tokens / n);
+    sum.seconds += layers * one.seconds / reader->efficiency;
+    sum.flops += flops / tp;
+    sum.bytes += (bytes + fetched) / tp;
+    sum.launches += layers * (1.0 + reader->extra_launches);
+  }
+  if (m->curves->state_bytes > 0.0) { /* recurrent layers read and write all of their state */
+    double bytes = 2.0 * n * m->curves->state_bytes / tp;
+    sum.seconds += kv_kernel_elementwise(m->device, bytes).seconds;
+    sum.bytes += bytes;
+    sum.launches += 1.0;
+  }
+  return sum;
+}
+
+/* The stack's own work in this step. `at` is the repeat. */
+static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
+  for (guint i = 0; i < m->plan->work->len; i++) {
+    const KvWork *work = &g_array_index(m->plan->work, KvWork, i);
+    double times = 0.0, context = 0.0;
+    for (guint c = 0; c < step->n_chunks && work->moment != KV_MOMENT_DECODE_STEP; c++) {
+      const KvChunk *chunk = &step->chunks[c];
+      if (work->moment == KV_MOMENT_PREFILL_END && !chunk->last)
+        continue;
+      times += work->moment == KV_MOMENT_PREFILL_TOKEN ? chunk->tokens : 1.0;
+      context += work->moment == KV_MOMENT_PREFILL_TOKEN
+                     ? chunk->tokens * (chunk->past + 0.5 * chunk->tokens)
+                     : chunk->past + (double)chunk->tokens;
+    }
+    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n) {
+      double share = 1.0 / MAX(1, work->every_steps);
+      times = share * (double)step->decode.n;
+      context = share * (step->decode.context_tokens + at * (double)step->decode.n);
+    }
+    if (times == 0.0 || !work->critical)
+      continue;
+    double bytes = (work->bytes * times + work->bytes_per_token * context) / m->tp;
+    double flops = (work->flops * times + work->flops_per_token * context) / m->tp;
+    KvCost cost = kv_kernel_elementwise(m->device, bytes);
+    double rate = work->processor == KV_PROCESSOR_GPU ? m->device->fp32_flops : m->platform->cpu_flops;
+    cost.seconds = fmax(cost.seconds, rate > 0.0 ? flops / rate : 0.0) +
+                   fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
+    cost.flops = flops;
+    add_line(m, dense, KV_COMPONENT_TECHNIQUE, work->name, 1.0, cost, NULL);
+    dense->kernels += fmax(0.0, work->launches - 1.0);
+  }
+}
+
+/* What streaming from lower tiers adds to a step whose GPU part takes `compute` seconds.
+ * FlexGen, section 4.3: the five streams of a step overlap, so the longest decides; the first layer's weights come
+ * before anything can be computed. Without overlap they add up. */
+static double price_streams(const Model *m, const KvStep *step, const Attention *attention,
+                            double tokens, double compute) {
+  const KvPlatform *p = m->platform;
+  double up = p->host_link->peak_Bps * p->host_link->achievable_share, layers = kv_model_layers(m->model);
+  double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD], disk_written = 0.0;
+  for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
+    written += m->written_bytes[t] * tokens / m->tp;
+    fetched += attention->fetched_bytes[t];
+  }
+  disk_read += attention->fetched_bytes[KV_TIER_SSD];
+  disk_written += m->written_bytes[KV_TIER_SSD] * tokens / m->tp;
+  double weights = m->streamed_bytes[KV_TIER_DRAM] + m->streamed_bytes[KV_TIER_SSD];
+  double activations = m->plan->weights.activation_share_host * 2.0 * tokens * m->model->hidden *
+                       m->activation_bytes * layers / m->tp;
+  double ctog = (weights + fetched + activations) / up, gtoc = (written + activations) / up;
+  double dtoc = p->ssd && disk_read > 0.0 ? disk_read / p->ssd->read_Bps : 0.0;
+  double ctod = p->ssd && disk_written > 0.0 ? disk_written / p->ssd->write_Bps : 0.0;
+  double busy = compute + attention->host_seconds;
+  if (ctog + gtoc + dtoc + ctod + attention->host_seconds == 0.0)
+    return 0.0;
+  if (!m->plan->weights.stream_overlaps)
+    return attention->host_seconds + ctog + gtoc + dtoc + ctod;
+  double longest = fmax(fmax(fmax(ctog, gtoc), fmax(dtoc, ctod)), busy);
+  return longest - compute + weights / up / layers;
+}
+
+static gboolean streams_anything(const Model *m) {
+  for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+    if (m->streamed_bytes[t] > 0.0 || m->written_bytes[t] > 0.0)
+      return TRUE;
+  for (guint r = 0; r < m->curves->n_readers; r++)
+    if (m->curves->readers[r].reader.processor == KV_PROCESSOR_CPU)
+      return TRUE;
+  return FALSE;
+}
+
+/* vLLM 0.19's capture sizes: 1, 2, 4, multiples of 8 below 256, multiples of 16 from there on. */
+static guint64 captured_size(guint64 tokens) {
+  if (tokens <= 2)
+    return tokens;
+  if (tokens <= 4)
+    return 4;
+  return tokens < 256 ? (tokens + 7) / 8 * 8 : (tokens + 15) / 16 * 16;
+}
+
+typedef struct {
+  const Dense *layers, *head;
+  Dense layers_scratch, head_scratch, rest; /* rest: prefill attention and work */
+  double rows, tokens;
+  gboolean graph;
+} Priced;
+
+/* Everything of a step but decode attention and what hangs on it. */
+static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
+  guint64 chunk_tokens = 0, rows = step->decode.n + step->decode.padding;
+  guint64 tokens = rows;
+  for (guint i = 0; i < step->n_chunks; i++) {
+    chunk_tokens += step->chunks[i].tokens;
+    rows += step->chunks[i].last;
+  }
+  tokens += chunk_tokens;
+  priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens;
+  priced->tokens = (double)tokens;
+  priced->rows = (double)rows;
+  guint64 size = priced->graph ? captured_size(tokens) : tokens;
+  priced->layers = dense_of(m, m->layers, price_layers, size, &priced->layers_scratch);
+  priced->head = dense_of(m, m->heads, price_head, rows, &priced->head_scratch);
+  priced->rest = (Dense){.known = TRUE};
+  if (step->n_chunks)
+    price_prefill(m, &priced->rest, step);
+  if (m->plan->work->len)
+    price_work(m, &priced->rest, step, 0.5 * (double)(step->repeat - 1));
+}
+
+/* The step's time at repeat `at`, and what of it is not kernels. */
+static double repeat_seconds(const Model *m, const KvStep *step, const Priced *priced, double at,
+                             Attention *attention, double *transfer, double *launch) {
+  *attention = step->decode.n ? price_attention(m, &step->decode, at) : (Attention){0};
+  double kernels = priced->layers->kernels + priced->head->kernels + priced->rest.kernels +
+                   attention->launches;
+  double gpu = priced->layers->total_seconds + priced->head->total_seconds +
+               priced->rest.total_seconds + attention->seconds;
+  double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
+  *launch = launched - gpu;
+  *transfer = streams_anything(m) ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
+  return launched + *transfer;
+}
+
+/* Sums over repeats [first, first + count) of every varying quantity of a step. */
+typedef struct {
+  double seconds, attention, transfer, launch, flops, bytes, launches;
+  double fetched[KV_N_TIERS];
+} Sums;
+
+enum { N_SUMS = sizeof(Sums) / sizeof(double) };
+
+static Sums sample(const Model *m, const KvStep *step, const Priced *priced, double at) {
+  Attention a;
+  Sums s = {0};
+  s.seconds = repeat_seconds(m, step, priced, at, &a, &s.transfer, &s.launch);
+  s.attention = a.seconds;
+  s.flops = a.flops;
+  s.bytes = a.bytes;
+  s.launches = a.launches;
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    s.fetched[t] = a.fetched_bytes[t];
+  return s;
+}
+
+static void add_scaled(Sums *sum, const Sums *term, double scale) {
+  double *to = (double *)sum;
+  const double *from = (const double *)term;
+  for (guint i = 0; i < N_SUMS; i++)
+    to[i] += scale * from[i];
+}
+
+/* With u_i = -1 + 2 i / (k - 1), i = 0 .. k-1: the sums of u^2 and u^4 over the points, from Faulhaber's formulas; odd powers
+ * vanish. The interpolating quartic through u = -1, -1/2, 0, 1/2, 1 has even coefficients
+ * c0 = f(0), c2 = (-(f(-1) + f(1)) + 16 (f(-1/2) + f(1/2)) - 30 f(0)) / 6, c4 = (f(-1) + f(1)) / 2 - c0 - c2. */
+static void sum_repeats(const Model *m, const KvStep *step, const Priced *priced, double first,
+                        guint64 count, Sums *sum) {
+  if (count <= 5) {
+    for (guint64 i = 0; i < count; i++) {
+      Sums s = sample(m, step, priced, first + (double)i);
+      add_scaled(sum, &s, 1.0);
+    }
+    return;
+  }
+  double k = (double)count, half = 0.5 * (k - 1.0), middle = first + half;
+  double s2 = k * (k + 1.0) / (3.0 * (k - 1.0));
+  double s4 = k * (k + 1.0) * (3.0 * k * k - 7.0) / (15.0 * pow(k - 1.0, 3.0));
+  Sums at[5];
+  for (guint i = 0; i < 5; i++)
+    at[i] = sample(m, step, priced, middle + half * (0.5 * i - 1.0));
+  double ends = at[0].seconds + at[4].seconds, inner = at[1].seconds + at[3].seconds;
+  double c0 = at[2].seconds, c2 = (-ends + 16.0 * inner - 30.0 * c0) / 6.0;
+  double c4 = 0.5 * ends - c0 - c2;
+  double quartic = c0 * k + c2 * s2 + c4 * s4, quadratic = c0 * k + (0.5 * ends - c0) * s2;
+  if (fabs(quartic - quadratic) > 1e-7 * fabs(quartic) && count > 10) {
+    sum_repeats(m, step, priced, first, count / 2, sum);
+    sum_repeats(m, step, priced, first + (double)(count / 2), count - count / 2, sum);
+    return;
+  }
+  /* Weight of each sample in c0 k + c2 s2 + c4 s4. */
+  double w_end = -s2 / 6.0 + (0.5 + 1.0 / 6.0) * s4, w_inner = 16.0 / 6.0 * (s2 - s4);
+  double w_middle = k - 5.0 * s2 + 4.0 * s4;
+  const double weight[5] = {w_end, w_inner, w_middle, w_inner, w_end};
+  for (guint i = 0; i < 5; i++)
+    add_scaled(sum, &at[i], weight[i]);
+}
+
+static double model_seconds(KvExecutor *executor, const KvStep *step, guint64 repeats) {
+  Model *m = (Model *)executor;
+  Priced priced;
+  Sums sum = {0};
+  price_fixed_part(m, step, &priced);
+  sum_repeats(m, step, &priced, 0.0, repeats, &sum);
+  return sum.seconds;
+}
+
+static gboolean model_step(KvExecutor *executor, const KvStep *step, KvStepCost *cost,
+                           GError **error) {
+  Model *m = (Model *)executor;
+  Priced priced;
+  Sums sum = {0};
+  double repeat = (double)step->repeat;
+  price_fixed_part(m, step, &priced);
+  sum_repeats(m, step, &priced, 0.0, step->repeat, &sum);
+  *cost = (KvStepCost){.seconds = sum.seconds};
+  cost->first_seconds = step->repeat == 1 ? sum.seconds : sample(m, step, &priced, 0.0).seconds;
+  cost->last_seconds =
+      step->repeat == 1 ? sum.seconds : sample(m, step, &priced, repeat - 1.0).seconds;
+  const Dense *parts[] = {priced.layers, priced.head, &priced.rest};
+  for (guint p = 0; p < G_N_ELEMENTS(parts); p++) {
+    for (guint c = 0; c < KV_N_COMPONENTS; c++)
+      cost->component_seconds[c] += repeat * parts[p]->seconds[c];
+    cost->flops += repeat * parts[p]->flops;
+    cost->hbm_bytes += repeat * parts[p]->bytes;
+    cost->link_bytes += repeat * parts[p]->link_bytes;
+    cost->launches += repeat * parts[p]->kernels;
+  }
+  cost->component_seconds[KV_COMPONENT_DECODE_ATTENTION] += sum.attention;
+  cost->component_seconds[KV_COMPONENT_TRANSFER] += sum.transfer;
+  cost->component_seconds[KV_COMPONENT_LAUNCH] += sum.launch;
+  cost->flops += sum.flops;
+  cost->hbm_bytes += sum.bytes;
+  cost->launches += sum.launches;
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    cost->fetched_bytes[t] = sum.fetched[t] + repeat * m->streamed_bytes[t];
+  return TRUE;
+}
+
+GArray *kv_model_executor_kernels(KvExecutor *executor, const KvStep *step) {
+  g_return_val_if_fail(executor->class == &kv_model_executor_class, NULL);
+  Model *m = (Model *)executor;
+  Priced priced;
+  m->trace = g_array_new(FALSE, TRUE, sizeof(KvPricedKernel));
+  price_fixed_part(m, step, &priced);
+  GArray *kernels = g_steal_pointer(&m->trace);
+  Attention a;
+  double transfer, launch;
+  repeat_seconds(m, step, &priced, 0.0, &a, &transfer, &launch);
+  KvPricedKernel rest[] = {
+      {.name = "decode attention",
+       .component = KV_COMPONENT_DECODE_ATTENTION,
+       .count = a.launches,
+       .cost = {a.seconds, a.flops, a.bytes, KV_BOUND_MEMORY}},
+      {.name = "transfers not hidden",
+       .component = KV_COMPONENT_TRANSFER,
+       .count = 1.0,
+       .cost = {transfer, 0.0, 0.0, KV_BOUND_LINK}},
+      {.name = "launches",
+       .component = KV_COMPONENT_LAUNCH,
+       .count = 1.0,
+       .cost = {launch, 0.0, 0.0, KV_BOUND_FIXED}},
+  };
+  for (guint i = 0; i < G_N_ELEMENTS(rest); i++)
+    if (rest[i].cost.seconds > 0.0)
+      g_array_append_val(kernels, rest[i]);
+  return kernels;
+}
+
+/* Copies. */
+
+static void model_copy(KvExecutor *executor, const KvCopy *copy, double now) {
+  Model *m = (Model *)executor;
+  /* vLLM 2023, section 5 of its notes: one copy per layer, K/V and block. */
+  double pieces = (double)copy->blocks * (copy->pinned ? 1.0 : 2.0 * kv_model_layers(m->model));
+  kv_transfers_begin(m->transfers, copy, pieces, now);
+}
+
+static double model_next_copy(KvExecutor *executor) {
+  return kv_transfers_next(((Model *)executor)->transfers);
+}
+
+static gboolean model_pop_copy(KvExecutor *executor, double now, KvCopy *copy) {
+  return kv_transfers_pop(((Model *)executor)->transfers, now, copy);
+}
+
+static void model_destroy(KvExecutor *executor) {
+  Model *m = (Model *)executor;
+  kv_transfers_free(m->transfers);
+  g_free(m->layers);
+  g_free(m->heads);
+  g_free(m);
+}
+
+const KvExecutorClass kv_model_executor_class = {
+    .name = "model",
+    .description = "analytic cost models, virtual time",
+    .closed_form = TRUE,
+    .step = model_step,
+    .seconds = model_seconds,
+    .copy = model_copy,
+    .next_copy = model_next_copy,
+    .pop_copy = model_pop_copy,
+    .destroy = model_destroy,
+};
+
+static void set_paths(Model *m) {
+  const KvPlatform *p = m->platform;
+  const KvLink *link = p->host_link;
+  KvPath host = {link->peak_Bps * link->achievable_share * m->tp,
+                 link->peak_Bps * link->achievable_share * m->tp, link->duplex_share,
+                 link->latency_seconds, link->per_copy_seconds};
+  kv_transfers_set_path(m->transfers, KV_TIER_HBM, KV_TIER_DRAM, &host);
+  if (p->ssd) {
+    KvPath disk = {MIN(host.down_Bps, p->ssd->write_Bps), MIN(host.up_Bps, p->ssd->read_Bps), 1.0,
+                   p->ssd->latency_seconds, 0.0};
+    kv_transfers_set_path(m->transfers, KV_TIER_HBM, KV_TIER_SSD, &disk);
+    kv_transfers_set_path(m->transfers, KV_TIER_DRAM, KV_TIER_SSD, &disk);
+  }
+}
+
+KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
+                                  const KvPlanCurves *curves, const KvPlatform *platform,
+                                  const KvEngineConfig *config, guint tensor_parallel) {
+  Model *m = g_new0(Model, 1);
+  m->base.class = &kv_model_executor_class;
+  m->model = model;
+  m->plan = plan;
+  m->curves = curves;
+  m->platform = platform;
+  m->device = platform->device;
+  m->config = config;
+  m->tp = tensor_parallel;
+  m->activation_bytes = 2.0;
+  m->graph_max_tokens = config->cuda_graph_max_tokens;
+  m->layers = g_new0(Dense, MEMO_TOKENS);
+  m->heads = g_new0(Dense, MEMO_TOKENS);
+  m->transfers = kv_transfers_new();
+  for (guint c = 0; c < curves->n_channels; c++) {
+    double slope;
+    kv_law_value(&curves->laws[c], 1e9, 0.0, TRUE, &slope, NULL);
+    for (guint t = 0; t < KV_N_TIERS; t++)
+      m->written_bytes[t] += curves->stored_bytes[t][c] * slope;
+  }
+  double weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
+  for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+    m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
+  set_paths(m);
+  return &m->base;
+}

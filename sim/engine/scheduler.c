@@ -1,0 +1,18 @@
+#include "sim/engine/scheduler.h"
+
+#include <string.h>
+
+#include "sim/engine/schedulers.h"
+
+const KvSchedulerClass *const kv_schedulers[] = {
+    &kv_scheduler_vllm_v1, &kv_scheduler_vllm_2023, &kv_scheduler_vllm_2023_mixed,
+    &kv_scheduler_orca,    &kv_scheduler_static,    &kv_scheduler_flexgen,
+    NULL,
+};
+
+const KvSchedulerClass *kv_scheduler_find(const char *name) {
+  for (guint i = 0; kv_schedulers[i]; i++)
+    if (strcmp(kv_schedulers[i]->name, name) == 0)
+      return kv_schedulers[i];
+  return NULL;
+}

@@ -1,0 +1,17 @@
+#include "sim/engine/sequence.h"
+
+#include "sim/base/random.h"
+
+guint32 kv_sequence_prompt_token(const KvSequence *sequence, guint32 i, guint32 hash_block_tokens,
+                                 guint32 vocab) {
+  g_return_val_if_fail(vocab && i < sequence->input_tokens, 0);
+  if (i < sequence->n_tokens)
+    return sequence->tokens[i] % vocab;
+  /* A block's name stands for its content and all before it: where names are equal, so are tokens.
+   * What is not named is the request's own; the constant keeps its index apart from a name of the
+   * same value. */
+  guint64 content = kv_random_mix(sequence->index) ^ 0x6b76756e6b6e6f77u;
+  if (hash_block_tokens && i / hash_block_tokens < sequence->n_hashes)
+    content = sequence->hashes[i / hash_block_tokens];
+  return (guint32)(kv_random_mix(kv_random_mix(content) + i) % vocab);
+}

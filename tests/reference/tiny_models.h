@@ -1,0 +1,68 @@
+/* Models small enough to compute by hand, one of each kind that the host executor takes. */
+#ifndef KV_TESTS_REFERENCE_TINY_MODELS_H
+#define KV_TESTS_REFERENCE_TINY_MODELS_H
+
+#include "models/llm/llm.h"
+
+static KvLayerGroup llama_groups[] = {{.count = 2,
+                                       .attention = {.kind = KV_ATTENTION_FULL,
+                                                     .n_heads = 4,
+                                                     .n_kv_heads = 2,
+                                                     .head_dim = 16,
+                                                     .value_head_dim = 16},
+                                       .mlp = {.intermediate = 96, .gated = TRUE}}};
+static const KvModel llama = {.id = (char *)"tiny-llama",
+                              .hidden = 64,
+                              .vocab = 199,
+                              .max_context_tokens = 4096,
+                              .norm = KV_NORM_RMS,
+                              .n_groups = 1,
+                              .groups = llama_groups};
+
+static KvLayerGroup opt_groups[] = {{.count = 2,
+                                     .attention = {.kind = KV_ATTENTION_FULL,
+                                                   .n_heads = 4,
+                                                   .n_kv_heads = 4,
+                                                   .head_dim = 15,
+                                                   .value_head_dim = 15,
+                                                   .bias = TRUE},
+                                     .mlp = {.intermediate = 120}}};
+static const KvModel opt = {.id = (char *)"tiny-opt",
+                            .hidden = 60,
+                            .vocab = 199,
+                            .max_context_tokens = 128,
+                            .tied_embeddings = TRUE,
+                            .learned_positions = TRUE,
+                            .norm = KV_NORM_LAYER,
+                            .n_groups = 1,
+                            .groups = opt_groups};
+
+/* Sliding and full layers of different head counts, normalized queries. */
+static KvLayerGroup mixed_groups[] = {{.count = 2,
+                                       .attention = {.kind = KV_ATTENTION_SLIDING,
+                                                     .n_heads = 4,
+                                                     .n_kv_heads = 1,
+                                                     .head_dim = 16,
+                                                     .value_head_dim = 16,
+                                                     .window_tokens = 6,
+                                                     .qk_norm = TRUE},
+                                       .mlp = {.intermediate = 80, .gated = TRUE}},
+                                      {.count = 1,
+                                       .attention = {.kind = KV_ATTENTION_FULL,
+                                                     .n_heads = 6,
+                                                     .n_kv_heads = 3,
+                                                     .head_dim = 8,
+                                                     .value_head_dim = 8,
+                                                     .qk_norm = TRUE},
+                                       .mlp = {.intermediate = 96, .gated = TRUE}}};
+static const KvModel mixed = {.id = (char *)"tiny-mixed",
+                              .hidden = 64,
+                              .vocab = 199,
+                              .max_context_tokens = 4096,
+                              .norm = KV_NORM_RMS,
+                              .n_groups = 2,
+                              .groups = mixed_groups};
+
+static const KvModel *const models[] = {&llama, &opt, &mixed};
+
+#endif
