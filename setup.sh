@@ -32,11 +32,19 @@ missing_of() {
   done
 }
 
-# apt-get as root; what it says matters only if it fails, and then its end.
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  else
+    command -v sudo >/dev/null || fail "needs root or sudo, to run: $*"
+    sudo "$@"
+  fi
+}
+
+# What apt-get says matters only if it fails, and then its end.
 apt() {
-  local output root=()
-  [ "$(id -u)" -eq 0 ] || root=(sudo)
-  output=$("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" 2>&1) || { tail -n 3 <<<"$output" >&2; return 1; }
+  local output
+  output=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" 2>&1) || { tail -n 3 <<<"$output" >&2; return 1; }
 }
 
 # Install those of the named packages that are not there; without any, touch neither apt nor the network.
@@ -65,6 +73,21 @@ build() {
   ninja -C build
 }
 
+# As root only where the prefix needs it.
+install_built() {
+  local folder
+  folder=${DESTDIR-}$(meson introspect build --buildoptions |
+    python3 -c 'import json, sys; print(next(o["value"] for o in json.load(sys.stdin) if o["name"] == "prefix"))')
+  until [ -e "$folder" ]; do folder=$(dirname "$folder"); done
+  if [ -w "$folder" ]; then
+    meson install -C build --no-rebuild
+  else
+    as_root env DESTDIR="${DESTDIR-}" meson install -C "$PWD/build" --no-rebuild
+  fi
+  # The loader's list of libraries, for programs of others that use ours.
+  [ -n "${DESTDIR-}" ] || [ -w "$folder" -a "$(id -u)" -ne 0 ] || as_root ldconfig
+}
+
 replay_sample() {
   build/kvsim run "$SAMPLE" -o runs/sample
   [ -s runs/sample/report.html ] || fail "the replay left no report in runs/sample"
@@ -85,7 +108,7 @@ test)
   ;;
 install)
   build "$@"
-  meson install -C build --no-rebuild
+  install_built
   ;;
 tools)
   need $CHECK_PACKAGES

@@ -190,7 +190,7 @@ static gboolean run_stat(GOptionContext *context, int argc, char **argv, GError 
   const GOptionEntry entries[] = {{"format", 'f', 0, G_OPTION_ARG_STRING, &format,
                                    "The trace's format (default: by its content)", "FORMAT"},
                                   {"json", 0, 0, G_OPTION_ARG_NONE, &as_json, "Print JSON", NULL},
-                                  {NULL}};
+                                  G_OPTION_ENTRY_NULL};
   if (!parse(context, entries, &argc, &argv, 1, error))
     return FALSE;
   g_autoptr(KvTraceReader) reader = kv_trace_reader_open(argv[1], format, error);
@@ -237,7 +237,7 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Common, common_clear)
 
 static gboolean run_convert(GOptionContext *context, int argc, char **argv, GError **error) {
   g_auto(Common) common = {0};
-  const GOptionEntry entries[] = {COMMON_ENTRIES(common), {NULL}};
+  const GOptionEntry entries[] = {COMMON_ENTRIES(common), G_OPTION_ENTRY_NULL};
   if (!parse(context, entries, &argc, &argv, 1, error))
     return FALSE;
   KvTraceReader *reader = kv_trace_reader_open(argv[1], common.format, error);
@@ -257,7 +257,7 @@ static gboolean run_slice(GOptionContext *context, int argc, char **argv, GError
       {"every", 0, 0, G_OPTION_ARG_INT64, &every, "Keep every N-th", "N"},
       {"head", 'n', 0, G_OPTION_ARG_INT64, &head,
        "Keep N at most (sessions, in a trace of sessions)", "N"},
-      {NULL}};
+      G_OPTION_ENTRY_NULL};
   KvTraceSlice slice = KV_TRACE_SLICE_ALL;
   if (!parse(context, entries, &argc, &argv, 1, error) ||
       !number(from, "from", 0, &slice.from_seconds, error) ||
@@ -280,7 +280,7 @@ static gboolean run_scale(GOptionContext *context, int argc, char **argv, GError
   const GOptionEntry entries[] = {
       COMMON_ENTRIES(common),
       {"rate", 'r', 0, G_OPTION_ARG_STRING, &rate, "Arrivals FACTOR times as often", "FACTOR"},
-      {NULL}};
+      G_OPTION_ENTRY_NULL};
   double factor;
   if (!parse(context, entries, &argc, &argv, 1, error) || !number(rate, "rate", 0, &factor, error))
     return FALSE;
@@ -315,7 +315,7 @@ static gboolean run_smear(GOptionContext *context, int argc, char **argv, GError
       {"tick", 't', 0, G_OPTION_ARG_STRING, &tick_text,
        "The ticks' size (default: found in the trace)", "SECONDS"},
       {"seed", 0, 0, G_OPTION_ARG_INT64, &seed, "Seed of the random places in a tick", "N"},
-      {NULL}};
+      G_OPTION_ENTRY_NULL};
   if (!parse(context, entries, &argc, &argv, 1, error) ||
       !number(tick_text, "tick", 0, &tick, error) ||
       (!tick_text && !find_tick(argv[1], common.format, &tick, error)))
@@ -333,7 +333,7 @@ static gboolean run_repeat(GOptionContext *context, int argc, char **argv, GErro
       COMMON_ENTRIES(common),
       {"times", 'n', 0, G_OPTION_ARG_INT64, &times, "How often in all (default 2)", "N"},
       {"fresh", 0, 0, G_OPTION_ARG_NONE, &fresh, "Give each copy prefix blocks of its own", NULL},
-      {NULL}};
+      G_OPTION_ENTRY_NULL};
   if (!parse(context, entries, &argc, &argv, 1, error))
     return FALSE;
   KvTraceReader *reader =
@@ -476,7 +476,7 @@ static gboolean run_generate(GOptionContext *context, int argc, char **argv, GEr
       {"compact-to", 0, 0, G_OPTION_ARG_INT64, &w.compact, "What is left of a longer one", "N"},
       {"output", 'o', 0, G_OPTION_ARG_FILENAME, &w.out,
        "The file to write, gzip if it ends in .gz (default: standard output)", "OUT"},
-      {NULL}};
+      G_OPTION_ENTRY_NULL};
   describe_presets(
       context,
       "Example:\n  kvsim trace generate --preset=sharegpt-chat -n 5000 --rate=2 -o chat.jsonl.gz\n");
@@ -505,7 +505,7 @@ static const Command commands[] = {
 };
 
 static void print_commands(void) {
-  g_print("Usage:\n  kvsim trace COMMAND [OPTION…] FILE\n\nCommands:\n");
+  g_print("Usage:\n  kvsim trace COMMAND [OPTION...] FILE\n\nCommands:\n");
   for (guint i = 0; i < G_N_ELEMENTS(commands); i++)
     g_print("  %-10s %s\n", commands[i].name, commands[i].summary);
   g_print(

@@ -43,7 +43,7 @@ gboolean kv_csv_recognise(const char *head, gsize length, ...) {
   gsize end = newline ? (gsize)(newline - head) : length;
   if (end > 0 && head[end - 1] == '\r')
     end--;
-  if (end > 4096)
+  if (end == 0 || end > 4096 || head[0] == '{' || head[0] == '[') /* JSON has quoted names too */
     return FALSE;
   g_autofree char *line = g_strndup(head, end);
   char *fields[KV_CSV_MOST_COLUMNS];

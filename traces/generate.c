@@ -136,6 +136,12 @@ static guint64 draw_turns(State *g) {
 
 /* The trace */
 
+/* The blocks of the prompt, if any are asked for. */
+static void name_blocks(State *g, guint64 kept_tokens) {
+  if (g->spec.block_tokens > 0)
+    kv_block_history_prompt(&g->history, kept_tokens, g->prompt_tokens);
+}
+
 static guint64 shared_tokens(const State *g) {
   return (guint64)g->spec.shared_tokens + g->spec.header_tokens;
 }
@@ -151,7 +157,7 @@ static void begin_session(State *g) {
   g->prompt_tokens =
       g->spec.input_is_total ? MAX(drawn, shared_tokens(g) + 1) : drawn + shared_tokens(g);
   kv_block_history_restart(&g->history, kv_random_mix(g->spec.seed) ^ g->n_sessions);
-  kv_block_history_prompt(&g->history, 0, g->prompt_tokens);
+  name_blocks(g, 0);
   kv_block_history_share(&g->history, kv_random_mix(g->spec.seed ^ (g->shared + 1) << 32),
                          shared_tokens(g));
 }
@@ -166,7 +172,7 @@ static void go_on(State *g) {
     prompt = MIN(MAX(g->spec.compact_tokens, kept) + added, limit);
   }
   g->prompt_tokens = MIN(prompt, LARGEST_TOKENS);
-  kv_block_history_prompt(&g->history, kept, g->prompt_tokens);
+  name_blocks(g, kept);
 }
 
 static gboolean next(gpointer state, KvTraceRequest *request, GError **error) {

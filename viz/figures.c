@@ -41,6 +41,7 @@ const KvFigure kv_figures[] = {
     PLAIN("Load", "Running, mean", NONE, NEITHER, mean_running),
     PLAIN("Load", "Waiting, mean", NONE, LOWER, mean_waiting),
     BAR("GPU", "Busy", SHARE, NEITHER, busy_share),
+    PLAIN("GPU", "Busy with prompts", SHARE, NEITHER, prefill_busy_share),
     PLAIN("GPU", "MFU", SHARE, NEITHER, mfu),
     PLAIN("GPU", "MBU", SHARE, NEITHER, mbu),
     PLAIN("GPU", "FLOPs", FLOPS, NEITHER, flops),
@@ -81,7 +82,8 @@ gboolean kv_summary_has_slo(const KvSummary *run) {
 double kv_figure_value(const KvFigure *figure, const KvSummary *run) {
   gboolean of_slo = figure->offset == G_STRUCT_OFFSET(KvSummary, goodput_requests_per_second) ||
                     figure->offset == G_STRUCT_OFFSET(KvSummary, slo_attainment);
-  if ((of_slo && !kv_summary_has_slo(run)) ||
+  gboolean of_space = figure->offset == G_STRUCT_OFFSET(KvSummary, fragmentation);
+  if ((of_slo && !kv_summary_has_slo(run)) || (of_space && run->compressed) ||
       (figure->latency >= 0 && run->latency[figure->latency].n == 0))
     return NAN;
   const void *field = G_STRUCT_MEMBER_P(run, figure->offset);

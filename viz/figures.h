@@ -23,7 +23,8 @@ typedef struct {
 extern const KvFigure kv_figures[];
 extern const guint kv_n_figures;
 
-/* The figure's value in `run`; NaN where the run has none (no finished request, no SLO). */
+/* The figure's value in `run`; NaN where the run has none (no finished request, no SLO,
+ * fragmentation of a compressed cache). */
 double kv_figure_value(const KvFigure *figure, const KvSummary *run);
 
 /* Is the change from `baseline` to `value` an improvement (1), a loss (-1), or neither (0)? Below 1

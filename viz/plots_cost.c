@@ -147,20 +147,19 @@ static gboolean make_point(Point *point, double flops, double bytes, double seco
 /* The components that take at least a hundredth of the time, most first, and the whole. */
 static guint collect_points(const KvSummary *run, Point points[MOST_POINTS]) {
   KvComponent order[KV_N_COMPONENTS];
-  double total, flops = 0, bytes = 0;
+  double total;
   guint n = 0, n_components = kv_components_by_time(run, order, &total);
   for (guint i = 0; i < n_components; i++) {
     KvComponent c = order[i];
     Point point = {.share = run->component_seconds[c] / total,
                    .name = kv_component_titles[c],
                    .colour = component_colours[c]};
-    flops += run->component_flops[c], bytes += run->component_bytes[c];
     if (point.share >= 0.01 && make_point(&point, run->component_flops[c], run->component_bytes[c],
                                           run->component_seconds[c]))
       points[n++] = point;
   }
   Point whole = {.share = 1, .name = "The whole", .colour = KV_INK};
-  if (make_point(&whole, flops, bytes, total))
+  if (make_point(&whole, run->flops, run->hbm_bytes, total))
     points[n++] = whole;
   return n;
 }

@@ -11,6 +11,13 @@ typedef struct {
 
 enum { WIDTH = 900, PANEL_HEIGHT = 160, MOST_PANELS = 3 };
 
+/* The first arrival: traces need not begin at zero. */
+static double origin(const KvSummary *run) {
+  return run->timeline && run->timeline->len
+             ? g_array_index(run->timeline, KvInterval, 0).start_seconds
+             : 0;
+}
+
 /* The run's time in a unit that keeps the numbers small. */
 static double time_unit(const KvSummary *const *runs, guint n_runs, const char **name) {
   static const struct {
@@ -25,7 +32,7 @@ static double time_unit(const KvSummary *const *runs, guint n_runs, const char *
   for (guint r = 0; r < n_runs; r++)
     for (guint i = 0; runs[r]->timeline && i < runs[r]->timeline->len; i++) {
       const KvInterval *interval = &g_array_index(runs[r]->timeline, KvInterval, i);
-      last = MAX(last, interval->start_seconds + interval->seconds);
+      last = MAX(last, interval->start_seconds - origin(runs[r]) + interval->seconds);
     }
   guint u = 0;
   while (last < units[u].above)
@@ -46,7 +53,7 @@ static gboolean write_panel_data(GString *script, const Panel *panel, guint p, c
   for (guint i = 0; i < n_intervals(run); i++) {
     const KvInterval *interval = &g_array_index(run->timeline, KvInterval, i);
     double value = panel->value(interval, run);
-    double at = (interval->start_seconds + interval->seconds / 2) / unit_seconds;
+    double at = (interval->start_seconds - origin(run) + interval->seconds / 2) / unit_seconds;
     if (isfinite(value))
       kv_say(script, "%.6g %.6g\n", at, value);
     else if (!panel->points)
@@ -243,12 +250,12 @@ static void write_block_data(GString *script, const KvSummary *run, guint r, dou
     const KvInterval *interval = &g_array_index(run->timeline, KvInterval, i);
     double held = interval->blocks_held, cached = interval->blocks_cached,
            unused = interval->blocks_free;
-    kv_say(script, "%.6g %.6g %.6g %.6g\n", interval->start_seconds / unit_seconds, held,
-           held + cached, held + cached + unused);
+    kv_say(script, "%.6g %.6g %.6g %.6g\n", (interval->start_seconds - origin(run)) / unit_seconds,
+           held, held + cached, held + cached + unused);
     if (i + 1 == n_intervals(run)) /* steps: close the last one */
       kv_say(script, "%.6g %.6g %.6g %.6g\n",
-             (interval->start_seconds + interval->seconds) / unit_seconds, held, held + cached,
-             held + cached + unused);
+             (interval->start_seconds - origin(run) + interval->seconds) / unit_seconds, held,
+             held + cached, held + cached + unused);
   }
   kv_say(script, "EOD\n");
 }

@@ -186,15 +186,16 @@ static void memory(Page *page, const KvSummary *run, GPtrArray *scratch) {
     add_item(page, PLAIN, "%s of %s tokens", SAY(COUNT, (double)run->hit_tokens),
              SAY(COUNT, (double)run->looked_up_tokens));
   if (run->lower_tier_hit_ratio > 0)
-    add_item(page, PLAIN, "%s of them from lower tiers", SAY(SHARE, run->lower_tier_hit_ratio));
+    add_item(page, PLAIN, "%s from lower tiers", SAY(SHARE, run->lower_tier_hit_ratio));
   end_line(page);
   begin_row(page, "KV memory");
   add_item(page, BOLD, "%s%s", SAY(BYTES, run->cache_bytes), run->n_gpus > 1 ? " per GPU" : "");
-  add_item(page, PLAIN, "%s blocks of %s tokens", SAY(COUNT, (double)run->total_blocks),
-           SAY(COUNT, (double)run->block_tokens));
+  add_item(page, PLAIN, "%s blocks of %s tokens%s", SAY(COUNT, (double)run->total_blocks),
+           SAY(COUNT, (double)run->block_tokens), run->n_instances > 1 ? " per replica" : "");
   add_item(page, PLAIN, "held %s mean, %s peak", SAY(SHARE, run->mean_blocks_held_share),
            SAY(SHARE, run->peak_blocks_held_share));
-  add_item(page, PLAIN, "fragmentation %s", SAY(SHARE, run->fragmentation));
+  if (!run->compressed)
+    add_item(page, PLAIN, "fragmentation %s", SAY(SHARE, run->fragmentation));
   end_line(page);
   begin_row(page, "Sequences");
   add_item(page, PLAIN, "running %s mean, %s peak", SAY(NONE, run->mean_running),

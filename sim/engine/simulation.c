@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "reference/host/host.h"
+#include "reference/host/executor.h"
 #include "sim/base/error.h"
 #include "sim/engine/arrival_source.h"
 #include "sim/engine/event_queue.h"

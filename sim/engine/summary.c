@@ -75,7 +75,7 @@ static const Field tail[] = {
     AS("activation_bytes_per_gpu", activation_bytes),
     SAME(mean_blocks_held_share),
     SAME(peak_blocks_held_share),
-    AS("fragmentation_share", fragmentation),
+
     AS("mean_running_sequences", mean_running),
     AS("peak_running_sequences", peak_running),
     AS("mean_waiting_sequences", mean_waiting),
@@ -86,6 +86,7 @@ static const Field tail[] = {
     SAME(swapped_in_blocks),
     SAME(steps),
     SAME(busy_share),
+    SAME(prefill_busy_share),
     AS("mfu_share", mfu),
     AS("mbu_share", mbu),
     SAME(flops),
@@ -172,6 +173,13 @@ static void add_service_levels(json_t *object, const KvSummary *summary) {
                         is_set[i] ? field_value(summary, &service_levels[i]) : json_null());
 }
 
+static gboolean any_of(const double *values, guint n) {
+  for (guint i = 0; i < n; i++)
+    if (values[i] != 0)
+      return TRUE;
+  return FALSE;
+}
+
 json_t *kv_summary_to_json(const KvSummary *summary) {
   g_return_val_if_fail(summary, NULL);
   json_t *object = json_object();
@@ -182,20 +190,24 @@ json_t *kv_summary_to_json(const KvSummary *summary) {
   }
   add_service_levels(object, summary);
   add_fields(object, summary, tail, G_N_ELEMENTS(tail));
+  json_object_set_new(object, "fragmentation_share",
+                      summary->compressed ? json_null() : real_or_null(summary->fragmentation));
   const struct {
     const char *key;
     const char *const *names;
     const double *values;
     guint n;
+    gboolean if_told; /* left out where the executor does not tell it */
   } named[] = {
-      {"fetched_bytes", kv_tier_names, summary->fetched_bytes, KV_N_TIERS},
-      {"stored_bytes", kv_tier_names, summary->stored_bytes, KV_N_TIERS},
-      {"component_seconds", kv_component_names, summary->component_seconds, KV_N_COMPONENTS},
-      {"component_flops", kv_component_names, summary->component_flops, KV_N_COMPONENTS},
-      {"component_hbm_bytes", kv_component_names, summary->component_bytes, KV_N_COMPONENTS},
+      {"fetched_bytes", kv_tier_names, summary->fetched_bytes, KV_N_TIERS, FALSE},
+      {"stored_bytes", kv_tier_names, summary->stored_bytes, KV_N_TIERS, FALSE},
+      {"component_seconds", kv_component_names, summary->component_seconds, KV_N_COMPONENTS, FALSE},
+      {"component_flops", kv_component_names, summary->component_flops, KV_N_COMPONENTS, TRUE},
+      {"component_hbm_bytes", kv_component_names, summary->component_bytes, KV_N_COMPONENTS, TRUE},
   };
   for (guint i = 0; i < G_N_ELEMENTS(named); i++)
-    json_object_set_new(object, named[i].key,
-                        named_values(named[i].names, named[i].values, named[i].n));
+    if (!named[i].if_told || any_of(named[i].values, named[i].n))
+      json_object_set_new(object, named[i].key,
+                          named_values(named[i].names, named[i].values, named[i].n));
   return object;
 }

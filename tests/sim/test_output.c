@@ -320,6 +320,27 @@ static void leftovers_of_a_killed_process_are_no_trouble(Place *place, gconstpoi
   g_assert_cmpuint(entries(path), ==, 3);
 }
 
+static gpointer write_many(gpointer folder) {
+  for (guint i = 0; i < 200; i++) {
+    g_autofree char *path = g_strdup_printf("%s/same-%u", (const char *)folder, i % 10);
+    g_assert_true(kv_output_write_file(path, "whole", -1, NULL));
+  }
+  return NULL;
+}
+
+static void threads_can_write_at_once(Place *place, gconstpointer unused) {
+  GThread *threads[8];
+  for (guint i = 0; i < G_N_ELEMENTS(threads); i++)
+    threads[i] = g_thread_new("writer", write_many, place->folder);
+  for (guint i = 0; i < G_N_ELEMENTS(threads); i++)
+    g_thread_join(threads[i]);
+  g_assert_cmpuint(entries(place->folder), ==, 10);
+  for (guint i = 0; i < 10; i++) {
+    g_autofree char *path = g_strdup_printf("%s/same-%u", place->folder, i);
+    assert_holds(path, "whole");
+  }
+}
+
 static void everything_uncommitted_can_be_discarded(Place *place, gconstpointer unused) {
   g_autofree char *file = at(place, "a"), *folder = at(place, "one");
   KvOutput *output = kv_output_open(file, NULL);
@@ -356,6 +377,7 @@ int main(int argc, char **argv) {
       {"/output/failed-commit-keeps-what-stands-there", failed_commit_keeps_what_stands_there},
       {"/output/leftovers-of-a-killed-process-are-no-trouble",
        leftovers_of_a_killed_process_are_no_trouble},
+      {"/output/threads-can-write-at-once", threads_can_write_at_once},
       {"/output/everything-uncommitted-can-be-discarded", everything_uncommitted_can_be_discarded},
   };
   g_test_init(&argc, &argv, NULL);

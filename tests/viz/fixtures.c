@@ -127,6 +127,7 @@ static void give_rest(KvSummary *run) {
   run->peak_waiting = 36;
   run->steps = 184211;
   run->busy_share = 0.61;
+  run->prefill_busy_share = 0.34;
   run->mfu = 0.128;
   run->mbu = 0.372;
   run->energy_joules = 2.31e6;
@@ -157,7 +158,6 @@ KvSummary *fixture_faster(void) {
   g_free(run->label);
   run->label = g_strdup("kivi:bits=2");
   run->calibrated = TRUE;
-  g_array_set_size(run->timeline, 0);
   g_array_unref(run->timeline);
   give_timeline(run, 240, 0.35);
   run->flops = run->hbm_bytes = 0;

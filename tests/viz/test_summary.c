@@ -47,6 +47,7 @@ static void holds_what_it_promises(void) {
                                      "swapped_in_blocks",
                                      "steps",
                                      "busy_share",
+                                     "prefill_busy_share",
                                      "mfu_share",
                                      "mbu_share",
                                      "flops",
@@ -97,6 +98,7 @@ static void leaves_out_the_clock_on_the_wall(void) {
 static void what_has_no_value_is_null(void) {
   g_autoptr(KvSummary) run = fixture_empty();
   run->mfu = NAN;
+  run->compressed = TRUE;
   g_free(run->trace);
   run->trace = g_strdup("bad\377name.csv"); /* a file name need not be UTF-8 */
   json_t *json = kv_summary_to_json(run);
@@ -105,6 +107,8 @@ static void what_has_no_value_is_null(void) {
   g_assert_true(json_is_null(json_object_get(json_object_get(json, "ttft_seconds"), "mean")));
   g_assert_cmpfloat(number(json_object_get(json, "ttft_seconds"), "n"), ==, 0);
   g_assert_true(json_is_null(json_object_get(json, "mfu_share")));
+  g_assert_true(json_is_null(json_object_get(json, "fragmentation_share")));
+  g_assert_null(json_object_get(json, "component_flops")); /* no executor told them */
   g_assert_true(json_is_null(json_object_get(json, "goodput_requests_per_second")));
   g_assert_true(json_is_null(json_object_get(json, "slo_ttft_seconds")));
   g_assert_true(json_is_string(json_object_get(json, "trace")));

@@ -1,0 +1,67 @@
+#include "sim/cli/cli.h"
+
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "sim/base/error.h"
+#include "sim/base/names.h"
+
+volatile gint kv_cli_interrupted;
+
+const KvCommand kv_commands[] = {
+    {"run", "TRACE", "replay a trace: table, run directory, report",
+     "kvsim run chat.jsonl --model llama-3.1-8b --platform 2xh100-sxm --use kivi:bits=4 -o runs/kivi",
+     kv_command_run},
+    {"compare", "TRACE", "the same trace under several stacks, side by side",
+     "kvsim compare chat.jsonl --use '' --use kivi --use snapkv:budget=1024", kv_command_compare},
+    {"predict", "", "price one step, broken down by kernel",
+     "kvsim predict --phase decode --batch 64 --context 8192", kv_command_predict},
+    {"trace", "stat|convert|slice|scale|smear|repeat|generate", "look at traces, change them, make them",
+     "kvsim trace stat chat.jsonl", kv_command_trace},
+    {"list", "KIND", "what there is: models, platforms, techniques, schedulers, formats, ...",
+     "kvsim list techniques", kv_command_list},
+    {"show", "NAME", "what one thing is: a model, a device, a technique, ...", "kvsim show kivi",
+     kv_command_show},
+    {"calibrate", "", "fit a device file to measured operations",
+     "kvsim calibrate --device h200 --from ceilings.json --from steps.json -o h200.json",
+     kv_command_calibrate},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+const KvCommand *kv_command_find(const char *name) {
+  for (const KvCommand *c = kv_commands; c->name; c++)
+    if (strcmp(c->name, name) == 0)
+      return c;
+  return NULL;
+}
+
+gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc, char ***argv,
+                      GError **error) {
+  g_autofree char *usage = g_strdup_printf("%s - %s", command->arguments, command->summary);
+  g_autofree char *program = g_strdup_printf("kvsim %s", command->name);
+  g_autofree char *example = g_strdup_printf("Example:\n  %s", command->example);
+  g_autoptr(GOptionContext) context = g_option_context_new(usage);
+  g_option_context_add_main_entries(context, entries, NULL);
+  g_option_context_set_description(context, example);
+  g_set_prgname(program);
+  g_autoptr(GError) problem = NULL;
+  gboolean ok = g_option_context_parse(context, argc, argv, &problem);
+  g_set_prgname("kvsim");
+  if (ok)
+    return TRUE;
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "%s: %s (see 'kvsim %s --help')", command->name,
+              problem->message, command->name);
+  return FALSE;
+}
+
+guint kv_cli_columns(void) {
+  struct winsize size;
+  if (isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col >= 40)
+    return size.ws_col;
+  return 100;
+}
+
+gboolean kv_cli_colour(void) {
+  return isatty(STDOUT_FILENO) && !g_getenv("NO_COLOR") && g_strcmp0(g_getenv("TERM"), "dumb") != 0;
+}

@@ -1,0 +1,93 @@
+/* kvsim run TRACE: one replay. */
+#include <stdio.h>
+#include <string.h>
+
+#include "sim/base/error.h"
+#include "sim/cli/cli.h"
+#include "sim/cli/replay.h"
+#include "sim/cli/scenario_options.h"
+#include "viz/viz.h"
+
+static gboolean print_scenario(const KvScenario *scenario) {
+  json_t *json = kv_scenario_to_json(scenario);
+  char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
+  puts(text);
+  free(text);
+  json_decref(json);
+  return TRUE;
+}
+
+static gboolean print_summary(const KvSummary *summary) {
+  json_t *json = kv_summary_to_json(summary);
+  char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
+  puts(text);
+  free(text);
+  json_decref(json);
+  return TRUE;
+}
+
+static gboolean replay_one(const KvScenario *scenario, const char *trace, const char *format,
+                           const char *directory_name, gboolean nothing_written, gboolean operations,
+                           gboolean as_json, GError **error) {
+  g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
+  if (!setup)
+    return FALSE;
+  g_autofree char *chosen =
+      directory_name ? g_strdup(directory_name) : kv_replay_directory_name(trace, "");
+  g_autoptr(KvRunDirectory) directory =
+      nothing_written ? NULL : kv_run_directory_begin(chosen, error);
+  if (!directory && !nothing_written)
+    return FALSE;
+  g_autoptr(KvSummary) summary = kv_replay(setup, trace, format, directory, "", operations, error);
+  if (!summary)
+    return FALSE;
+  const KvSetup *setups[] = {setup};
+  KvSummary *summaries[] = {summary};
+  if (directory && !kv_replay_write(g_steal_pointer(&directory), setups, summaries, 1, error))
+    return FALSE;
+  if (as_json)
+    return print_summary(summary);
+  g_autofree char *table = kv_table_run(summary, kv_cli_columns(), kv_cli_colour());
+  fputs(table, stdout);
+  if (!nothing_written)
+    printf("\nreport: %s/report.html\n", chosen);
+  return TRUE;
+}
+
+gboolean kv_command_run(int argc, char **argv, GError **error) {
+  KvScenarioOptions options = {0};
+  g_autofree char *directory = NULL;
+  g_autofree char *format = NULL;
+  gboolean as_json = FALSE, only_scenario = FALSE, operations = FALSE, nothing = FALSE;
+  const GOptionEntry extra[] = {
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &directory, "run directory (default: runs/TRACE)", "DIR"},
+      {"no-output", 'n', 0, G_OPTION_ARG_NONE, &nothing, "write no run directory", NULL},
+      {"operations", 0, 0, G_OPTION_ARG_NONE, &operations, "also write operations.csv, a row per batch", NULL},
+      {"format", 'f', 0, G_OPTION_ARG_STRING, &format, "the trace's format (default: by content)", "NAME"},
+      {"json", 0, 0, G_OPTION_ARG_NONE, &as_json, "print summary.json instead of the table", NULL},
+      {"print-scenario", 0, 0, G_OPTION_ARG_NONE, &only_scenario, "print the complete scenario and stop", NULL},
+      {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL},
+  };
+  g_autofree GOptionEntry *entries = kv_scenario_option_entries(&options, extra);
+  g_autoptr(KvScenario) scenario = NULL;
+  gboolean ok = kv_cli_parse(kv_command_find("run"), entries, &argc, &argv, error) &&
+                (scenario = kv_scenario_options_apply(&options, error));
+  if (ok && options.use && options.use[0]) {
+    g_autofree char *stack = g_strjoinv(",", options.use);
+    g_free(scenario->use);
+    scenario->use = g_steal_pointer(&stack);
+  }
+  kv_scenario_options_clear(&options);
+  if (!ok)
+    return FALSE;
+  if (only_scenario) {
+    g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
+    return setup && print_scenario(setup->scenario);
+  }
+  if (argc != 2) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "run: %s, expected one trace (see 'kvsim run --help')",
+                argc < 2 ? "no trace given" : "more than one trace given");
+    return FALSE;
+  }
+  return replay_one(scenario, argv[1], format, directory, nothing, operations, as_json, error);
+}

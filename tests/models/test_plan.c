@@ -1,0 +1,240 @@
+#include <math.h>
+
+#include "models/techniques/plan.h"
+#include "sim/base/random.h"
+
+/* Models by hand, so that no figure here depends on the catalogue. */
+static KvLayerGroup groups[2];
+
+static KvModel model_of(guint n_groups) {
+  return (KvModel){.id = "by hand",
+                   .max_context_tokens = 4096,
+                   .weight_dtype = KV_DTYPE_BF16,
+                   .n_groups = n_groups,
+                   .groups = groups};
+}
+
+static KvModel full_model(guint layers, guint heads, guint kv_heads) {
+  groups[0] = (KvLayerGroup){.count = layers,
+                             .attention = {.kind = KV_ATTENTION_FULL,
+                                           .n_heads = heads,
+                                           .n_kv_heads = kv_heads,
+                                           .head_dim = 128,
+                                           .value_head_dim = 128}};
+  return model_of(1);
+}
+
+static double value(KvLaw law, double n, double prompt, gboolean decoding) {
+  return kv_law_value(&law, n, prompt, decoding, NULL, NULL);
+}
+
+static void test_law_values(void) {
+  g_assert_cmpfloat(value(kv_law(KV_LAW_ALL, 0), 500, 0, TRUE), ==, 500);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_FIXED, 7), 500, 0, TRUE), ==, 7);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_FIRST, 4), 3, 0, TRUE), ==, 3);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_FIRST, 4), 500, 0, TRUE), ==, 4);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_LAST, 128), 500, 0, TRUE), ==, 128);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_BEYOND, 128), 500, 0, TRUE), ==, 372);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_BEYOND, 128), 100, 0, TRUE), ==, 0);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_FLUSHED, 128), 500, 0, TRUE), ==, 384);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_FLUSHED, 128), 512, 0, TRUE), ==, 512);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_PENDING, 128), 500, 0, TRUE), ==, 116);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_PENDING, 128), 512, 0, TRUE), ==, 0);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_PROMPT_CAPPED, 2048), 3000, 5000, FALSE), ==, 3000);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_PROMPT_CAPPED, 2048), 5100, 5000, TRUE), ==, 2148);
+  g_assert_cmpfloat(value(kv_law(KV_LAW_PROMPT_CAPPED, 2048), 1100, 1000, TRUE), ==, 1100);
+}
+
+static void test_scale_cap_and_kept_prompt(void) {
+  KvLaw law = kv_law(KV_LAW_ALL, 0);
+  law.scale = 0.25;
+  law.cap = 100;
+  g_assert_cmpfloat(value(law, 200, 0, TRUE), ==, 50);
+  g_assert_cmpfloat(value(law, 500, 0, TRUE), ==, 100);
+  law = kv_law(KV_LAW_FLUSHED, 128);
+  law.kept_prompt = 1024;
+  g_assert_cmpfloat(value(law, 5000, 5000, FALSE), ==, 39 * 128);
+  g_assert_cmpfloat(value(law, 5300, 5000, TRUE), ==, 1280); /* 1324 tokens left */
+}
+
+static void test_valid_tokens_end_where_the_slope_changes(void) {
+  static const struct {
+    KvLawKind kind;
+    double a, n, slope, valid;
+  } cases[] = {
+      {KV_LAW_ALL, 0, 9, 1, G_MAXDOUBLE},
+      {KV_LAW_FIXED, 3, 9, 0, G_MAXDOUBLE},
+      {KV_LAW_LAST, 128, 100, 1, 28},
+      {KV_LAW_LAST, 128, 128, 0, G_MAXDOUBLE},
+      {KV_LAW_BEYOND, 128, 100, 0, 28},
+      {KV_LAW_BEYOND, 128, 128, 1, G_MAXDOUBLE},
+      {KV_LAW_FLUSHED, 128, 256, 0, 127},
+      {KV_LAW_FLUSHED, 128, 383, 0, 0},
+      {KV_LAW_PENDING, 128, 300, 1, 83},
+      {KV_LAW_PENDING, 1, 300, 0, G_MAXDOUBLE},
+      {KV_LAW_PROMPT_CAPPED, 64, 300, 1, G_MAXDOUBLE},
+  };
+  for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+    KvLaw law = kv_law(cases[i].kind, cases[i].a);
+    double slope, valid;
+    kv_law_value(&law, cases[i].n, 50, TRUE, &slope, &valid);
+    g_assert_cmpfloat(slope, ==, cases[i].slope);
+    g_assert_cmpfloat(valid, ==, cases[i].valid);
+  }
+}
+
+/* What lets the engine advance many tokens at once: within the valid range the line is the law. */
+static void test_lines_are_exact_where_valid(void) {
+  KvRandom random;
+  kv_random_seed(&random, 1, 0);
+  for (guint trial = 0; trial < 20000; trial++) {
+    KvLaw law = kv_law((KvLawKind)kv_random_integer(&random, 0, KV_LAW_PROMPT_CAPPED),
+                       (double)kv_random_integer(&random, 1, 300));
+    static const double scales[] = {1, 0.5, 0.25, 0};
+    law.scale = scales[kv_random_integer(&random, 0, 3)];
+    if (kv_random_integer(&random, 0, 1))
+      law.cap = (double)kv_random_integer(&random, 0, 200);
+    if (kv_random_integer(&random, 0, 2) == 0)
+      law.kept_prompt = (double)kv_random_integer(&random, 1, 200);
+    double prompt = (double)kv_random_integer(&random, 1, 400);
+    gboolean decoding = kv_random_integer(&random, 0, 1) != 0;
+    double n = decoding ? prompt + (double)kv_random_integer(&random, 0, 400) : prompt;
+    double slope, valid, here = kv_law_value(&law, n, prompt, decoding, &slope, &valid);
+    g_assert_cmpfloat(valid, >=, 0);
+    for (double i = 0; i <= MIN(valid, 500); i++)
+      g_assert_cmpfloat_with_epsilon(value(law, n + i, prompt, decoding), here + i * slope, 1e-9);
+  }
+}
+
+static void test_describe(void) {
+  KvLaw law = kv_law(KV_LAW_LAST, 128);
+  g_autofree char *last = kv_law_describe(&law);
+  g_assert_cmpstr(last, ==, "last 128");
+  law = kv_law(KV_LAW_ALL, 0);
+  law.scale = 0.2;
+  g_autofree char *share = kv_law_describe(&law);
+  g_assert_cmpstr(share, ==, "20 % of all");
+}
+
+static void test_full_attention(void) {
+  KvModel model = full_model(32, 32, 8);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  g_autoptr(GError) error = NULL;
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, &error));
+  g_assert_no_error(error);
+  g_assert_cmpuint(curves.n_channels, ==, 1);
+  g_assert_true(curves.is_affine_forever);
+  g_assert_cmpfloat(curves.readers[0].tokens[0], ==, 1);
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 1000, 800, TRUE);
+  double kappa = 2.0 * 32 * 8 * 128 * 2;
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 1000 * kappa);
+  g_assert_cmpfloat(cost.read_bytes, ==, 1000 * kappa);
+  g_assert_cmpfloat(cost.written_bytes, ==, kappa);
+  g_assert_cmpfloat(cost.attention_flops, ==, 4.0 * 32 * 32 * 128 * 1000);
+  g_assert_cmpfloat(cost.fetched_bytes, ==, 0);
+}
+
+static void test_sliding_and_recurrent_groups(void) {
+  KvModel model = full_model(6, 8, 4);
+  groups[0].attention.kind = KV_ATTENTION_SLIDING;
+  groups[0].attention.window_tokens = 1024;
+  groups[1] =
+      (KvLayerGroup){.count = 10, .attention = {.kind = KV_ATTENTION_NONE, .state_elements = 5000}};
+  model.n_groups = 2;
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  g_assert_cmpuint(plan->caches->len, ==, 2);
+  g_assert_cmpuint(curves.n_readers, ==, 1);
+  g_assert_false(curves.is_affine_forever);
+  g_assert_false(plan->shareable);
+  double window = 6.0 * 2 * 4 * 128 * 2, state = 10.0 * 5000 * 2;
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 9000, 100, TRUE);
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 1024 * window + state);
+  g_assert_cmpfloat(cost.read_bytes, ==, 1024 * window + state);
+  g_assert_cmpfloat(cost.written_bytes, ==, window + state);
+}
+
+/* DeepSeek-V3's attention: 576 elements a token and layer, and FLOPs of the absorbed form. */
+static void test_latent_attention(void) {
+  KvModel model = full_model(61, 128, 128);
+  groups[0].attention.kind = KV_ATTENTION_LATENT;
+  groups[0].attention.kv_lora_rank = 512;
+  groups[0].attention.rope_head_dim = 64;
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 2000, 1000, TRUE);
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 61.0 * 576 * 2 * 2000);
+  g_assert_cmpfloat(cost.attention_flops, ==, 61.0 * 2 * 128 * (2 * 512 + 64) * 2000);
+  g_assert_cmpuint(g_array_index(plan->readers, KvReader, 0).n_kv_heads, ==, 1);
+}
+
+static void test_lower_tiers(void) {
+  KvModel model = full_model(10, 8, 8);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvPlanCurves curves;
+  double kappa = 10.0 * 2 * 8 * 128 * 2;
+  g_array_index(plan->caches, KvCache, 0).segments[0].tier = KV_TIER_DRAM;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 100, 50, TRUE);
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_DRAM], ==, 100 * kappa);
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 0);
+  g_assert_cmpfloat(cost.fetched_bytes, ==, 100 * kappa);
+  g_assert_cmpfloat(cost.read_bytes, ==, 100 * kappa);
+  g_array_index(plan->readers, KvReader, 0).processor = KV_PROCESSOR_CPU;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  cost = kv_plan_cost(plan, &curves, 100, 50, TRUE);
+  g_assert_cmpfloat(cost.fetched_bytes, ==, 0);
+  g_assert_cmpfloat(cost.read_bytes, ==, 0);
+  g_assert_cmpfloat(curves.readers[0].host_bytes[0], ==, kappa);
+}
+
+static void test_index_and_scaled_reads(void) {
+  KvModel model = full_model(10, 8, 2);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvReader *reader = &g_array_index(plan->readers, KvReader, 0);
+  reader->read[0].cap = 256; /* the best 256 tokens */
+  reader->read_bytes_scale = 4;
+  reader->extra_bytes_per_token = 12;
+  reader->index_bytes_per_token = 16;
+  reader->index_flops_per_token = 32;
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  g_assert_cmpuint(curves.n_channels, ==, 2);
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 1000, 50, TRUE);
+  g_assert_cmpfloat(cost.read_bytes, ==, 10.0 * (256 * (2 * 2 * 128 * 2 * 4 + 12) + 1000 * 16));
+  g_assert_cmpfloat(cost.attention_flops, ==, 10.0 * (256 * 4 * 8 * 128 + 1000 * 32));
+}
+
+static void test_too_many_laws(void) {
+  KvModel model = full_model(1, 8, 8);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  g_autoptr(GError) error = NULL;
+  for (guint i = 0; i <= KV_MAX_CHANNELS; i++) {
+    KvCache cache = g_array_index(plan->caches, KvCache, 0);
+    cache.segments[0].tokens = kv_law(KV_LAW_LAST, i + 1);
+    g_array_append_val(plan->caches, cache);
+  }
+  KvPlanCurves curves;
+  g_assert_false(kv_plan_compile(plan, &curves, &error));
+  g_assert_cmpstr(error->message, ==,
+                  "the plan has more than 32 different token laws, expected a simpler stack");
+}
+
+int main(int argc, char **argv) {
+  g_test_init(&argc, &argv, NULL);
+  g_test_add_func("/plan/law/values", test_law_values);
+  g_test_add_func("/plan/law/scale-cap-and-kept-prompt", test_scale_cap_and_kept_prompt);
+  g_test_add_func("/plan/law/valid-tokens", test_valid_tokens_end_where_the_slope_changes);
+  g_test_add_func("/plan/law/lines-are-exact-where-valid", test_lines_are_exact_where_valid);
+  g_test_add_func("/plan/law/describe", test_describe);
+  g_test_add_func("/plan/full-attention", test_full_attention);
+  g_test_add_func("/plan/sliding-and-recurrent-groups", test_sliding_and_recurrent_groups);
+  g_test_add_func("/plan/latent-attention", test_latent_attention);
+  g_test_add_func("/plan/lower-tiers", test_lower_tiers);
+  g_test_add_func("/plan/index-and-scaled-reads", test_index_and_scaled_reads);
+  g_test_add_func("/plan/too-many-laws", test_too_many_laws);
+  return g_test_run();
+}
