@@ -4,8 +4,9 @@
 
 #include "sim/base/error.h"
 
-const char *const kv_observed_names[] = {"gemm",        "prefill attention", "decode attention",
-                                         "decode step", "prefill step",      NULL};
+const char *const kv_observed_names[] = {"gemm",       "prefill attention", "decode attention",
+                                         "all-reduce", "decode step",       "prefill step",
+                                         NULL};
 G_STATIC_ASSERT(G_N_ELEMENTS(kv_observed_names) == KV_N_OBSERVED + 1);
 
 static const KvTableReader *const readers[] = {&kv_table_pytorch_grid, &kv_table_pytorch_steps,
@@ -107,6 +108,21 @@ double kv_observation_step_seconds(const KvDevice *device, const KvObservation *
              .seconds;
 }
 
+/* What joins the GPUs of a server of such devices: their own link, or the host's. Kept for the life
+ * of the program; NULL if neither is known. */
+static const KvLink *peer_link(const KvDevice *device) {
+  static GHashTable *links;
+  const char *id = device->link ? device->link : device->host_link;
+  if (!id)
+    return NULL;
+  if (!links)
+    links = g_hash_table_new(g_str_hash, g_str_equal);
+  KvLink *link = g_hash_table_lookup(links, id);
+  if (!link && (link = kv_link_load(id, NULL)))
+    g_hash_table_insert(links, g_strdup(id), link);
+  return link;
+}
+
 double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuring,
                               const KvObservation *observation) {
   double seconds, kernels;
@@ -119,6 +135,10 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_DECODE_ATTENTION:
     return decode_attention_seconds(device, observation, observation->n_heads,
                                     observation->n_kv_heads, observation->head_dim);
+  case KV_OBSERVED_ALL_REDUCE:
+    return kv_kernel_all_reduce(device, peer_link(device), observation->bytes,
+                                (guint)observation->ranks)
+        .seconds;
   default:
     seconds = kv_observation_step_seconds(device, observation, &kernels);
     return observation->eager ? kv_smooth_max(seconds, kernels * measuring->host_kernel_seconds, 64)
