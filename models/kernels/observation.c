@@ -13,6 +13,10 @@ static const KvTableReader *const readers[] = {&kv_table_pytorch_grid, &kv_table
                                                &kv_table_aiconfigurator};
 
 gboolean kv_observations_read(const char *path, GArray *observations, GError **error) {
+  if (!g_file_test(path, G_FILE_TEST_IS_REGULAR)) {
+    kv_error_at(error, path, 0, "is no file that can be read, expected a table of measured times");
+    return FALSE;
+  }
   GString *names = g_string_new(NULL);
   for (guint i = 0; i < G_N_ELEMENTS(readers); i++) {
     if (readers[i]->accepts(path)) {

@@ -180,6 +180,12 @@ static gboolean read_table(const char *path, GArray *observations, GError **erro
       g_array_append_val(observations, observation);
     }
   }
+  int code = Z_OK;
+  const char *reason = gzerror(file, &code);
+  if (fine && (code < 0 || line.at[COLUMN_OP] == line.at[COLUMN_LATENCY])) {
+    kv_error_at(error, path, 0, "%s", code < 0 ? reason : "is empty, expected an operator table");
+    fine = FALSE;
+  }
   gzclose(file);
   return fine;
 }
