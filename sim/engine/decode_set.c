@@ -27,7 +27,7 @@ KvDecodeSet *kv_decode_set_new(const KvPlanCurves *curves, const KvDemand *deman
   set->curves = curves;
   set->demand = demand;
   set->only_all = curves->n_channels == 1 && curves->laws[0].kind == KV_LAW_ALL &&
-                  curves->laws[0].scale == 1.0 && curves->laws[0].cap >= G_MAXDOUBLE;
+                  curves->laws[0].kept_prompt <= 0.0 && curves->laws[0].scale == 1.0 && curves->laws[0].cap >= G_MAXDOUBLE;
   set->bends = g_array_new(FALSE, FALSE, sizeof(Bend));
   set->phases = g_new0(guint64, demand->block_tokens);
   return set;

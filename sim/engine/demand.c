@@ -12,6 +12,11 @@ static KvLaw envelope(const KvLaw *law) {
   return upper;
 }
 
+/* Whether the law holds less once the prompt is done. */
+static gboolean drops_prompt(const KvLaw *law) {
+  return law->kind == KV_LAW_PROMPT_CAPPED || law->kept_prompt > 0.0;
+}
+
 void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_tokens) {
   const double far = 1e9; /* tokens: beyond every window */
   double per_token = 0.0, tier_bytes[KV_N_TIERS] = {0};
@@ -28,6 +33,7 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
       tier_bytes[t] += curves->stored_bytes[t][c] * slope;
     }
     demand->bytes[c] = bytes;
+    demand->drops_prompt |= bytes > 0.0 && drops_prompt(&curves->laws[c]);
     per_token += bytes * slope;
     if (bytes > 0.0) {
       growing++;
@@ -56,7 +62,7 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
 }
 
 gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding) {
-  return demand->law.kind == KV_LAW_ALL
+  return demand->law.kind == KV_LAW_ALL && demand->law.kept_prompt <= 0.0
              ? (gint64)n
              : (gint64)ceil(kv_law_value(&demand->law, n, prompt, decoding, NULL, NULL));
 }

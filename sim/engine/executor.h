@@ -60,6 +60,7 @@ typedef struct {
   double seconds;              /* all repeats */
   double first_seconds, last_seconds; /* the first and the last repeat */
   double component_seconds[KV_N_COMPONENTS];
+  double component_flops[KV_N_COMPONENTS], component_bytes[KV_N_COMPONENTS]; /* per GPU */
   double flops, hbm_bytes;     /* per GPU */
   double link_bytes;           /* between GPUs */
   double fetched_bytes[KV_N_TIERS]; /* from each tier */
@@ -76,14 +77,20 @@ typedef struct {
 } KvCopy;
 
 typedef struct KvExecutor KvExecutor;
+typedef struct KvPricing KvPricing; /* a closed-form executor's price of a step as a function of its repeats */
 
 typedef struct {
   const char *name, *description;
   gboolean closed_form; /* prices `repeat` > 1, needs no members and no block ids */
-  /* Carry out the step (closed form: price it). FALSE with *error set if it cannot. */
+  /* Carry out the step, whose repeat is 1 (closed form: price it). FALSE with *error set if it cannot. */
   gboolean (*step)(KvExecutor *executor, const KvStep *step, KvStepCost *cost, GError **error);
-  /* Closed form only: the time of the first `repeats` repeats. */
-  double (*seconds)(KvExecutor *executor, const KvStep *step, guint64 repeats);
+  /* Closed form only. A pricing is made once and filled again and again: price() does the work for up to step->repeat repeats
+   * and returns how many it covers (at least 1); seconds() and cost() then answer for any number of them at next to no cost. */
+  KvPricing *(*pricing_new)(KvExecutor *executor);
+  void (*pricing_free)(KvPricing *pricing);
+  guint64 (*price)(KvExecutor *executor, const KvStep *step, KvPricing *pricing);
+  double (*seconds)(const KvPricing *pricing, guint64 repeats);
+  void (*cost)(KvExecutor *executor, const KvPricing *pricing, guint64 repeats, KvStepCost *cost);
   /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */

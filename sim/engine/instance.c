@@ -51,7 +51,9 @@ static KvBatch *batch_take(KvInstance *instance) {
   return batch;
 }
 
-static void batch_free(KvBatch *batch) {
+static void batch_free(KvInstance *instance, KvBatch *batch) {
+  if (batch->pricing)
+    instance->executor->class->pricing_free(batch->pricing);
   g_array_unref(batch->chunks);
   g_ptr_array_unref(batch->ending);
   g_free(batch->values);
@@ -93,9 +95,9 @@ void kv_instance_free(KvInstance *instance) {
   if (!instance)
     return;
   for (guint i = 0; i < instance->n_batches; i++)
-    batch_free(instance->batches[i]);
+    batch_free(instance, instance->batches[i]);
   for (guint i = 0; i < instance->n_spare; i++)
-    batch_free(instance->spare[i]);
+    batch_free(instance, instance->spare[i]);
   kv_decode_set_free(instance->decode);
   kv_pool_free(instance->pool);
   kv_buddy_free(instance->buddy);
@@ -370,11 +372,7 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
       g_ptr_array_add(batch->ending, sequence);
     return;
   }
-  if (!instance->buddy && !instance->demand.simple)
-    kv_pool_shrink(instance->pool, sequence,
-                   kv_demand_blocks(&instance->demand, sequence->computed_tokens,
-                                    sequence->input_tokens, TRUE));
-  else if (!instance->buddy && instance->demand.law.kind == KV_LAW_PROMPT_CAPPED)
+  if (!instance->buddy && instance->demand.drops_prompt)
     kv_pool_shrink(instance->pool, sequence,
                    kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                     sequence->input_tokens, TRUE));
@@ -404,13 +402,17 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
 }
 
 static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error) {
-  KvStep step;
-  batch->open = FALSE;
   if (!instance->executor->class->closed_form && batch->decodes)
     prepare_members(instance);
-  step_of(instance, batch, &step);
-  if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
-    return FALSE;
+  if (batch->open) {
+    instance->executor->class->cost(instance->executor, batch->pricing, batch->repeat, &batch->cost);
+  } else {
+    KvStep step;
+    step_of(instance, batch, &step);
+    if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
+      return FALSE;
+  }
+  batch->open = FALSE;
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
@@ -461,11 +463,18 @@ static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
 }
 
 static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
-  KvStep step;
   if (repeats == 0)
     return 0.0;
+  return batch->wait_seconds + instance->executor->class->seconds(batch->pricing, repeats);
+}
+
+/* Price the jump; it becomes as long as one price covers. */
+static void price_jump(KvInstance *instance, KvBatch *batch) {
+  KvStep step;
   step_of(instance, batch, &step);
-  return batch->wait_seconds + instance->executor->class->seconds(instance->executor, &step, repeats);
+  if (!batch->pricing)
+    batch->pricing = instance->executor->class->pricing_new(instance->executor);
+  batch->repeat = instance->executor->class->price(instance->executor, &step, batch->pricing);
 }
 
 static void set_due(KvInstance *instance, KvBatch *batch) {
@@ -503,6 +512,7 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   batch->open = batch->repeat > 1;
   if (!batch->open)
     return close_batch(instance, batch, error);
+  price_jump(instance, batch);
   set_due(instance, batch);
   return TRUE;
 }

@@ -42,6 +42,7 @@ struct KvBatch {
   double start, end;  /* end: known once closed */
   double due;         /* open: when it is closed and the next batch decided */
   double wait_seconds; /* extra time before it may start: copies that it waits for */
+  KvPricing *pricing;  /* of a jump; made when first needed */
   KvStepCost cost;
 };
 

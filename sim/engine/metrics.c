@@ -31,7 +31,8 @@ struct KvMetrics {
   guint64 prompt_tokens, output_tokens, hit_tokens, lower_tier_tokens, looked_up_tokens;
   guint64 preemptions, recomputed_tokens, swapped_out, swapped_in, steps;
   double busy_seconds, prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
-  double component_seconds[KV_N_COMPONENTS];
+  double component_seconds[KV_N_COMPONENTS], component_flops[KV_N_COMPONENTS],
+      component_bytes[KV_N_COMPONENTS];
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
   double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
@@ -221,8 +222,11 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->busy_seconds += cost->seconds;
   if (chunk_tokens > decoded)
     metrics->prefill_seconds += cost->seconds;
-  for (guint c = 0; c < KV_N_COMPONENTS; c++)
+  for (guint c = 0; c < KV_N_COMPONENTS; c++) {
     metrics->component_seconds[c] += cost->component_seconds[c];
+    metrics->component_flops[c] += cost->component_flops[c];
+    metrics->component_bytes[c] += cost->component_bytes[c];
+  }
   metrics->flops += cost->flops;
   metrics->hbm_bytes += cost->hbm_bytes;
   metrics->link_bytes += cost->link_bytes;
@@ -511,6 +515,8 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->mfu = s->peak_flops_rate > 0.0 ? metrics->flops / busy / s->peak_flops_rate : 0.0;
   s->mbu = s->peak_hbm_Bps > 0.0 ? metrics->hbm_bytes / busy / s->peak_hbm_Bps : 0.0;
   memcpy(s->component_seconds, metrics->component_seconds, sizeof s->component_seconds);
+  memcpy(s->component_flops, metrics->component_flops, sizeof s->component_flops);
+  memcpy(s->component_bytes, metrics->component_bytes, sizeof s->component_bytes);
   s->flops = metrics->flops;
   s->hbm_bytes = metrics->hbm_bytes;
   s->link_bytes = metrics->link_bytes;

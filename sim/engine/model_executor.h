@@ -1,10 +1,10 @@
-/* The `model` executor: prices steps analytically, k repeats at once.
+/* The `model` executor: prices steps analytically, any number of repeats at once.
  *
  * A step's time is the sum over its kernels (models/kernels/) of one GPU's part, times the layers. Only the
  * attention of decoding sequences depends on how long their contexts are, and it does so through sums that grow
- * linearly from repeat to repeat. The sum over k repeats is therefore one dense price times k plus the sum of a
- * smooth function at k equidistant points: taken exactly for few points, otherwise through the quartic
- * that interpolates it at five, halving the range until the quadratic through three of them agrees to 1e-9.
+ * linearly from repeat to repeat, so a step's time is a smooth function of the repeat. It is sampled at five equidistant
+ * repeats; the sum over the first j repeats is that of the interpolating quartic, in closed form. The range is halved until
+ * the quartic and the quadratic through three of the samples agree to 1e-7: the quartic's own error is then far below 1e-9.
  */
 #ifndef KV_SIM_ENGINE_MODEL_EXECUTOR_H
 #define KV_SIM_ENGINE_MODEL_EXECUTOR_H
