@@ -28,8 +28,8 @@ typedef struct {
                              work; 0 or 1: all */
   double block_seconds;   /* decode attention: a multiprocessor's time for one sequence and KV head
                              beside its bytes; 0: hidden */
-  double quantize_share;  /* GEMM of 8-bit operands: of the peak memory bandwidth, while activations are
-                             scaled; 0: as bandwidth_share */
+  double quantize_share;  /* GEMM of 8-bit operands: of the peak memory bandwidth, while activations
+                             are  scaled; 0: as bandwidth_share */
 } KvEfficiency;
 
 typedef enum {
