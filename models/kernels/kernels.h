@@ -38,8 +38,8 @@ double kv_smooth_max(double a, double b, double p);
 
 /* C[m,n] = A[m,k] B[k,n]; weights of `weight_bytes` bytes an element, operands multiplied as
  * `dtype`. Activations are bf16: where the device multiplies 8-bit or smaller operands, the time
- * includes scaling the activations to them. A long compute-bound product runs at the clock that the
- * power limit leaves. */
+ * includes scaling the activations to them. Products of many rows run at the
+ * rate that long compute-bound work sustains. */
 KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes, double m,
                       double k, double n);
 

@@ -30,8 +30,8 @@ gboolean kv_observations_read(const char *path, GArray *observations, GError **e
   return FALSE;
 }
 
-/* Share of the power limit's slow-down that a benchmark of this length has not felt yet: some tens
- * of repetitions of a kernel beyond a millisecond outlast the limit's reaction time. */
+/* How much of the full rate a short benchmark still has: kernels alone under about a millisecond
+ * are not slowed, most longer ones are. Chosen by the H200's GEMM grid. */
 static double burst_remaining(double seconds) {
   const double reaction_seconds = 0.8e-3;
   double ratio = seconds / reaction_seconds;
