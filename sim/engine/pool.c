@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-#include "sim/base/random.h"
-
 typedef struct KvExtent KvExtent;
 struct KvExtent {
   KvExtent *previous, *next; /* towards the head and the tail of the free queue */
@@ -13,6 +11,20 @@ struct KvExtent {
   guint32 *ids; /* explicit ids of a run without a node, in the order they were filled */
 };
 
+/* Blocks that hold the tokens named by one prefix hash, from its first token on. */
+struct KvPrefixNode {
+  guint64 hash;
+  guint32 blocks;      /* of it that are in the pool */
+  guint32 references;  /* sequences that hold it */
+  guint32 tier_blocks; /* of it that are on the lower tier */
+  gboolean pinned;     /* not a victim of its own store */
+  gboolean queued;     /* nobody holds it: `extent` stands in the free queue */
+  KvExtent extent;
+  KvPrefixNode *tier_previous,
+      *tier_next;          /* the lower tier's own order; tier_next links spare nodes too */
+  guint32 *ids, *tier_ids; /* explicit ids only: `blocks` and `tier_blocks` of them */
+};
+
 struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
@@ -20,6 +32,8 @@ struct KvPool {
   KvExtent queue;       /* sentinel of a circular list: next is the head, previous the tail */
   KvPrefixNode **table; /* open addressing, linear probing */
   gsize table_mask, table_used;
+  guint table_shift;
+  KvPrefixNode *spare; /* nodes to use again, linked by tier_next */
   guint64 tier_capacity, tier_used;
   KvPoolMove move;
   gpointer move_user;
@@ -29,8 +43,9 @@ struct KvPool {
 
 /* Prefix index. */
 
+/* Fibonacci hashing: the high bits of a product with 2^64 over the golden ratio. */
 static gsize slot_of(const KvPool *pool, guint64 hash) {
-  return kv_random_mix(hash) & pool->table_mask;
+  return (gsize)((hash * 0x9e3779b97f4a7c15u) >> pool->table_shift);
 }
 
 static KvPrefixNode *index_find(const KvPool *pool, guint64 hash) {
@@ -52,14 +67,21 @@ static KvPrefixNode *index_add(KvPool *pool, guint64 hash) {
     KvPrefixNode **old = pool->table;
     gsize old_size = pool->table_mask + 1;
     pool->table_mask = 2 * old_size - 1;
+    pool->table_shift--;
     pool->table = g_new0(KvPrefixNode *, pool->table_mask + 1);
     for (gsize i = 0; i < old_size; i++)
       if (old[i])
         index_place(pool, old[i]);
     g_free(old);
   }
-  KvPrefixNode *node = g_new0(KvPrefixNode, 1);
-  node->hash = hash;
+  KvPrefixNode *node = pool->spare;
+  if (node) {
+    pool->spare = node->tier_next;
+    *node = (KvPrefixNode){.hash = hash};
+  } else {
+    node = g_new0(KvPrefixNode, 1);
+    node->hash = hash;
+  }
   if (pool->explicit_ids) {
     node->ids = g_new(guint32, pool->node_blocks);
     node->tier_ids = g_new(guint32, pool->node_blocks);
@@ -68,10 +90,11 @@ static KvPrefixNode *index_add(KvPool *pool, guint64 hash) {
   return node;
 }
 
-static void node_free(KvPrefixNode *node) {
-  g_free(node->ids);
-  g_free(node->tier_ids);
-  g_free(node);
+static void node_release(KvPool *pool, KvPrefixNode *node) {
+  g_clear_pointer(&node->ids, g_free);
+  g_clear_pointer(&node->tier_ids, g_free);
+  node->tier_next = pool->spare;
+  pool->spare = node;
 }
 
 /* Knuth's deletion for linear probing: close the gap behind the removed entry. */
@@ -94,7 +117,7 @@ static void index_remove(KvPool *pool, KvPrefixNode *node) {
   }
 closed:
   pool->table_used--;
-  node_free(node);
+  node_release(pool, node);
 }
 
 static void node_drop_if_nowhere(KvPool *pool, KvPrefixNode *node) {
@@ -104,27 +127,31 @@ static void node_drop_if_nowhere(KvPool *pool, KvPrefixNode *node) {
 
 /* Free queue. */
 
-static void extent_unlink(KvExtent *extent) {
+/* Take the extent out of the queue. One without a node is freed. */
+static void extent_remove(KvExtent *extent) {
   extent->previous->next = extent->next;
   extent->next->previous = extent->previous;
-  if (extent->node)
-    extent->node->extent = NULL;
   if (extent->owner)
     extent->owner->kept = NULL;
+  if (extent->node) {
+    extent->node->queued = FALSE;
+  } else {
+    g_free(extent->ids);
+    g_free(extent);
+  }
 }
 
-static void extent_free(KvExtent *extent) {
-  g_free(extent->ids);
-  g_free(extent);
-}
-
-static KvExtent *queue_append(KvPool *pool, guint64 blocks) {
-  KvExtent *extent = g_new0(KvExtent, 1);
+static void queue_append_extent(KvPool *pool, KvExtent *extent, guint64 blocks) {
   extent->blocks = blocks;
   extent->previous = pool->queue.previous;
   extent->next = &pool->queue;
   extent->previous->next = pool->queue.previous = extent;
   pool->free_blocks += blocks;
+}
+
+static KvExtent *queue_append(KvPool *pool, guint64 blocks) {
+  KvExtent *extent = g_new0(KvExtent, 1);
+  queue_append_extent(pool, extent, blocks);
   return extent;
 }
 
@@ -147,9 +174,9 @@ static void queue_append_node(KvPool *pool, KvPrefixNode *node) {
     node_drop_if_nowhere(pool, node);
     return;
   }
-  KvExtent *extent = queue_append(pool, node->blocks);
-  extent->node = node;
-  node->extent = extent;
+  queue_append_extent(pool, &node->extent, node->blocks);
+  node->extent.node = node;
+  node->queued = TRUE;
   pool->cached_blocks += node->blocks;
 }
 
@@ -173,8 +200,7 @@ static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
       pool->cached_blocks -= taken;
     }
     if (extent->blocks == 0) {
-      extent_unlink(extent);
-      extent_free(extent);
+      extent_remove(extent);
       if (node)
         node_drop_if_nowhere(pool, node);
     }
@@ -182,12 +208,10 @@ static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
 }
 
 static void node_hold(KvPool *pool, KvPrefixNode *node) {
-  if (node->references++ == 0 && node->extent) {
-    KvExtent *extent = node->extent;
+  if (node->references++ == 0 && node->queued) {
     pool->free_blocks -= node->blocks;
     pool->cached_blocks -= node->blocks;
-    extent_unlink(extent);
-    extent_free(extent);
+    extent_remove(&node->extent);
   }
 }
 
@@ -208,6 +232,7 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
   pool->queue.previous = pool->queue.next = &pool->queue;
   pool->tier.tier_previous = pool->tier.tier_next = &pool->tier;
   pool->table_mask = 1023;
+  pool->table_shift = 64 - 10;
   pool->table = g_new0(KvPrefixNode *, pool->table_mask + 1);
   if (total > 0) {
     KvExtent *all = queue_append(pool, total);
@@ -224,13 +249,15 @@ void kv_pool_free(KvPool *pool) {
   if (!pool)
     return;
   while (pool->queue.next != &pool->queue) {
-    KvExtent *extent = pool->queue.next;
-    extent_unlink(extent);
-    extent_free(extent);
+    extent_remove(pool->queue.next);
   }
   for (gsize i = 0; i <= pool->table_mask; i++) {
     if (pool->table[i])
-      node_free(pool->table[i]);
+      node_release(pool, pool->table[i]);
+  }
+  for (KvPrefixNode *node = pool->spare, *next; node; node = next) {
+    next = node->tier_next;
+    g_free(node);
   }
   g_free(pool->table);
   g_free(pool->tier_free_ids);
@@ -382,8 +409,7 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
     pool->free_blocks -= hit->own_blocks;
     sequence->private_blocks += hit->own_blocks;
     if (kept->blocks == 0) {
-      extent_unlink(kept);
-      extent_free(kept);
+      extent_remove(kept);
     }
   }
   kv_pool_forget(pool, sequence);
@@ -529,7 +555,7 @@ static void tier_evict(KvPool *pool, guint64 room) {
   for (KvPrefixNode *node = pool->tier.tier_next, *next;
        node != &pool->tier && pool->tier_used + room > pool->tier_capacity; node = next) {
     next = node->tier_next;
-    if (node->loading > 0)
+    if (node->pinned)
       continue;
     tier_unlink(node);
     for (guint32 b = 0; b < node->tier_blocks && pool->tier_free_ids; b++)
@@ -578,11 +604,11 @@ guint64 kv_pool_store(KvPool *pool, KvSequence *sequence) {
     if (node->tier_blocks > 0)
       tier_unlink(node); /* used again: to the recent end */
     guint32 fresh = node->blocks > node->tier_blocks ? node->blocks - node->tier_blocks : 0;
-    node->loading++; /* not a victim of its own store */
+    node->pinned = TRUE;
     if (node->tier_blocks > 0)
       tier_append(pool, node);
     tier_evict(pool, fresh);
-    node->loading--;
+    node->pinned = FALSE;
     if (pool->tier_used + fresh > pool->tier_capacity)
       continue;
     if (node->tier_blocks == 0 && fresh > 0)
@@ -623,7 +649,7 @@ const char *kv_pool_check(const KvPool *pool, KvSequence *const *sequences, guin
   for (const KvExtent *e = pool->queue.next; e != &pool->queue; e = e->next) {
     if (e->blocks == 0)
       return "an empty extent is queued";
-    if (e->node && (e->node->extent != e || e->node->blocks != e->blocks))
+    if (e->node && (!e->node->queued || &e->node->extent != e || e->node->blocks != e->blocks))
       return "a queued node and its extent disagree";
     if (e->node && e->node->references > 0)
       return "a held node is queued";
@@ -642,7 +668,7 @@ const char *kv_pool_check(const KvPool *pool, KvSequence *const *sequences, guin
     tier += node->tier_blocks;
     if (node->references > 0)
       held += node->blocks;
-    else if (node->blocks > 0 && !node->extent)
+    else if (node->blocks > 0 && !node->queued)
       return "a node that nobody holds is not queued";
     if (node->blocks > pool->node_blocks)
       return "a node holds more blocks than it covers";

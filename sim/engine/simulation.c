@@ -163,6 +163,8 @@ static KvExecutor *new_executor(Run *run, GError **error) {
     return kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks, host_blocks,
                                 run->hash_block_tokens, s->seed, error);
   }
+  if (run->executors[0])
+    return kv_model_executor_twin(run->executors[0]);
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
                                s->tensor_parallel);
 }
