@@ -42,8 +42,8 @@ typedef struct {
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
   Memo *memo;
-  gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
-  gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
+  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
+  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
