@@ -27,8 +27,8 @@ static gboolean print_summary(const KvSummary *summary) {
 }
 
 static gboolean replay_one(const KvScenario *scenario, const char *trace, const char *format,
-                           const char *directory_name, gboolean nothing_written, gboolean operations,
-                           gboolean as_json, GError **error) {
+                           const char *directory_name, gboolean nothing_written,
+                           gboolean operations, gboolean as_json, GError **error) {
   g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
   if (!setup)
     return FALSE;
@@ -55,29 +55,27 @@ static gboolean replay_one(const KvScenario *scenario, const char *trace, const 
 }
 
 gboolean kv_command_run(int argc, char **argv, GError **error) {
-  KvScenarioOptions options = {0};
+  g_auto(KvScenarioOptions) options = {0};
   g_autofree char *directory = NULL;
   g_autofree char *format = NULL;
   gboolean as_json = FALSE, only_scenario = FALSE, operations = FALSE, nothing = FALSE;
   const GOptionEntry extra[] = {
-      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &directory, "run directory (default: runs/TRACE)", "DIR"},
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &directory, "run directory (default: runs/TRACE)",
+       "DIR"},
       {"no-output", 'n', 0, G_OPTION_ARG_NONE, &nothing, "write no run directory", NULL},
-      {"operations", 0, 0, G_OPTION_ARG_NONE, &operations, "also write operations.csv, a row per batch", NULL},
-      {"format", 'f', 0, G_OPTION_ARG_STRING, &format, "the trace's format (default: by content)", "NAME"},
+      {"operations", 0, 0, G_OPTION_ARG_NONE, &operations,
+       "also write operations.csv, a row per batch", NULL},
+      {"format", 'f', 0, G_OPTION_ARG_STRING, &format, "the trace's format (default: by content)",
+       "NAME"},
       {"json", 0, 0, G_OPTION_ARG_NONE, &as_json, "print summary.json instead of the table", NULL},
-      {"print-scenario", 0, 0, G_OPTION_ARG_NONE, &only_scenario, "print the complete scenario and stop", NULL},
+      {"print-scenario", 0, 0, G_OPTION_ARG_NONE, &only_scenario,
+       "print the complete scenario and stop", NULL},
       {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL},
   };
   g_autofree GOptionEntry *entries = kv_scenario_option_entries(&options, extra);
   g_autoptr(KvScenario) scenario = NULL;
   gboolean ok = kv_cli_parse(kv_command_find("run"), entries, &argc, &argv, error) &&
-                (scenario = kv_scenario_options_apply(&options, error));
-  if (ok && options.use && options.use[0]) {
-    g_autofree char *stack = g_strjoinv(",", options.use);
-    g_free(scenario->use);
-    scenario->use = g_steal_pointer(&stack);
-  }
-  kv_scenario_options_clear(&options);
+                (scenario = kv_scenario_options_apply_all(&options, error));
   if (!ok)
     return FALSE;
   if (only_scenario) {
@@ -85,7 +83,8 @@ gboolean kv_command_run(int argc, char **argv, GError **error) {
     return setup && print_scenario(setup->scenario);
   }
   if (argc != 2) {
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "run: %s, expected one trace (see 'kvsim run --help')",
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "run: %s, expected one trace (see 'kvsim run --help')",
                 argc < 2 ? "no trace given" : "more than one trace given");
     return FALSE;
   }
