@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include "sim/base/error.h"
-#include "sim/base/format.h"
 #include "sim/cli/cli.h"
 #include "traces/transform.h"
+#include "viz/format.h"
 #include "viz/viz.h"
 
 /* Progress: nothing for the first second, then a line that is rewritten. */
@@ -22,8 +22,8 @@ static void show_progress(double share, guint64 done, double now_seconds, gpoint
     return;
   progress->shown = time;
   double rate = (double)done / ((double)(time - progress->began) * 1e-6);
-  g_autofree char *simulated = kv_format_seconds(now_seconds);
-  g_autofree char *speed = kv_format_count(rate);
+  g_autofree char *simulated = kv_format(KV_UNIT_SECONDS, now_seconds);
+  g_autofree char *speed = kv_format_whole((guint64)rate);
   if (share >= 0.0)
     fprintf(stderr, "\r\033[K%3.0f %%  %" G_GUINT64_FORMAT " requests  %s simulated  %s requests/s",
             100.0 * MIN(share, 1.0), done, simulated, speed);

@@ -85,7 +85,8 @@ run_case() {
       [ -z "$command" ] || step || return 1
       begin "${line#??}"
       ;;
-    '| '* | '|') command+=$'\n'${line#|}; command=${command/$'\n '/$'\n'} ;;
+    '| '*) command+=$'\n'${line#??} ;;
+    '|') command+=$'\n' ;;
     '> '*) printf '%s\n' "${line#??}" >>"$scratch/expected-stdout" ;;
     '>') echo >>"$scratch/expected-stdout" ;;
     '2> '*) printf '%s\n' "${line#???}" >>"$scratch/expected-stderr" ;;
