@@ -25,6 +25,15 @@ static void take_signals(void) {
   sigaction(SIGXFSZ, &ignore, NULL);
 }
 
+/* What the library remarks reads like the program's own lines; what a programmer broke stays as
+ * GLib has it. */
+static void remark(const char *domain, GLogLevelFlags level, const char *message, gpointer user) {
+  if (level & (G_LOG_LEVEL_WARNING | G_LOG_LEVEL_MESSAGE))
+    fprintf(stderr, "kvsim: %s%s\n", level & G_LOG_LEVEL_WARNING ? "warning: " : "", message);
+  else
+    g_log_default_handler(domain, level, message, user);
+}
+
 static void print_usage(FILE *to) {
   fprintf(to,
           "kvsim %s: what a trace would cost if the KV cache were managed another way\n\n"
@@ -106,6 +115,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   take_signals();
+  g_log_set_default_handler(remark, NULL);
   g_autoptr(GError) error = NULL;
   if (run(argc, argv, &error) && flush_output(&error))
     return 0;

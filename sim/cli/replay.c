@@ -176,7 +176,9 @@ gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups
 
 char *kv_replay_directory_name(const char *trace, const char *kind) {
   g_autofree char *base = strcmp(trace, "-") == 0 ? g_strdup("stdin") : g_path_get_basename(trace);
-  char *dot = strchr(base, '.');
+  if (g_str_has_suffix(base, ".gz"))
+    base[strlen(base) - 3] = '\0';
+  char *dot = strrchr(base, '.');
   if (dot && dot != base)
     *dot = '\0';
   for (guint i = 1;; i++) {
