@@ -55,7 +55,7 @@ static gboolean compare(const KvScenario *scenario, char **stacks, const char *t
   Runs runs = {setups, summaries};
   if (!replay_all(&runs, scenario, stacks, trace, format, directory, error) ||
       !kv_replay_write(g_steal_pointer(&directory), (const KvSetup *const *)setups->pdata,
-                       (KvSummary *const *)summaries->pdata, summaries->len, error))
+                       (KvSummary *const *)summaries->pdata, summaries->len, TRUE, error))
     return FALSE;
   if (as_json) {
     print_json(&runs);

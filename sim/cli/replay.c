@@ -126,7 +126,7 @@ static GPtrArray *notes_on(const KvSetup *const *setups, KvSummary *const *summa
 }
 
 gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups,
-                         KvSummary *const *summaries, guint n, GError **error) {
+                         KvSummary *const *summaries, guint n, gboolean plots, GError **error) {
   g_autoptr(KvRunDirectory) uncommitted = directory;
   g_autofree char *scenarios = NULL;
   json_t *all = n > 1 ? json_array() : NULL, *figures = n > 1 ? json_array() : NULL;
@@ -158,7 +158,8 @@ gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups
     return FALSE;
   g_autoptr(GPtrArray) notes = notes_on(setups, summaries, n);
   g_autofree char *reason = NULL;
-  g_auto(GStrv) missing = kv_plots_draw(directory, (const KvSummary *const *)summaries, n, &reason);
+  g_auto(GStrv) missing =
+      plots ? kv_plots_draw(directory, (const KvSummary *const *)summaries, n, &reason) : NULL;
   if (missing && missing[0]) {
     g_autofree char *list = g_strjoinv(", ", missing);
     g_autofree char *note = g_strdup_printf("pictures are missing: %s (%s)", list, reason);

@@ -21,7 +21,13 @@ typedef struct {
   double n, sum, min, max;
 } Sketch;
 
+/* How many sequences an instance has. */
+typedef struct {
+  double running, waiting;
+} Level;
+
 struct KvMetrics {
+  KvObserver observer;
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
   Samples samples[KV_N_LATENCIES];
@@ -30,12 +36,15 @@ struct KvMetrics {
   double first_arrival, last_end;
   guint64 prompt_tokens, output_tokens, hit_tokens, lower_tier_tokens, looked_up_tokens;
   guint64 preemptions, recomputed_tokens, swapped_out, swapped_in, steps;
-  double busy_seconds, prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
+  double busy_seconds,
+      prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
   double component_seconds[KV_N_COMPONENTS], component_flops[KV_N_COMPONENTS],
       component_bytes[KV_N_COMPONENTS];
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
   double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
+  GArray *levels;                  /* of Level, by instance: as of its last batch */
+  double running_now, waiting_now; /* over instances */
   double interval_seconds;
   GArray *timeline; /* of KvInterval */
 };
@@ -53,6 +62,7 @@ KvMetrics *kv_metrics_new(double slo_ttft_seconds, double slo_tpot_seconds, KvOu
   metrics->first_arrival = G_MAXDOUBLE;
   metrics->interval_seconds = 0.001;
   metrics->timeline = g_array_new(FALSE, TRUE, sizeof(KvInterval));
+  metrics->levels = g_array_new(FALSE, TRUE, sizeof(Level));
   metrics->itl.min = G_MAXDOUBLE;
   if (requests)
     kv_output_write(requests, header, sizeof header - 1);
@@ -68,6 +78,7 @@ void kv_metrics_free(KvMetrics *metrics) {
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     g_free(metrics->samples[l].values);
   g_array_unref(metrics->timeline);
+  g_array_unref(metrics->levels);
   g_free(metrics);
 }
 
@@ -154,9 +165,11 @@ static void merge_interval(KvInterval *to, const KvInterval *from) {
   to->preemptions += from->preemptions;
 }
 
-/* The interval that contains `when`; intervals double until it has a place. State fields hold integrals over time. */
+/* The interval that contains `when`; intervals double until it has a place. State fields hold
+ * integrals over time. */
 static KvInterval *interval_at(KvMetrics *metrics, double when) {
-  double since = MAX(0.0, when - (metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0));
+  double since =
+      MAX(0.0, when - (metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0));
   while (since >= metrics->interval_seconds * MAX_INTERVALS) {
     guint n = metrics->timeline->len, half = (n + 1) / 2;
     for (guint i = 0; i < half; i++) {
@@ -184,9 +197,9 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
     double edge = origin + (index + 1.0) * width, to = MIN(end, edge > at ? edge : at + width);
     double share = to - at;
     KvInterval part = *state;
-    double *levels[] = {&part.running,       &part.waiting,      &part.blocks_held, &part.blocks_cached,
-                        &part.blocks_free,   &part.link_bytes,   &part.prompt_tokens,
-                        &part.output_tokens, &part.busy_seconds};
+    double *levels[] = {&part.running,       &part.waiting,       &part.blocks_held,
+                        &part.blocks_cached, &part.blocks_free,   &part.link_bytes,
+                        &part.prompt_tokens, &part.output_tokens, &part.busy_seconds};
     for (guint i = 0; i < G_N_ELEMENTS(levels); i++)
       *levels[i] *= share;
     for (guint t = 0; t < KV_N_TIERS; t++)
@@ -207,7 +220,19 @@ static double blocks_held(const KvInstance *instance) {
   return (double)(kv_pool_total(instance->pool) - kv_pool_free_blocks(instance->pool));
 }
 
-void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch) {
+static void note_level(KvMetrics *metrics, guint instance, double running, double waiting) {
+  if (instance >= metrics->levels->len)
+    g_array_set_size(metrics->levels, instance + 1);
+  Level *level = &g_array_index(metrics->levels, Level, instance);
+  metrics->running_now += running - level->running;
+  metrics->waiting_now += waiting - level->waiting;
+  *level = (Level){running, waiting};
+  metrics->peak_running = MAX(metrics->peak_running, metrics->running_now);
+  metrics->peak_waiting = MAX(metrics->peak_waiting, metrics->waiting_now);
+}
+
+static void observe_batch(KvObserver *observer, const KvInstance *instance, const KvBatch *batch) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   const KvStepCost *cost = &batch->cost;
   double repeat = (double)batch->repeat, chunk_tokens = 0.0;
   guint64 emitted = 0;
@@ -235,7 +260,8 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->output_tokens += (guint64)decoded + emitted;
   metrics->prompt_tokens += (guint64)chunk_tokens;
   if (batch->decode_n > 0) {
-    /* Members that joined since the last decode step had their previous token at the last prompt's end. */
+    /* Members that joined since the last decode step had their previous token at the last prompt's
+     * end. */
     double n = (double)batch->decode_n;
     double fresh = MIN(n, (double)instance->joined_since_decode), old = n - fresh;
     double first_end = batch->start + cost->first_seconds;
@@ -258,8 +284,7 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->running_integral += running * cost->seconds;
   metrics->waiting_integral += waiting * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
-  metrics->peak_running = MAX(metrics->peak_running, running);
-  metrics->peak_waiting = MAX(metrics->peak_waiting, waiting);
+  note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
       .running = running,
       .waiting = waiting,
@@ -278,14 +303,16 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
         (double)kv_pool_tier_blocks(instance->pool) * instance->demand.block_bytes;
   spread(metrics, batch->start, batch->end, &state);
   if (metrics->operations)
-    kv_output_print(metrics->operations, "%u,%.9f,%.9f,%" G_GUINT64_FORMAT ",%u,%.0f,%" G_GUINT64_FORMAT
-                                         ",%.0f,%.6g,%.6g\n",
+    kv_output_print(metrics->operations,
+                    "%u,%.9f,%.9f,%" G_GUINT64_FORMAT ",%u,%.0f,%" G_GUINT64_FORMAT
+                    ",%.0f,%.6g,%.6g\n",
                     instance->index, batch->start, cost->seconds, batch->repeat, batch->chunks->len,
                     chunk_tokens, batch->decode_n, batch->decode_n ? batch->context_tokens : 0.0,
                     cost->flops, cost->hbm_bytes);
 }
 
-void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
+static void observe_first_token(KvObserver *observer, const KvSequence *sequence) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double ttft = sequence->first_token_seconds - sequence->arrival_seconds;
   add_sample(&metrics->samples[KV_LATENCY_TTFT], ttft);
   KvInterval *interval = interval_at(metrics, sequence->first_token_seconds);
@@ -296,17 +323,20 @@ void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
   metrics->looked_up_tokens += sequence->input_tokens;
 }
 
-void kv_metrics_stalled_token(KvMetrics *metrics, double seconds) {
+static void observe_stalled_token(KvObserver *observer, double seconds) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   sketch_add(&metrics->itl, seconds, seconds, 1.0, seconds);
 }
 
-void kv_metrics_preempted(KvMetrics *metrics, guint64 recomputed_tokens, double now) {
+static void observe_preempted(KvObserver *observer, guint64 recomputed_tokens, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   metrics->preemptions++;
   metrics->recomputed_tokens += recomputed_tokens;
   interval_at(metrics, now)->preemptions++;
 }
 
-void kv_metrics_moved(KvMetrics *metrics, const KvCopy *copy, double now) {
+static void observe_moved(KvObserver *observer, const KvCopy *copy, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   gboolean up = copy->to < copy->from;
   if (up)
     metrics->fetched[copy->from] += copy->bytes;
@@ -360,7 +390,8 @@ void kv_metrics_rejected(KvMetrics *metrics, const KvSequence *sequence) {
     write_request(metrics, sequence, "rejected", -1.0, -1.0, -1.0, -1.0);
 }
 
-void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
+static void observe_finished(KvObserver *observer, const KvSequence *s) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double queue = s->scheduled_seconds - s->arrival_seconds;
   double ttft = s->first_token_seconds - s->arrival_seconds;
   double e2e = s->last_token_seconds - s->arrival_seconds;
@@ -380,6 +411,20 @@ void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
   metrics->good += good;
   if (metrics->requests)
     write_request(metrics, s, "finished", MAX(0.0, queue), ttft, tpot, e2e);
+}
+
+static const KvObserverClass metrics_class = {
+    .batch = observe_batch,
+    .first_token = observe_first_token,
+    .stalled_token = observe_stalled_token,
+    .finished = observe_finished,
+    .preempted = observe_preempted,
+    .moved = observe_moved,
+};
+
+KvObserver *kv_metrics_observer(KvMetrics *metrics) {
+  metrics->observer.class = &metrics_class;
+  return &metrics->observer;
 }
 
 /* Sort non-negative floats: their bits order as integers. */
@@ -471,16 +516,16 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->requests_arrived = metrics->arrived;
   s->requests_finished = metrics->finished;
   s->requests_rejected = metrics->rejected;
-  s->makespan_seconds =
-      metrics->first_arrival < G_MAXDOUBLE ? MAX(0.0, metrics->last_end - metrics->first_arrival) : 0.0;
+  s->makespan_seconds = metrics->first_arrival < G_MAXDOUBLE
+                            ? MAX(0.0, metrics->last_end - metrics->first_arrival)
+                            : 0.0;
   double span = MAX(s->makespan_seconds, 1e-12);
   s->prompt_tokens = metrics->prompt_tokens;
   s->output_tokens = metrics->output_tokens;
   s->requests_per_second = (double)metrics->finished / span;
   s->prompt_tokens_per_second = (double)metrics->prompt_tokens / span;
   s->output_tokens_per_second = (double)metrics->output_tokens / span;
-  s->total_tokens_per_second =
-      (double)(metrics->looked_up_tokens + metrics->output_tokens) / span;
+  s->total_tokens_per_second = (double)(metrics->looked_up_tokens + metrics->output_tokens) / span;
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     if (l != KV_LATENCY_ITL)
       summarize_samples(&metrics->samples[l], &s->latency[l], &s->cdf[l]);

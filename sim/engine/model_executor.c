@@ -21,6 +21,13 @@ typedef struct {
   double total_seconds, link_bytes, kernels;
 } Dense;
 
+/* Prices by size, worked out when first asked for; twins share them. */
+typedef struct {
+  guint references;
+  Dense layers[MEMO_TOKENS]; /* by tokens */
+  Dense heads[MEMO_TOKENS];  /* lm head and sampling, by rows */
+} Memo;
+
 typedef struct {
   KvExecutor base;
   const KvModel *model;
@@ -32,12 +39,11 @@ typedef struct {
   guint tp;
   double activation_bytes; /* of one element */
   guint graph_max_tokens;
-  double written_bytes[KV_N_TIERS]; /* of cache per new token, whole model */
+  double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
-  Dense *layers; /* by tokens */
-  Dense *heads;  /* lm head and sampling, by rows */
-  gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
-  gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
+  Memo *memo;
+  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
+  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -72,8 +78,8 @@ static void add_gemm(Model *m, Dense *dense, KvComponent component, const char *
 }
 
 static void add_elementwise(Model *m, Dense *dense, const char *name, double count, double bytes) {
-  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count,
-           kv_kernel_elementwise(m->device, bytes), NULL);
+  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count, kv_kernel_elementwise(m->device, bytes),
+           NULL);
 }
 
 /* Projections of attention: the formulas of each kind stand beside its GEMMs. */
@@ -82,13 +88,14 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
   double layers = group->count, hidden = m->model->hidden, tp = m->tp;
   double kv_heads = MAX(1.0, a->n_kv_heads / tp), heads = a->n_heads / tp;
   if (a->kind == KV_ATTENTION_LATENT) {
-    /* DeepSeek-V2, section 2.1: queries through a latent of q_lora_rank, keys and values through one of kv_lora_rank; the
-     * down-projections are replicated on every GPU. */
+    /* DeepSeek-V2, section 2.1: queries through a latent of q_lora_rank, keys and values through
+     * one of kv_lora_rank; the down-projections are replicated on every GPU. */
     double query = heads * a->head_dim;
     if (a->q_lora_rank) {
       add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
                a->q_lora_rank + a->kv_lora_rank + a->rope_head_dim);
-      add_gemm(m, dense, KV_COMPONENT_QKV, "q up-projection", layers, tokens, a->q_lora_rank, query);
+      add_gemm(m, dense, KV_COMPONENT_QKV, "q up-projection", layers, tokens, a->q_lora_rank,
+               query);
     } else {
       add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
                query + a->kv_lora_rank + a->rope_head_dim);
@@ -158,7 +165,8 @@ static void price_head(Model *m, Dense *dense, double rows) {
 
 typedef void (*PriceDense)(Model *m, Dense *dense, double size);
 
-static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 size, Dense *scratch) {
+static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 size,
+                             Dense *scratch) {
   if (size < MEMO_TOKENS && !m->trace) {
     if (!memo[size].known)
       price(m, &memo[size], (double)size);
@@ -183,8 +191,8 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     for (guint i = 0; i < step->n_chunks; i++) {
       KvCost one = kv_kernel_prefill_attention(
           m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
-          a->head_dim, a->value_head_dim,
-          a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, m->plan->element_bytes);
+          a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
+          m->plan->element_bytes);
       sum.seconds += one.seconds - (i ? MIN(fixed, one.seconds) : 0.0);
       sum.flops += one.flops;
       sum.bytes += one.bytes;
@@ -192,11 +200,13 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     }
     sum.seconds *= m->plan->prefill_flops_scale;
     sum.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum, NULL);
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum,
+             NULL);
   }
 }
 
-/* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and computed. */
+/* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and
+ * computed. */
 typedef struct {
   double seconds, flops, bytes;
   double host_seconds, host_bytes; /* attention on a CPU */
@@ -255,12 +265,17 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
       const KvChunk *chunk = &step->chunks[c];
       if (work->moment == KV_MOMENT_PREFILL_END && !chunk->last)
         continue;
+      if (chunk->past + (double)chunk->tokens <= work->over_tokens)
+        continue;
       times += work->moment == KV_MOMENT_PREFILL_TOKEN ? chunk->tokens : 1.0;
       context += work->moment == KV_MOMENT_PREFILL_TOKEN
                      ? chunk->tokens * (chunk->past + 0.5 * chunk->tokens)
                      : chunk->past + (double)chunk->tokens;
     }
-    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n) {
+    /* Decoding sequences are known by their sums only: their mean context decides for all of them.
+     */
+    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n &&
+        step->decode.context_tokens > work->over_tokens * (double)step->decode.n) {
       double share = 1.0 / MAX(1, work->every_steps);
       times = share * (double)step->decode.n;
       context = share * (step->decode.context_tokens + at * (double)step->decode.n);
@@ -270,7 +285,8 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
     double bytes = (work->bytes * times + work->bytes_per_token * context) / m->tp;
     double flops = (work->flops * times + work->flops_per_token * context) / m->tp;
     KvCost cost = kv_kernel_elementwise(m->device, bytes);
-    double rate = work->processor == KV_PROCESSOR_GPU ? m->device->fp32_flops : m->platform->cpu_flops;
+    double rate =
+        work->processor == KV_PROCESSOR_GPU ? m->device->fp32_flops : m->platform->cpu_flops;
     cost.seconds = fmax(cost.seconds, rate > 0.0 ? flops / rate : 0.0) +
                    fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
     cost.flops = flops;
@@ -280,13 +296,15 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
 }
 
 /* What streaming from lower tiers adds to a step whose GPU part takes `compute` seconds.
- * FlexGen, section 4.3: the five streams of a step overlap, so the longest decides; the first layer's weights come
- * before anything can be computed. Without overlap they add up. */
+ * FlexGen, section 4.3: the five streams of a step overlap, so the longest decides; the first
+ * layer's weights come before anything can be computed. Without overlap they add up. */
 static double price_streams(const Model *m, const KvStep *step, const Attention *attention,
                             double tokens, double compute) {
   const KvPlatform *p = m->platform;
-  double up = p->host_link->peak_Bps * p->host_link->achievable_share, layers = kv_model_layers(m->model);
-  double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD], disk_written = 0.0;
+  double up = p->host_link->peak_Bps * p->host_link->achievable_share,
+         layers = kv_model_layers(m->model);
+  double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD],
+         disk_written = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
     written += m->written_bytes[t] * tokens / m->tp;
     fetched += attention->fetched_bytes[t];
@@ -349,8 +367,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
-  priced->layers = dense_of(m, m->layers, price_layers, size, &priced->layers_scratch);
-  priced->head = dense_of(m, m->heads, price_head, rows, &priced->head_scratch);
+  priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
+  priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
@@ -362,8 +380,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
 static double repeat_seconds(const Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, double *transfer, double *launch) {
   *attention = step->decode.n ? price_attention(m, &step->decode, at) : (Attention){0};
-  double kernels = priced->layers->kernels + priced->head->kernels + priced->rest.kernels +
-                   attention->launches;
+  double kernels =
+      priced->layers->kernels + priced->head->kernels + priced->rest.kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
                priced->rest.total_seconds + attention->seconds;
   double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
@@ -408,8 +426,9 @@ static void model_pricing_free(KvPricing *pricing) {
 }
 
 /* Weights of the five samples in the sum over the first `j` of `k` repeats, k > SAMPLES.
- * With u_i = -1 + h i, h = 2 / (k - 1), the samples stand at u = -1, -1/2, 0, 1/2, 1 and the interpolating quartic is their
- * Lagrange form. The sums of u_i^p over i < j follow from Faulhaber's sums of i^p. */
+ * With u_i = -1 + h i, h = 2 / (k - 1), the samples stand at u = -1, -1/2, 0, 1/2, 1 and the
+ * interpolating quartic is their Lagrange form. The sums of u_i^p over i < j follow from
+ * Faulhaber's sums of i^p. */
 static void weights_of(guint64 j, guint64 k, double weight[SAMPLES]) {
   double n = (double)j - 1.0, h = 2.0 / ((double)k - 1.0); /* the last index summed */
   double s0 = n + 1.0, s1 = n * s0 / 2.0, s2 = n * s0 * (2.0 * n + 1.0) / 6.0, s3 = s1 * s1;
@@ -439,7 +458,8 @@ static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *
     double quarter = ((double)k - 1.0) / 4.0;
     for (guint i = 1; i < SAMPLES; i++)
       pricing->at[i] = sample(m, step, &pricing->priced, i * quarter);
-    /* At the inner samples the quadratic through the outer three differs from the quartic the most. */
+    /* At the inner samples the quadratic through the outer three differs from the quartic the most.
+     */
     const Varying *f = pricing->at;
     double left = 0.375 * f[0].seconds + 0.75 * f[2].seconds - 0.125 * f[4].seconds;
     double right = -0.125 * f[0].seconds + 0.75 * f[2].seconds + 0.375 * f[4].seconds;
@@ -561,8 +581,8 @@ static gboolean model_pop_copy(KvExecutor *executor, double now, KvCopy *copy) {
 static void model_destroy(KvExecutor *executor) {
   Model *m = (Model *)executor;
   kv_transfers_free(m->transfers);
-  g_free(m->layers);
-  g_free(m->heads);
+  if (--m->memo->references == 0)
+    g_free(m->memo);
   g_free(m);
 }
 
@@ -611,8 +631,8 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->tp = tensor_parallel;
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;
-  m->layers = g_new0(Dense, MEMO_TOKENS);
-  m->heads = g_new0(Dense, MEMO_TOKENS);
+  m->memo = g_new0(Memo, 1);
+  m->memo->references = 1;
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
@@ -624,6 +644,15 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
   find_streams(m);
+  set_paths(m);
+  return &m->base;
+}
+
+KvExecutor *kv_model_executor_twin(KvExecutor *like) {
+  g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
+  Model *m = g_memdup2(like, sizeof *m);
+  m->memo->references++;
+  m->transfers = kv_transfers_new();
   set_paths(m);
   return &m->base;
 }
