@@ -132,6 +132,8 @@ typedef struct {
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
   Run *run = user;
   kv_arrival_source_finished(run->source, sequence, instance->now);
+  if (run->options->left)
+    run->options->left(sequence, run->options->user);
   kv_sequence_free(sequence);
   run->in_flight--;
 }
@@ -141,8 +143,11 @@ static KvExecutor *new_executor(Run *run, GError **error) {
   const KvScenario *s = u->scenario;
   if (strcmp(s->executor, "host") == 0) {
     guint64 host_blocks = (guint64)(s->engine.swap_bytes / u->demand.block_bytes);
-    return kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks, host_blocks,
-                                run->hash_block_tokens, s->seed, error);
+    KvExecutor *host = kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks,
+                                            host_blocks, run->hash_block_tokens, s->seed, error);
+    if (host)
+      kv_host_executor_set_sink(host, run->options->generated, run->options->user);
+    return host;
   }
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
                                s->tensor_parallel);
@@ -241,6 +246,8 @@ static void arrive(Run *run, double now) {
   if (!kv_instance_can_ever_serve(instance, sequence)) {
     kv_metrics_rejected(run->metrics, sequence);
     kv_arrival_source_finished(run->source, sequence, now);
+    if (run->options->left)
+      run->options->left(sequence, run->options->user);
     kv_sequence_free(sequence);
     return;
   }
