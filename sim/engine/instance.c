@@ -45,9 +45,9 @@ static KvBatch *batch_take(KvInstance *instance) {
   }
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
-  batch->decodes = batch->open = batch->shortened = FALSE;
+  batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
   batch->decode_n = batch->padding = batch->repeat = 0;
-  batch->wait_seconds = 0.0;
+  batch->wait_seconds = batch->gap_seconds = 0.0;
   return batch;
 }
 
@@ -270,6 +270,7 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   else
     g_ptr_array_remove(instance->prefilling, victim);
   victim->preemptions++;
+  batch->reordered = TRUE;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
       instance->host_free_blocks >= blocks && instance->executor->class->closed_form) {
@@ -294,6 +295,7 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
 
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   queue_remove(&instance->swapped, sequence);
+  batch->reordered = TRUE;
   batch->wait_seconds =
       MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
   kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
@@ -410,7 +412,8 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
-  batch->end = batch->start + batch->cost.seconds;
+  batch->end =
+      batch->start + batch->cost.seconds + batch->gap_seconds * ((double)batch->repeat - 1.0);
   if (batch->decodes && batch->decode_n > 0) {
     if (!instance->buddy && instance->executor->class->closed_form) {
       guint64 growth = kv_decode_set_growth(instance->decode, batch->repeat);
@@ -437,15 +440,26 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   return TRUE;
 }
 
+/* Whether a sequence that waits may be let in by the very next decision: this one preempted or swapped in and so admitted
+ * nobody, or the batch that is still executing will give back blocks and slots before it. */
+static gboolean room_comes(const KvInstance *instance, const KvBatch *batch) {
+  if (instance->waiting.n == 0 && instance->swapped.n == 0)
+    return FALSE;
+  return batch->reordered || (instance->n_batches > 0 && instance->batches[0]->ending->len > 0);
+}
+
 /* How many steps may be decided at once: none of them changes what the next decision would see. */
 static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
-      instance->config->step_by_step)
+      instance->config->step_by_step || room_comes(instance, batch))
     return 1;
   guint64 steps = MIN(kv_decode_set_until_finish(instance->decode),
                       kv_decode_set_until_bend(instance->decode));
   if (!instance->buddy)
     steps = kv_decode_set_affordable(instance->decode, kv_pool_free_blocks(instance->pool), steps);
+  /* A head that asks only for its next chunk asks for less once what it would have found in the cache is reused. */
+  if (instance->blocked && instance->config->prefix_caching && !instance->config->reserve_full_prompt)
+    steps = kv_decode_set_affordable(instance->decode, 0, steps);
   return MAX(steps, 1);
 }
 
@@ -461,11 +475,21 @@ static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 r
   if (repeats == 0)
     return 0.0;
   step_of(instance, batch, &step);
-  return batch->wait_seconds + instance->executor->class->seconds(instance->executor, &step, repeats);
+  return batch->wait_seconds + batch->gap_seconds * ((double)repeats - 1.0) +
+         instance->executor->class->seconds(instance->executor, &step, repeats);
 }
 
 static void set_due(KvInstance *instance, KvBatch *batch) {
   batch->due = batch->start + jump_seconds(instance, batch, batch->repeat - (instance->depth - 1));
+}
+
+/* What the CPU needs between steps delays every step of a synchronous engine. An asynchronous one hides it behind the step
+ * that runs meanwhile, if that is long enough; otherwise each step is decided by itself. */
+static void set_gap(KvInstance *instance, KvBatch *batch, double gap) {
+  if (instance->depth == 1)
+    batch->gap_seconds = gap;
+  else if (batch->repeat > 1 && gap > jump_seconds(instance, batch, 1))
+    batch->repeat = 1;
 }
 
 static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) {
@@ -492,7 +516,9 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
     memcpy(batch->slopes, set.slopes, KV_MAX_CHANNELS * sizeof(double));
     batch->repeat = jump_length(instance, batch);
   }
-  batch->start = instance->now + gap_seconds(instance, batch);
+  double gap = gap_seconds(instance, batch);
+  set_gap(instance, batch, gap);
+  batch->start = instance->now + gap;
   if (instance->n_batches > 0)
     batch->start = MAX(batch->start, instance->batches[instance->n_batches - 1]->end);
   instance->batches[instance->n_batches++] = batch;
@@ -527,8 +553,10 @@ static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) 
   return high;
 }
 
-static void shorten_jump(KvInstance *instance, KvBatch *batch, double now) {
-  guint64 steps = now <= batch->start ? 0 : step_at(instance, batch, now);
+/* Something comes at `now`: let the jump end so that the next decision sees it. `decided`: what would be decided at this very
+ * moment has been decided before it came (an answer's end lets the next request come). */
+static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
+  guint64 steps = now > batch->start ? step_at(instance, batch, now) : decided && now == batch->start;
   guint64 repeat = MAX(1, steps + (instance->depth - 1));
   batch->shortened = TRUE;
   if (repeat < batch->repeat) {
@@ -548,7 +576,7 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   }
   KvBatch *newest = instance->batches[instance->n_batches - 1];
   if (newest->open && !newest->shortened && !instance->blocked)
-    shorten_jump(instance, newest, now);
+    shorten_jump(instance, newest, now, instance->now >= now);
 }
 
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
@@ -622,7 +650,7 @@ static void take_copies(KvInstance *instance) {
     if (instance->n_batches == 0)
       instance->nothing_to_decide = FALSE;
     else if (instance->batches[instance->n_batches - 1]->open)
-      shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now);
+      shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now, FALSE);
   }
 }
 

@@ -39,9 +39,11 @@ struct KvBatch {
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
   gboolean open, shortened;
+  gboolean reordered; /* somebody was preempted or swapped in when it was decided */
   double start, end;  /* end: known once closed */
   double due;         /* open: when it is closed and the next batch decided */
   double wait_seconds; /* extra time before it may start: copies that it waits for */
+  double gap_seconds;  /* CPU time before each further step of a jump; 0 where the GPU does not wait for it */
   KvStepCost cost;
 };
 
