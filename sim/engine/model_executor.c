@@ -418,7 +418,7 @@ static void sum_repeats(const Model *m, const KvStep *step, const Priced *priced
   double c0 = at[2].seconds, c2 = (-ends + 16.0 * inner - 30.0 * c0) / 6.0;
   double c4 = 0.5 * ends - c0 - c2;
   double quartic = c0 * k + c2 * s2 + c4 * s4, quadratic = c0 * k + (0.5 * ends - c0) * s2;
-  if (fabs(quartic - quadratic) > 1e-7 * fabs(quartic) && count > 10) {
+  if (fabs(quartic - quadratic) > 1e-7 * fabs(quartic)) {
     sum_repeats(m, step, priced, first, count / 2, sum);
     sum_repeats(m, step, priced, first + (double)(count / 2), count - count / 2, sum);
     return;
