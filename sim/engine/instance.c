@@ -305,6 +305,18 @@ void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *seque
   kv_decode_set_join(instance->decode, sequence);
 }
 
+gboolean kv_instance_unload_last(KvInstance *instance) {
+  if (instance->running.n > 0 || instance->n_batches > 0 || instance->n_loading > 0)
+    return FALSE;
+  for (KvSequence *s = instance->waiting.tail; s && s != instance->waiting.head; s = s->previous)
+    if (s->computed_tokens > 0) {
+      give_back(instance, s, FALSE);
+      s->computed_tokens = 0;
+      return TRUE;
+    }
+  return FALSE;
+}
+
 gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch) {
   gboolean preempted = FALSE;
   while (!instance->buddy &&

@@ -118,6 +118,9 @@ void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *seq
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 /* Bring a swapped sequence back: it decodes in this batch, which waits for the copy. */
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
+/* Nothing runs and the head of the queue finds no room: take back what the last waiting sequence behind it holds since its prefix
+ * was loaded. FALSE if none does. */
+gboolean kv_instance_unload_last(KvInstance *instance);
 /* Preempt until the decoding sequences can take one more step. TRUE if anybody was preempted. */
 gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch);
 
