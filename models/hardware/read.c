@@ -94,9 +94,9 @@ static void default_efficiency(KvDevice *device, const Achievable *a) {
 }
 
 static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
-  static const char *const known[] = {"fixed_us",        "block_us",        "flops_share",
-                                      "sustained_share", "bandwidth_share", "sharpness",
-                                      "residual",        "basis",           NULL};
+  static const char *const known[] = {
+      "fixed_us",        "block_us",  "quantize_share", "flops_share", "sustained_share",
+      "bandwidth_share", "sharpness", "residual",       "basis",       NULL};
   kv_json_only(json, object, known);
   e.fixed_seconds = number(json, object, "fixed_us", e.fixed_seconds / MICRO, MICRO);
   e.block_seconds = number(json, object, "block_us", e.block_seconds / MICRO, MICRO);
@@ -104,6 +104,7 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
   e.sustained_share =
       share(json, object, "sustained_share", e.sustained_share > 0 ? e.sustained_share : 1);
   e.bandwidth_share = share(json, object, "bandwidth_share", e.bandwidth_share);
+  e.quantize_share = share(json, object, "quantize_share", e.bandwidth_share);
   e.sharpness = kv_json_number(json, object, "sharpness", e.sharpness, 1, 1000);
   e.residual = kv_json_number(json, object, "residual", 0, 0, 10);
   return e;

@@ -12,19 +12,24 @@ typedef struct {
   gint64 id;
   GQueue turns;       /* of KvSequence */
   gboolean answering; /* a turn is with the engine */
+  gboolean pending;   /* its start is recorded and has not come */
+  gboolean counted;   /* takes one of the concurrent places: its start is not recorded */
 } Session;
 
 struct KvArrivalSource {
   KvTraceReader *reader;
   KvArrivalMode mode;
-  gboolean by_session;  /* the trace is a list of sessions */
+  gboolean by_session;          /* the trace is a list of sessions */
   guint concurrency, in_flight; /* requests (closed) or sessions */
-  double rate_scale, released; /* when the last place became free */
+  double rate_scale, released;  /* when the last place became free */
+  double base;                  /* when the last session without a recorded start began */
+  guint pending;                /* sessions that wait for their recorded start */
+  double now;                   /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
-  KvSequence *ahead;     /* read, not given out */
-  GHashTable *sessions;  /* by id: Session */
-  GPtrArray *deferred;   /* binary heap by arrival: turns whose time is known */
+  KvSequence *ahead;    /* read, not given out */
+  GHashTable *sessions; /* by id: Session */
+  GPtrArray *deferred;  /* binary heap by arrival: turns whose time is known */
 };
 
 KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
@@ -44,6 +49,7 @@ KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
   s->arrival_seconds = request->arrival_seconds;
   s->deadline_seconds = request->deadline_seconds;
   s->think_seconds = request->think_seconds;
+  s->session_start_seconds = request->session_start_seconds;
   s->scheduled_seconds = s->first_token_seconds = s->last_token_seconds = -1.0;
   return s;
 }
@@ -55,6 +61,7 @@ void kv_sequence_free(KvSequence *sequence) {
   g_free(sequence->tokens);
   g_free(sequence->nodes);
   g_free(sequence->block_ids);
+  g_free(sequence->swapped_ids);
   g_free(sequence);
 }
 
@@ -73,8 +80,8 @@ KvArrivalSource *kv_arrival_source_new(KvTraceReader *reader, KvArrivalMode mode
                                          : KV_ARRIVE_CLOSED;
   if (mode == KV_ARRIVE_TRACE && timing != KV_TRACE_TIMED) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "%s: has no arrival times, expected arrivals 'closed'%s", kv_trace_reader_name(reader),
-                timing == KV_TRACE_SESSIONS ? " or 'sessions'" : "");
+                "%s: has no arrival times, expected arrivals 'closed'%s",
+                kv_trace_reader_name(reader), timing == KV_TRACE_SESSIONS ? " or 'sessions'" : "");
     return NULL;
   }
   KvArrivalSource *source = g_new0(KvArrivalSource, 1);
@@ -170,6 +177,8 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
   session->id = id;
   session->answering = TRUE;
   KvSequence *first = g_steal_pointer(&source->ahead);
+  double start = first->session_start_seconds / source->rate_scale;
+  session->counted = start <= 0.0;
   for (;;) {
     if (!read_ahead(source, error)) {
       kv_sequence_free(first);
@@ -181,9 +190,33 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
   g_hash_table_replace(source->sessions, &session->id, session);
-  source->in_flight++;
-  defer(source, first, source->released);
+  if (session->counted) {
+    source->in_flight++;
+    source->base = source->now;
+    defer(source, first, source->now);
+  } else {
+    /* A recorded start counts from that of the last session without one: a subagent's from its
+     * parent's. */
+    source->pending++;
+    session->pending = TRUE;
+    defer(source, first, MAX(source->base + start, source->now));
+  }
   return TRUE;
+}
+
+/* Have the turns of every session in memory that may start: as many as there are places of those
+ * whose start is not recorded, and as many again of those whose start is. */
+static gboolean start_sessions(KvArrivalSource *source, GError **error) {
+  while (read_ahead(source, error)) {
+    if (!source->ahead)
+      return TRUE;
+    gboolean recorded = source->ahead->session_start_seconds > 0.0;
+    if ((recorded ? source->pending : source->in_flight) >= source->concurrency)
+      return TRUE;
+    if (!start_session(source, error))
+      return FALSE;
+  }
+  return FALSE;
 }
 
 /* Timed traces in mode `sessions`: hold turns back whose session still waits for an answer. */
@@ -208,9 +241,8 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
 gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError **error) {
   *seconds = G_MAXDOUBLE;
   if (source->by_session) {
-    while (source->in_flight < source->concurrency && !(source->at_end && !source->ahead))
-      if (!start_session(source, error))
-        return FALSE;
+    if (!start_sessions(source, error))
+      return FALSE;
   } else if (source->mode == KV_ARRIVE_SESSIONS) {
     if (!hold_back_turns(source, error))
       return FALSE;
@@ -218,7 +250,7 @@ gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError
     return FALSE;
   }
   if (source->ahead && !source->by_session)
-    *seconds = source->mode != KV_ARRIVE_CLOSED            ? source->ahead->arrival_seconds
+    *seconds = source->mode != KV_ARRIVE_CLOSED          ? source->ahead->arrival_seconds
                : source->in_flight < source->concurrency ? source->released
                                                          : G_MAXDOUBLE;
   if (source->deferred->len > 0) {
@@ -229,25 +261,30 @@ gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError
 }
 
 KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
-  const KvSequence *turn =
-      source->deferred->len ? g_ptr_array_index(source->deferred, 0) : NULL;
+  const KvSequence *turn = source->deferred->len ? g_ptr_array_index(source->deferred, 0) : NULL;
   gboolean from_file = source->ahead && !source->by_session &&
                        (!turn || source->ahead->arrival_seconds <= turn->arrival_seconds);
   KvSequence *sequence = from_file ? g_steal_pointer(&source->ahead) : take_deferred(source);
   source->given++;
+  source->now = MAX(source->now, sequence->arrival_seconds);
   if (source->mode == KV_ARRIVE_CLOSED) {
     sequence->arrival_seconds = source->released;
     source->in_flight++;
   }
-  if (source->mode == KV_ARRIVE_SESSIONS && !source->by_session && sequence->session >= 0) {
-    Session *session = g_hash_table_lookup(source->sessions, &sequence->session);
+  Session *session = source->mode == KV_ARRIVE_SESSIONS && sequence->session >= 0
+                         ? g_hash_table_lookup(source->sessions, &sequence->session)
+                         : NULL;
+  if (session) {
     session->answering = TRUE;
+    source->pending -= session->pending;
+    session->pending = FALSE;
   }
   return sequence;
 }
 
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now) {
   source->released = MAX(source->released, now);
+  source->now = MAX(source->now, now);
   if (source->mode == KV_ARRIVE_CLOSED)
     source->in_flight--;
   if (source->mode != KV_ARRIVE_SESSIONS)
@@ -263,7 +300,7 @@ void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *seque
   if (session)
     session->answering = FALSE;
   if (source->by_session) {
-    source->in_flight--;
+    source->in_flight -= session && session->counted;
     g_hash_table_remove(source->sessions, &sequence->session);
   }
 }

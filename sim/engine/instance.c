@@ -51,7 +51,9 @@ static KvBatch *batch_take(KvInstance *instance) {
   return batch;
 }
 
-static void batch_free(KvBatch *batch) {
+static void batch_free(KvInstance *instance, KvBatch *batch) {
+  if (batch->pricing)
+    instance->executor->class->pricing_free(batch->pricing);
   g_array_unref(batch->chunks);
   g_ptr_array_unref(batch->ending);
   g_free(batch->values);
@@ -66,7 +68,7 @@ static void batch_give(KvInstance *instance, KvBatch *batch) {
 
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
                             KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
-                            guint hash_block_tokens, gboolean shareable) {
+                            guint hash_block_tokens, const KvPlan *plan) {
   KvInstance *instance = g_new0(KvInstance, 1);
   gboolean reserved = strcmp(config->allocator, "reserved") == 0;
   instance->index = index;
@@ -79,28 +81,56 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   if (reserved)
     instance->buddy = kv_buddy_new(blocks, instance->scheduler->holds_rows);
   instance->pool = kv_pool_new(reserved ? 0 : blocks, config->block_tokens, hash_block_tokens,
-                               config->prefix_caching && shareable && !reserved,
+                               config->prefix_caching && plan->shareable && !reserved,
                                !executor->class->closed_form);
+  instance->share_multiple = MAX(1, plan->share_multiple);
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
   instance->held_rows = g_ptr_array_new();
   instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
-  instance->host_free_blocks = (guint64)(config->swap_bytes / instance->demand.block_bytes);
+  instance->host_free_blocks = kv_instance_swap_blocks(config, &instance->demand);
+  if (!executor->class->closed_form) {
+    instance->host_free_ids = g_new(guint32, instance->host_free_blocks + 1);
+    for (guint64 i = 0; i < instance->host_free_blocks; i++)
+      instance->host_free_ids[i] = (guint32)i;
+  }
   return instance;
+}
+
+guint64 kv_instance_swap_blocks(const KvEngineConfig *config, const KvDemand *demand) {
+  return (guint64)(config->swap_bytes / demand->block_bytes);
+}
+
+/* Real executors keep swapped blocks and the lower tier in one host store: the swap space first. */
+static void move_tier_block(gboolean down, guint32 pool_id, guint32 tier_id, gpointer user) {
+  KvExecutor *executor = user;
+  if (down)
+    executor->class->move_block(executor, KV_TIER_HBM, pool_id, KV_TIER_DRAM, tier_id);
+  else
+    executor->class->move_block(executor, KV_TIER_DRAM, tier_id, KV_TIER_HBM, pool_id);
+}
+
+void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks) {
+  gboolean real = !instance->executor->class->closed_form;
+  instance->tier = tier;
+  kv_pool_set_tier(instance->pool, blocks,
+                   (guint32)kv_instance_swap_blocks(instance->config, &instance->demand),
+                   real ? move_tier_block : NULL, instance->executor);
 }
 
 void kv_instance_free(KvInstance *instance) {
   if (!instance)
     return;
   for (guint i = 0; i < instance->n_batches; i++)
-    batch_free(instance->batches[i]);
+    batch_free(instance, instance->batches[i]);
   for (guint i = 0; i < instance->n_spare; i++)
-    batch_free(instance->spare[i]);
+    batch_free(instance, instance->spare[i]);
   kv_decode_set_free(instance->decode);
   kv_pool_free(instance->pool);
   kv_buddy_free(instance->buddy);
   g_ptr_array_unref(instance->prefilling);
   g_ptr_array_unref(instance->held_rows);
+  g_free(instance->host_free_ids);
   g_free(instance);
 }
 
@@ -120,13 +150,23 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes) {
   return free_blocks > growth ? free_blocks - growth : 0;
 }
 
+KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
+                               guint32 limit_tokens) {
+  KvPrefixHit hit = kv_pool_lookup(instance->pool, sequence, limit_tokens);
+  guint64 found = hit.tokens + hit.tier_tokens, surplus = found % instance->share_multiple;
+  if (surplus > 0 && hit.own_blocks == 0) /* its own kept blocks may end anywhere */
+    hit = kv_pool_lookup(instance->pool, sequence, (guint32)(found - surplus));
+  return hit;
+}
+
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens) {
   guint64 blocks = kv_demand_blocks(&instance->demand, tokens, sequence->input_tokens, FALSE);
   guint64 held = kv_pool_held(instance->pool, sequence);
   return blocks > held ? blocks - held : 0;
 }
 
-/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation, section 6.1). */
+/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation,
+ * section 6.1). */
 static guint64 reserved_blocks(const KvInstance *instance, const KvSequence *sequence) {
   const KvEngineConfig *config = instance->config;
   guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
@@ -146,8 +186,8 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
   if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
     return FALSE;
-  guint64 prompt = kv_demand_blocks(&instance->demand, sequence->input_tokens,
-                                    sequence->input_tokens, FALSE);
+  guint64 prompt =
+      kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
@@ -182,7 +222,8 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
 
 /* For schedulers. */
 
-void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit, double now) {
+void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
+                       double now) {
   queue_remove(&instance->waiting, sequence);
   if (hit)
     kv_pool_take_hit(instance->pool, sequence, hit);
@@ -216,7 +257,8 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
   instance->n_running++;
 }
 
-void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence, guint32 tokens) {
+void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
+                           guint32 tokens) {
   g_assert(tokens > 0 && sequence->computed_tokens + tokens <= sequence->target_tokens);
   KvChunk chunk = {.sequence = sequence,
                    .past = sequence->computed_tokens,
@@ -237,7 +279,31 @@ static void remove_chunk(KvBatch *batch, KvSequence *sequence) {
       g_array_remove_index(batch->chunks, i);
 }
 
-/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is copied. */
+/* Real executors: move the contents. Ids on the host are taken from and given back to a stack, last
+ * out first in, and kept in the sequence meanwhile. */
+static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 blocks,
+                          gboolean out) {
+  KvExecutor *executor = instance->executor;
+  if (!instance->host_free_ids)
+    return;
+  if (out)
+    sequence->swapped_ids = g_renew(guint32, sequence->swapped_ids, blocks);
+  for (guint64 i = 0; i < blocks; i++) {
+    guint32 *host = &sequence->swapped_ids[i];
+    if (out) {
+      *host = instance->host_free_ids[instance->host_free_blocks - 1 - i];
+      executor->class->move_block(executor, KV_TIER_HBM, sequence->block_ids[i], KV_TIER_DRAM,
+                                  *host);
+    } else {
+      instance->host_free_ids[instance->host_free_blocks + i] = *host;
+      executor->class->move_block(executor, KV_TIER_DRAM, *host, KV_TIER_HBM,
+                                  sequence->block_ids[i]);
+    }
+  }
+}
+
+/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is
+ * copied. */
 static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
   KvCopy copy = {.from = out ? KV_TIER_HBM : KV_TIER_DRAM,
                  .to = out ? KV_TIER_DRAM : KV_TIER_HBM,
@@ -245,13 +311,15 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
                  .blocks = blocks};
   instance->executor->class->copy(instance->executor, &copy, instance->now);
   kv_metrics_moved(instance->metrics, &copy, instance->now);
+  swap_contents(instance, sequence, blocks, out);
   if (out)
     instance->host_free_blocks -= blocks;
   else
     instance->host_free_blocks += blocks;
   double end = instance->now;
   KvCopy done;
-  for (double next; (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
+  for (double next;
+       (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
     if (instance->executor->class->pop_copy(instance->executor, next, &done))
       end = next;
   return end - instance->now;
@@ -273,7 +341,7 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   batch->reordered = TRUE;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
-      instance->host_free_blocks >= blocks && instance->executor->class->closed_form) {
+      instance->host_free_blocks >= blocks) {
     batch->wait_seconds = MAX(batch->wait_seconds, swap(instance, victim, blocks, TRUE));
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
@@ -296,9 +364,9 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   queue_remove(&instance->swapped, sequence);
   batch->reordered = TRUE;
+  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
   batch->wait_seconds =
       MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
-  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
   sequence->swapped_blocks = 0;
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;
@@ -414,13 +482,18 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
 }
 
 static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error) {
-  KvStep step;
-  batch->open = FALSE;
   if (!instance->executor->class->closed_form && batch->decodes)
     prepare_members(instance);
-  step_of(instance, batch, &step);
-  if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
-    return FALSE;
+  if (batch->open) {
+    instance->executor->class->cost(instance->executor, batch->pricing, batch->repeat,
+                                    &batch->cost);
+  } else {
+    KvStep step;
+    step_of(instance, batch, &step);
+    if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
+      return FALSE;
+  }
+  batch->open = FALSE;
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
@@ -452,8 +525,9 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   return TRUE;
 }
 
-/* Whether a sequence that waits may be let in by the very next decision: this one preempted or swapped in and so admitted
- * nobody, or the batch that is still executing will give back blocks and slots before it. */
+/* Whether a sequence that waits may be let in by the very next decision: this one preempted or
+ * swapped in and so admitted nobody, or the batch that is still executing will give back blocks and
+ * slots before it. */
 static gboolean room_comes(const KvInstance *instance, const KvBatch *batch) {
   if (instance->waiting.n == 0 && instance->swapped.n == 0)
     return FALSE;
@@ -465,12 +539,14 @@ static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
       instance->config->step_by_step || room_comes(instance, batch))
     return 1;
-  guint64 steps = MIN(kv_decode_set_until_finish(instance->decode),
-                      kv_decode_set_until_bend(instance->decode));
+  guint64 steps =
+      MIN(kv_decode_set_until_finish(instance->decode), kv_decode_set_until_bend(instance->decode));
   if (!instance->buddy)
     steps = kv_decode_set_affordable(instance->decode, kv_pool_free_blocks(instance->pool), steps);
-  /* A head that asks only for its next chunk asks for less once what it would have found in the cache is reused. */
-  if (instance->blocked && instance->config->prefix_caching && !instance->config->reserve_full_prompt)
+  /* A head that asks only for its next chunk asks for less once what it would have found in the
+   * cache is reused. */
+  if (instance->blocked && instance->config->prefix_caching &&
+      !instance->config->reserve_full_prompt)
     steps = kv_decode_set_affordable(instance->decode, 0, steps);
   return MAX(steps, 1);
 }
@@ -483,25 +559,23 @@ static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
 }
 
 static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
-  KvStep step;
   if (repeats == 0)
     return 0.0;
-  step_of(instance, batch, &step);
   return batch->wait_seconds + batch->gap_seconds * ((double)repeats - 1.0) +
-         instance->executor->class->seconds(instance->executor, &step, repeats);
+         instance->executor->class->seconds(batch->pricing, repeats);
+}
+
+/* Price the jump; it becomes as long as one price covers. */
+static void price_jump(KvInstance *instance, KvBatch *batch) {
+  KvStep step;
+  step_of(instance, batch, &step);
+  if (!batch->pricing)
+    batch->pricing = instance->executor->class->pricing_new(instance->executor);
+  batch->repeat = instance->executor->class->price(instance->executor, &step, batch->pricing);
 }
 
 static void set_due(KvInstance *instance, KvBatch *batch) {
   batch->due = batch->start + jump_seconds(instance, batch, batch->repeat - (instance->depth - 1));
-}
-
-/* What the CPU needs between steps delays every step of a synchronous engine. An asynchronous one hides it behind the step
- * that runs meanwhile, if that is long enough; otherwise each step is decided by itself. */
-static void set_gap(KvInstance *instance, KvBatch *batch, double gap) {
-  if (instance->depth == 1)
-    batch->gap_seconds = gap;
-  else if (batch->repeat > 1 && gap > jump_seconds(instance, batch, 1))
-    batch->repeat = 1;
 }
 
 static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) {
@@ -528,8 +602,16 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
     memcpy(batch->slopes, set.slopes, KV_MAX_CHANNELS * sizeof(double));
     batch->repeat = jump_length(instance, batch);
   }
+  /* What the CPU needs between steps delays every step of a synchronous engine. An asynchronous one
+   * hides it behind the step that runs meanwhile; if that is too short, each step is decided by
+   * itself. */
   double gap = gap_seconds(instance, batch);
-  set_gap(instance, batch, gap);
+  if (instance->depth == 1)
+    batch->gap_seconds = gap;
+  if (batch->repeat > 1)
+    price_jump(instance, batch);
+  if (instance->depth > 1 && batch->repeat > 1 && gap > jump_seconds(instance, batch, 1))
+    batch->repeat = 1;
   batch->start = instance->now + gap;
   if (instance->n_batches > 0)
     batch->start = MAX(batch->start, instance->batches[instance->n_batches - 1]->end);
@@ -544,7 +626,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
 /* The first step of the open jump that ends at `when` or later. */
 static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) {
   double elapsed = when - batch->start;
-  guint64 low = 0, high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
+  guint64 low = 0,
+          high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
   double low_seconds = 0.0, guess = elapsed / jump_seconds(instance, batch, 1);
   for (guint round = 0; high - low > 1; round++) {
     guint64 middle = low + (high - low) / 2;
@@ -565,10 +648,12 @@ static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) 
   return high;
 }
 
-/* Something comes at `now`: let the jump end so that the next decision sees it. `decided`: what would be decided at this very
- * moment has been decided before it came (an answer's end lets the next request come). */
+/* Something comes at `now`: let the jump end so that the next decision sees it. `decided`: what
+ * would be decided at this very moment has been decided before it came (an answer's end lets the
+ * next request come). */
 static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
-  guint64 steps = now > batch->start ? step_at(instance, batch, now) : decided && now == batch->start;
+  guint64 steps =
+      now > batch->start ? step_at(instance, batch, now) : decided && now == batch->start;
   guint64 repeat = MAX(1, steps + (instance->depth - 1));
   batch->shortened = TRUE;
   if (repeat < batch->repeat) {
@@ -638,7 +723,8 @@ double kv_instance_next(KvInstance *instance) {
     return instance->now;
   double next = G_MAXDOUBLE;
   if (instance->n_batches > 0) {
-    const KvBatch *oldest = instance->batches[0], *newest = instance->batches[instance->n_batches - 1];
+    const KvBatch *oldest = instance->batches[0],
+                  *newest = instance->batches[instance->n_batches - 1];
     if (!oldest->open)
       next = oldest->end;
     if (newest->open)
@@ -658,7 +744,8 @@ static void take_copies(KvInstance *instance) {
     instance->n_loading--;
     copy.sequence->state = KV_SEQUENCE_WAITING;
     queue_push_head(&instance->waiting, copy.sequence);
-    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle poll. */
+    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle
+     * poll. */
     if (instance->n_batches == 0)
       instance->nothing_to_decide = FALSE;
     else if (instance->batches[instance->n_batches - 1]->open)

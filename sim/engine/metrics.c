@@ -21,6 +21,11 @@ typedef struct {
   double n, sum, min, max;
 } Sketch;
 
+/* How many sequences an instance has. */
+typedef struct {
+  double running, waiting;
+} Level;
+
 struct KvMetrics {
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
@@ -30,12 +35,15 @@ struct KvMetrics {
   double first_arrival, last_end;
   guint64 prompt_tokens, output_tokens, hit_tokens, lower_tier_tokens, looked_up_tokens;
   guint64 preemptions, recomputed_tokens, swapped_out, swapped_in, steps;
-  double busy_seconds, prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
+  double busy_seconds,
+      prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
   double component_seconds[KV_N_COMPONENTS], component_flops[KV_N_COMPONENTS],
       component_bytes[KV_N_COMPONENTS];
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
   double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
+  GArray *levels;                  /* of Level, by instance: as of its last batch */
+  double running_now, waiting_now; /* over instances */
   double interval_seconds;
   GArray *timeline; /* of KvInterval */
 };
@@ -53,6 +61,7 @@ KvMetrics *kv_metrics_new(double slo_ttft_seconds, double slo_tpot_seconds, KvOu
   metrics->first_arrival = G_MAXDOUBLE;
   metrics->interval_seconds = 0.001;
   metrics->timeline = g_array_new(FALSE, TRUE, sizeof(KvInterval));
+  metrics->levels = g_array_new(FALSE, TRUE, sizeof(Level));
   metrics->itl.min = G_MAXDOUBLE;
   if (requests)
     kv_output_write(requests, header, sizeof header - 1);
@@ -68,6 +77,7 @@ void kv_metrics_free(KvMetrics *metrics) {
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     g_free(metrics->samples[l].values);
   g_array_unref(metrics->timeline);
+  g_array_unref(metrics->levels);
   g_free(metrics);
 }
 
@@ -154,9 +164,11 @@ static void merge_interval(KvInterval *to, const KvInterval *from) {
   to->preemptions += from->preemptions;
 }
 
-/* The interval that contains `when`; intervals double until it has a place. State fields hold integrals over time. */
+/* The interval that contains `when`; intervals double until it has a place. State fields hold
+ * integrals over time. */
 static KvInterval *interval_at(KvMetrics *metrics, double when) {
-  double since = MAX(0.0, when - (metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0));
+  double since =
+      MAX(0.0, when - (metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0));
   while (since >= metrics->interval_seconds * MAX_INTERVALS) {
     guint n = metrics->timeline->len, half = (n + 1) / 2;
     for (guint i = 0; i < half; i++) {
@@ -184,9 +196,9 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
     double edge = origin + (index + 1.0) * width, to = MIN(end, edge > at ? edge : at + width);
     double share = to - at;
     KvInterval part = *state;
-    double *levels[] = {&part.running,       &part.waiting,      &part.blocks_held, &part.blocks_cached,
-                        &part.blocks_free,   &part.link_bytes,   &part.prompt_tokens,
-                        &part.output_tokens, &part.busy_seconds};
+    double *levels[] = {&part.running,       &part.waiting,       &part.blocks_held,
+                        &part.blocks_cached, &part.blocks_free,   &part.link_bytes,
+                        &part.prompt_tokens, &part.output_tokens, &part.busy_seconds};
     for (guint i = 0; i < G_N_ELEMENTS(levels); i++)
       *levels[i] *= share;
     for (guint t = 0; t < KV_N_TIERS; t++)
@@ -205,6 +217,17 @@ static double blocks_held(const KvInstance *instance) {
   if (instance->buddy)
     return (double)(instance->buddy_blocks - kv_buddy_free_units(instance->buddy));
   return (double)(kv_pool_total(instance->pool) - kv_pool_free_blocks(instance->pool));
+}
+
+static void note_level(KvMetrics *metrics, guint instance, double running, double waiting) {
+  if (instance >= metrics->levels->len)
+    g_array_set_size(metrics->levels, instance + 1);
+  Level *level = &g_array_index(metrics->levels, Level, instance);
+  metrics->running_now += running - level->running;
+  metrics->waiting_now += waiting - level->waiting;
+  *level = (Level){running, waiting};
+  metrics->peak_running = MAX(metrics->peak_running, metrics->running_now);
+  metrics->peak_waiting = MAX(metrics->peak_waiting, metrics->waiting_now);
 }
 
 void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch) {
@@ -235,7 +258,8 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->output_tokens += (guint64)decoded + emitted;
   metrics->prompt_tokens += (guint64)chunk_tokens;
   if (batch->decode_n > 0) {
-    /* Members that joined since the last decode step had their previous token at the last prompt's end. */
+    /* Members that joined since the last decode step had their previous token at the last prompt's
+     * end. */
     double n = (double)batch->decode_n;
     double fresh = MIN(n, (double)instance->joined_since_decode), old = n - fresh;
     double first_end = batch->start + cost->first_seconds;
@@ -259,8 +283,7 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->running_integral += running * cost->seconds;
   metrics->waiting_integral += waiting * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
-  metrics->peak_running = MAX(metrics->peak_running, running);
-  metrics->peak_waiting = MAX(metrics->peak_waiting, waiting);
+  note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
       .running = running,
       .waiting = waiting,
@@ -279,8 +302,9 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
         (double)kv_pool_tier_blocks(instance->pool) * instance->demand.block_bytes;
   spread(metrics, batch->start, batch->end, &state);
   if (metrics->operations)
-    kv_output_print(metrics->operations, "%u,%.9f,%.9f,%" G_GUINT64_FORMAT ",%u,%.0f,%" G_GUINT64_FORMAT
-                                         ",%.0f,%.6g,%.6g\n",
+    kv_output_print(metrics->operations,
+                    "%u,%.9f,%.9f,%" G_GUINT64_FORMAT ",%u,%.0f,%" G_GUINT64_FORMAT
+                    ",%.0f,%.6g,%.6g\n",
                     instance->index, batch->start, cost->seconds, batch->repeat, batch->chunks->len,
                     chunk_tokens, batch->decode_n, batch->decode_n ? batch->context_tokens : 0.0,
                     cost->flops, cost->hbm_bytes);
@@ -472,16 +496,16 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->requests_arrived = metrics->arrived;
   s->requests_finished = metrics->finished;
   s->requests_rejected = metrics->rejected;
-  s->makespan_seconds =
-      metrics->first_arrival < G_MAXDOUBLE ? MAX(0.0, metrics->last_end - metrics->first_arrival) : 0.0;
+  s->makespan_seconds = metrics->first_arrival < G_MAXDOUBLE
+                            ? MAX(0.0, metrics->last_end - metrics->first_arrival)
+                            : 0.0;
   double span = MAX(s->makespan_seconds, 1e-12);
   s->prompt_tokens = metrics->prompt_tokens;
   s->output_tokens = metrics->output_tokens;
   s->requests_per_second = (double)metrics->finished / span;
   s->prompt_tokens_per_second = (double)metrics->prompt_tokens / span;
   s->output_tokens_per_second = (double)metrics->output_tokens / span;
-  s->total_tokens_per_second =
-      (double)(metrics->looked_up_tokens + metrics->output_tokens) / span;
+  s->total_tokens_per_second = (double)(metrics->looked_up_tokens + metrics->output_tokens) / span;
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     if (l != KV_LATENCY_ITL)
       summarize_samples(&metrics->samples[l], &s->latency[l], &s->cdf[l]);

@@ -10,18 +10,21 @@ struct KvExtent {
   KvPrefixNode *node;        /* whose blocks these are, or NULL */
   KvSequence *owner;         /* preempted sequence that may reclaim them, or NULL */
   guint64 blocks;            /* equals node->blocks if there is a node */
-  guint32 *ids;              /* explicit ids of a run without a node, in the order they were filled */
+  guint32 *ids; /* explicit ids of a run without a node, in the order they were filled */
 };
 
 struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
   gboolean prefix_caching, explicit_ids;
-  KvExtent queue; /* sentinel of a circular list: next is the head, previous the tail */
+  KvExtent queue;       /* sentinel of a circular list: next is the head, previous the tail */
   KvPrefixNode **table; /* open addressing, linear probing */
   gsize table_mask, table_used;
   guint64 tier_capacity, tier_used;
-  KvPrefixNode tier; /* sentinel: tier_next is the least recently used */
+  KvPoolMove move;
+  gpointer move_user;
+  guint32 *tier_free_ids; /* a stack of tier_capacity - tier_used ids */
+  KvPrefixNode tier;      /* sentinel: tier_next is the least recently used */
 };
 
 /* Prefix index. */
@@ -57,10 +60,18 @@ static KvPrefixNode *index_add(KvPool *pool, guint64 hash) {
   }
   KvPrefixNode *node = g_new0(KvPrefixNode, 1);
   node->hash = hash;
-  if (pool->explicit_ids)
+  if (pool->explicit_ids) {
     node->ids = g_new(guint32, pool->node_blocks);
+    node->tier_ids = g_new(guint32, pool->node_blocks);
+  }
   index_place(pool, node);
   return node;
+}
+
+static void node_free(KvPrefixNode *node) {
+  g_free(node->ids);
+  g_free(node->tier_ids);
+  g_free(node);
 }
 
 /* Knuth's deletion for linear probing: close the gap behind the removed entry. */
@@ -83,8 +94,7 @@ static void index_remove(KvPool *pool, KvPrefixNode *node) {
   }
 closed:
   pool->table_used--;
-  g_free(node->ids);
-  g_free(node);
+  node_free(node);
 }
 
 static void node_drop_if_nowhere(KvPool *pool, KvPrefixNode *node) {
@@ -118,7 +128,8 @@ static KvExtent *queue_append(KvPool *pool, guint64 blocks) {
   return extent;
 }
 
-/* Append blocks that nobody can find; runs of them merge while it does not matter which is which. */
+/* Append blocks that nobody can find; runs of them merge while it does not matter which is which.
+ */
 static void queue_append_anonymous(KvPool *pool, guint64 blocks) {
   KvExtent *tail = pool->queue.previous;
   if (blocks == 0)
@@ -218,12 +229,11 @@ void kv_pool_free(KvPool *pool) {
     extent_free(extent);
   }
   for (gsize i = 0; i <= pool->table_mask; i++) {
-    if (pool->table[i]) {
-      g_free(pool->table[i]->ids);
-      g_free(pool->table[i]);
-    }
+    if (pool->table[i])
+      node_free(pool->table[i]);
   }
   g_free(pool->table);
+  g_free(pool->tier_free_ids);
   g_free(pool);
 }
 
@@ -379,7 +389,8 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
   kv_pool_forget(pool, sequence);
 }
 
-/* Make the blocks that are complete at `computed_tokens` findable: private blocks become the nodes'. */
+/* Make the blocks that are complete at `computed_tokens` findable: private blocks become the
+ * nodes'. */
 static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens) {
   guint64 full = MIN(computed_tokens / pool->block_tokens, named_blocks(pool, sequence));
   guint64 i = sequence->n_nodes > 0 ? sequence->n_nodes - 1 : 0;
@@ -387,8 +398,9 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (i >= sequence->n_nodes) {
       KvPrefixNode *known = index_find(pool, node_key(pool, sequence, i));
       gboolean taken = known && (known->blocks > 0 || known->references > 0);
-      /* Somebody else computed the same content at the same time: ours stays a private duplicate. */
-      KvPrefixNode *node = taken ? NULL
+      /* Somebody else computed the same content at the same time: ours stays a private duplicate.
+       */
+      KvPrefixNode *node = taken   ? NULL
                            : known ? known
                                    : index_add(pool, node_key(pool, sequence, i));
       if (node)
@@ -399,8 +411,7 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (node && node->blocks < share) {
       guint32 fresh = share - node->blocks;
       if (pool->explicit_ids)
-        memcpy(node->ids + node->blocks,
-               sequence->block_ids + i * pool->node_blocks + node->blocks,
+        memcpy(node->ids + node->blocks, sequence->block_ids + i * pool->node_blocks + node->blocks,
                fresh * sizeof(guint32));
       node->blocks = share;
       sequence->private_blocks -= fresh;
@@ -521,14 +532,37 @@ static void tier_evict(KvPool *pool, guint64 room) {
     if (node->loading > 0)
       continue;
     tier_unlink(node);
+    for (guint32 b = 0; b < node->tier_blocks && pool->tier_free_ids; b++)
+      pool->tier_free_ids[pool->tier_capacity - pool->tier_used + b] = node->tier_ids[b];
     pool->tier_used -= node->tier_blocks;
     node->tier_blocks = 0;
     node_drop_if_nowhere(pool, node);
   }
 }
 
-void kv_pool_set_tier(KvPool *pool, guint64 capacity_blocks) {
+void kv_pool_set_tier(KvPool *pool, guint64 capacity_blocks, guint32 first_id, KvPoolMove move,
+                      gpointer user) {
+  g_return_if_fail(pool->tier_capacity == 0);
   pool->tier_capacity = capacity_blocks;
+  pool->move = move;
+  pool->move_user = user;
+  if (pool->explicit_ids) {
+    pool->tier_free_ids = g_new(guint32, capacity_blocks + 1);
+    for (guint64 i = 0; i < capacity_blocks; i++)
+      pool->tier_free_ids[i] = first_id + (guint32)(capacity_blocks - 1 - i);
+  }
+}
+
+/* Copy `count` more blocks of the node down. */
+static void tier_fill(KvPool *pool, KvPrefixNode *node, guint32 count) {
+  for (guint32 b = node->tier_blocks; b < node->tier_blocks + count && pool->explicit_ids; b++) {
+    guint64 top = pool->tier_capacity - pool->tier_used - 1 - (b - node->tier_blocks);
+    node->tier_ids[b] = pool->tier_free_ids[top];
+    if (pool->move)
+      pool->move(TRUE, node->ids[b], node->tier_ids[b], pool->move_user);
+  }
+  node->tier_blocks += count;
+  pool->tier_used += count;
 }
 
 guint64 kv_pool_tier_blocks(const KvPool *pool) {
@@ -553,8 +587,7 @@ guint64 kv_pool_store(KvPool *pool, KvSequence *sequence) {
       continue;
     if (node->tier_blocks == 0 && fresh > 0)
       tier_append(pool, node);
-    node->tier_blocks += fresh;
-    pool->tier_used += fresh;
+    tier_fill(pool, node, fresh);
     stored += fresh;
   }
   return stored;
@@ -572,8 +605,11 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
     KvPrefixNode *node = sequence->nodes[i];
     if (node->blocks < share) {
       guint32 fresh = share - node->blocks;
-      node->blocks = share; /* findable from now on, as vLLM's delayed caching allows after the load */
+      node->blocks =
+          share; /* findable from now on, as vLLM's delayed caching allows after the load */
       queue_pop(pool, fresh, pool->explicit_ids ? node->ids + share - fresh : NULL);
+      for (guint32 b = share - fresh; b < share && pool->explicit_ids && pool->move; b++)
+        pool->move(FALSE, node->ids[b], node->tier_ids[b], pool->move_user);
     }
     sync_last_node(pool, sequence);
   }

@@ -60,7 +60,8 @@ static double rate_of(const Lane *lane, const GArray *side, const GArray *other)
   return moving ? rate / moving : 0.0;
 }
 
-/* The next moment at which anything changes on the lane, and who completes then (NULL: a fixed part ends). */
+/* The next moment at which anything changes on the lane, and who completes then (NULL: a fixed part
+ * ends). */
 static double next_change(const Lane *lane, GArray **side_out, guint *index_out) {
   double when = G_MAXDOUBLE;
   *side_out = NULL;
@@ -102,7 +103,8 @@ void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double piece
   for (double when; lane->now < now; flow(lane, MIN(when, now))) {
     GArray *side;
     guint index;
-    when = next_change(lane, &side, &index); /* a completed copy stays, empty, until it is taken off */
+    when =
+        next_change(lane, &side, &index); /* a completed copy stays, empty, until it is taken off */
     if (when <= lane->now)
       when = now;
   }
