@@ -199,6 +199,12 @@ gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence) {
   if (!kv_buddy_reserve(instance->buddy, blocks, &sequence->reserved_start))
     return FALSE;
   sequence->reserved_blocks = blocks;
+  if (!instance->executor->class->closed_form) { /* real memory: the table is the range itself */
+    sequence->block_ids = g_renew(guint32, sequence->block_ids, blocks);
+    sequence->n_block_ids = sequence->block_ids_size = (guint32)blocks;
+    for (guint32 i = 0; i < blocks; i++)
+      sequence->block_ids[i] = (guint32)sequence->reserved_start + i;
+  }
   return TRUE;
 }
 
