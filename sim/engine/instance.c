@@ -778,6 +778,9 @@ gboolean kv_instance_wake(KvInstance *instance, double now, GError **error) {
       if (!decided)
         return TRUE;
     } else {
+      /* Only last tokens are in flight: the engine waits for them before it looks again. */
+      if (instance->n_batches > 0 && instance->waiting.n + instance->running.n == 0)
+        instance->nothing_to_decide = TRUE;
       return TRUE;
     }
   }
