@@ -348,7 +348,8 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
       instance->host_free_blocks >= blocks) {
-    batch->wait_seconds = MAX(batch->wait_seconds, swap(instance, victim, blocks, TRUE));
+    double seconds = swap(instance, victim, blocks, TRUE);
+    batch->wait_seconds = MAX(batch->wait_seconds, seconds);
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
@@ -371,8 +372,8 @@ void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *seque
   queue_remove(&instance->swapped, sequence);
   batch->reordered = TRUE;
   kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
-  batch->wait_seconds =
-      MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
+  double seconds = swap(instance, sequence, sequence->swapped_blocks, FALSE);
+  batch->wait_seconds = MAX(batch->wait_seconds, seconds);
   sequence->swapped_blocks = 0;
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;
