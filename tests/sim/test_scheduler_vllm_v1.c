@@ -1,29 +1,9 @@
 /* vLLM v1, decision by decision, on examples small enough to follow by hand. Where nothing else is
  * said every step is decided by itself and scheduling is synchronous. */
-#include "replay.h"
+#include "shapes.h"
 
 #define SYNC "engine.step_by_step=true engine.async_scheduling=false "
 #define ASYNC "engine.step_by_step=true "
-
-/* A moment inside operation `index`. */
-static double within(const Replay *run, guint index) {
-  return run->operations[index].start + 0.5 * run->operations[index].seconds;
-}
-
-static double end_of(const Replay *run, guint index) {
-  return run->operations[index].start + run->operations[index].seconds;
-}
-
-static void assert_at(double a, double b) {
-  g_assert_cmpfloat_with_epsilon(a, b, 3e-9); /* operations.csv has nine decimals */
-}
-
-/* The shape of the first operations is `expected`. */
-static void assert_shape(const Replay *run, const char *expected) {
-  g_autofree char *shape = replay_shape(run);
-  if (!g_str_has_prefix(shape, expected))
-    g_error("operations %s, expected %s", shape, expected);
-}
 
 /* A and B decode; C and D come while operation 2 runs. */
 static Workload *four_requests(const char *settings) {
