@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "sim/engine/metrics.h"
-
 /* Queues. */
 
 static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
@@ -67,7 +65,7 @@ static void batch_give(KvInstance *instance, KvBatch *batch) {
 }
 
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
-                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
+                            KvExecutor *executor, KvObserver *observer, guint64 blocks,
                             guint hash_block_tokens, const KvPlan *plan) {
   KvInstance *instance = g_new0(KvInstance, 1);
   gboolean reserved = strcmp(config->allocator, "reserved") == 0;
@@ -75,7 +73,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->config = config;
   instance->scheduler = kv_scheduler_find(config->scheduler);
   instance->executor = executor;
-  instance->metrics = metrics;
+  instance->observer = observer;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
@@ -251,7 +249,7 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
                    .blocks = blocks,
                    .sequence = sequence,
                    .pinned = TRUE};
-    kv_metrics_moved(instance->metrics, &copy, now);
+    instance->observer->class->moved(instance->observer, &copy, now);
     instance->executor->class->copy(instance->executor, &copy, now);
     return;
   }
@@ -316,7 +314,7 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
                  .bytes = (double)blocks * instance->demand.block_bytes,
                  .blocks = blocks};
   instance->executor->class->copy(instance->executor, &copy, instance->now);
-  kv_metrics_moved(instance->metrics, &copy, instance->now);
+  instance->observer->class->moved(instance->observer, &copy, instance->now);
   swap_contents(instance, sequence, blocks, out);
   if (out)
     instance->host_free_blocks -= blocks;
@@ -354,10 +352,10 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
     give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
     queue_push_tail(&instance->swapped, victim);
-    kv_metrics_preempted(instance->metrics, 0, instance->now);
+    instance->observer->class->preempted(instance->observer, 0, instance->now);
     return TRUE;
   }
-  kv_metrics_preempted(instance->metrics, victim->computed_tokens, instance->now);
+  instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
   victim->recomputed_tokens += victim->computed_tokens;
   give_back(instance, victim, TRUE);
   victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
@@ -446,7 +444,7 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
                      .bytes = (double)blocks * instance->demand.block_bytes,
                      .blocks = blocks,
                      .pinned = TRUE};
-      kv_metrics_moved(instance->metrics, &copy, batch->end);
+      instance->observer->class->moved(instance->observer, &copy, batch->end);
       instance->executor->class->copy(instance->executor, &copy, batch->end);
     }
   }
@@ -514,7 +512,7 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
     }
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
-  kv_metrics_batch(instance->metrics, instance, batch);
+  instance->observer->class->batch(instance->observer, instance, batch);
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
     instance->joined_since_decode = 0;
@@ -688,7 +686,7 @@ static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->state = KV_SEQUENCE_FINISHED;
   give_back(instance, sequence, FALSE);
   instance->n_running--;
-  kv_metrics_finished(instance->metrics, sequence);
+  instance->observer->class->finished(instance->observer, sequence);
   if (instance->executor->class->forget)
     instance->executor->class->forget(instance->executor, sequence);
   instance->finished(instance, sequence, instance->user);
@@ -706,9 +704,10 @@ static void take_results(KvInstance *instance) {
       continue;
     if (sequence->first_token_seconds < 0.0) {
       sequence->first_token_seconds = batch->end;
-      kv_metrics_first_token(instance->metrics, sequence);
+      instance->observer->class->first_token(instance->observer, sequence);
     } else {
-      kv_metrics_stalled_token(instance->metrics, batch->end - sequence->last_token_seconds);
+      instance->observer->class->stalled_token(instance->observer,
+                                               batch->end - sequence->last_token_seconds);
     }
   }
   for (guint i = 0; i < batch->ending->len; i++)

@@ -22,10 +22,9 @@
 #include "sim/engine/decode_set.h"
 #include "sim/engine/demand.h"
 #include "sim/engine/executor.h"
+#include "sim/engine/observer.h"
 #include "sim/engine/pool.h"
 #include "sim/engine/scheduler.h"
-
-typedef struct KvMetrics KvMetrics;
 
 typedef struct {
   KvSequence *head, *tail;
@@ -54,7 +53,7 @@ struct KvInstance {
   const KvEngineConfig *config;
   const KvSchedulerClass *scheduler;
   KvExecutor *executor;
-  KvMetrics *metrics;
+  KvObserver *observer;
   KvDemand demand;
   KvPool *pool;   /* paged */
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
@@ -89,7 +88,7 @@ struct KvInstance {
 
 /* Everything is borrowed. `blocks` the pool's size, `hash_block_tokens` the trace's. */
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
-                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
+                            KvExecutor *executor, KvObserver *observer, guint64 blocks,
                             guint hash_block_tokens, const KvPlan *plan);
 void kv_instance_free(KvInstance *instance);
 

@@ -21,6 +21,13 @@ typedef struct {
   double total_seconds, link_bytes, kernels;
 } Dense;
 
+/* Prices by size, worked out when first asked for; twins share them. */
+typedef struct {
+  guint references;
+  Dense layers[MEMO_TOKENS]; /* by tokens */
+  Dense heads[MEMO_TOKENS];  /* lm head and sampling, by rows */
+} Memo;
+
 typedef struct {
   KvExecutor base;
   const KvModel *model;
@@ -34,10 +41,9 @@ typedef struct {
   guint graph_max_tokens;
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
-  Dense *layers;                     /* by tokens */
-  Dense *heads;                      /* lm head and sampling, by rows */
-  gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
-  gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
+  Memo *memo;
+  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
+  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -374,8 +380,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
-  priced->layers = dense_of(m, m->layers, price_layers, size, &priced->layers_scratch);
-  priced->head = dense_of(m, m->heads, price_head, rows, &priced->head_scratch);
+  priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
+  priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
@@ -596,8 +602,8 @@ static gboolean model_pop_copy(KvExecutor *executor, double now, KvCopy *copy) {
 static void model_destroy(KvExecutor *executor) {
   Model *m = (Model *)executor;
   kv_transfers_free(m->transfers);
-  g_free(m->layers);
-  g_free(m->heads);
+  if (--m->memo->references == 0)
+    g_free(m->memo);
   g_free(m);
 }
 
@@ -646,8 +652,8 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->tp = tensor_parallel;
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;
-  m->layers = g_new0(Dense, MEMO_TOKENS);
-  m->heads = g_new0(Dense, MEMO_TOKENS);
+  m->memo = g_new0(Memo, 1);
+  m->memo->references = 1;
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
@@ -659,6 +665,15 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
   find_streams(m);
+  set_paths(m);
+  return &m->base;
+}
+
+KvExecutor *kv_model_executor_twin(KvExecutor *like) {
+  g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
+  Model *m = g_memdup2(like, sizeof *m);
+  m->memo->references++;
+  m->transfers = kv_transfers_new();
   set_paths(m);
   return &m->base;
 }

@@ -168,6 +168,8 @@ static KvExecutor *new_executor(Run *run, GError **error) {
       kv_host_executor_set_sink(host, run->options->generated, run->options->user);
     return host;
   }
+  if (run->executors[0])
+    return kv_model_executor_twin(run->executors[0]);
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
                                s->tensor_parallel);
 }
@@ -202,8 +204,8 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
     if (!(run->executors[i] = new_executor(run, error)))
       return FALSE;
     run->instances[i] =
-        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i], run->metrics,
-                        run->setup->memory.blocks,
+        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i],
+                        kv_metrics_observer(run->metrics), run->setup->memory.blocks,
                         s->engine.prefix_caching ? run->hash_block_tokens : 0, run->setup->plan);
     run->instances[i]->finished = finished;
     run->instances[i]->user = run;
