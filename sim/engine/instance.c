@@ -46,6 +46,7 @@ static KvBatch *batch_take(KvInstance *instance) {
   batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
   batch->decode_n = batch->padding = batch->repeat = 0;
   batch->wait_seconds = batch->gap_seconds = 0.0;
+  batch->taken_blocks = 0;
   return batch;
 }
 
@@ -486,6 +487,17 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
   g_ptr_array_set_size(instance->held_rows, 0);
 }
 
+/* Take what the decoding sequences need for the first `steps` steps of the batch from the pool. */
+static gboolean take_growth(KvInstance *instance, KvBatch *batch, guint64 steps) {
+  guint64 growth = kv_decode_set_growth(instance->decode, steps);
+  if (growth <= batch->taken_blocks)
+    return FALSE;
+  kv_pool_take_private(instance->pool, growth - batch->taken_blocks);
+  instance->taken_private += growth - batch->taken_blocks;
+  batch->taken_blocks = growth;
+  return TRUE;
+}
+
 static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error) {
   if (!instance->executor->class->closed_form && batch->decodes)
     prepare_members(instance);
@@ -505,11 +517,8 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   batch->end =
       batch->start + batch->cost.seconds + batch->gap_seconds * ((double)batch->repeat - 1.0);
   if (batch->decodes && batch->decode_n > 0) {
-    if (!instance->buddy && instance->executor->class->closed_form) {
-      guint64 growth = kv_decode_set_growth(instance->decode, batch->repeat);
-      kv_pool_take_private(instance->pool, growth);
-      instance->taken_private += growth;
-    }
+    if (!instance->buddy && instance->executor->class->closed_form)
+      take_growth(instance, batch, batch->repeat);
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
   instance->observer->class->batch(instance->observer, instance, batch);
@@ -653,18 +662,30 @@ static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) 
   return high;
 }
 
-/* Something comes at `now`: let the jump end so that the next decision sees it. `decided`: what
- * would be decided at this very moment has been decided before it came (an answer's end lets the
- * next request come). */
-static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
+/* Steps of the open jump that have been decided, were each decided by itself, when something comes
+ * at `now`; the next decision is the first to see it. `decided`: what would be decided at this very
+ * moment has been decided before it came (an answer's end lets the next request come). */
+static guint64 steps_by(KvInstance *instance, const KvBatch *batch, double now, gboolean decided) {
   guint64 steps =
       now > batch->start ? step_at(instance, batch, now) : decided && now == batch->start;
-  guint64 repeat = MAX(1, steps + (instance->depth - 1));
+  return MIN(MAX(1, steps + (instance->depth - 1)), batch->repeat);
+}
+
+/* Something comes at `now`: let the jump end so that the next decision sees it. */
+static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
+  guint64 repeat = steps_by(instance, batch, now, decided);
   batch->shortened = TRUE;
   if (repeat < batch->repeat) {
     batch->repeat = repeat;
     set_due(instance, batch);
   }
+}
+
+gboolean kv_instance_settle(KvInstance *instance, double now) {
+  KvBatch *newest = instance->n_batches ? instance->batches[instance->n_batches - 1] : NULL;
+  if (!newest || !newest->open || instance->buddy)
+    return FALSE;
+  return take_growth(instance, newest, steps_by(instance, newest, now, instance->now >= now));
 }
 
 void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) {
