@@ -12,7 +12,7 @@ typedef struct {
 
 /* Settings that are drawn anew for each run: token budget, sequences, blocks, replicas. */
 static char *drawn_settings(KvRandom *random, const Case *c) {
-  static const char *const routers[] = {"round-robin", "least-loaded"};
+  static const char *const routers[] = {"round-robin", "least-loaded"}; /* prefix: below */
   GString *text = g_string_new(c->settings);
   gint64 replicas = kv_random_unit(random) < 0.3 ? kv_random_integer(random, 2, 3) : 1;
   g_string_append_printf(text, " engine.max_seqs=%d", (int)kv_random_integer(random, 2, 24));
@@ -25,7 +25,7 @@ static char *drawn_settings(KvRandom *random, const Case *c) {
     g_string_append(text, " engine.long_prefill_threshold=100");
   if (kv_random_unit(random) < 0.3)
     g_string_append(text, " engine.reserve_full_prompt=false");
-  if (replicas > 1)
+  if (replicas > 1 && !strstr(c->settings, "replicas"))
     g_string_append_printf(text, " platform=8xh200 deployment.replicas=%d deployment.router=%s",
                            (int)replicas, routers[kv_random_integer(random, 0, 1)]);
   return g_string_free(text, FALSE);
@@ -89,6 +89,9 @@ static const Case cases[] = {
     {"vllm-v1-blocks-of-64", "engine.block_tokens=64 engine.num_blocks=40", 3, TRUE},
     {"vllm-v1-tier", "prefix_cache.tier=dram prefix_cache.tier_GB=1", 4, TRUE},
     {"vllm-v1-tp", "platform=8xh200 deployment.tensor_parallel=2 engine.num_blocks=120", 2, TRUE},
+    {"router-80-2",
+     "platform=8xh200 deployment.replicas=2 deployment.router=prefix engine.num_blocks=80", 6,
+     TRUE},
     {"vllm-2023-preempt", "use=vllm", 4, FALSE},
     {"vllm-2023-swap-preempt", "use=vllm:preemption_mode=swap", 4, FALSE},
     {"vllm-2023-mixed-preempt", "use=vllm:version=2023-mixed", 4, FALSE},
