@@ -185,8 +185,10 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
   if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
     return FALSE;
+  /* The longest prompt: what a preemption just before its last token leaves to be computed again.
+   */
   guint64 prompt =
-      kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
+      kv_demand_blocks(&instance->demand, (double)tokens - 1.0, sequence->input_tokens, FALSE);
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));

@@ -114,6 +114,31 @@ static void test_rejected(void) {
   g_assert_cmpuint(c->summary->requests_finished, ==, 1);
 }
 
+/* Where prompts are evicted a sequence takes few blocks, but all of them again if it is preempted:
+ * what could not come back is not taken in, and nobody is stuck. */
+static void test_evicted_prompts(void) {
+  static const char *const uses[] = {"snapkv:budget=64", "snapkv:budget=64,vllm",
+                                     "snapkv:budget=64,vllm:preemption_mode=swap",
+                                     "snapkv:budget=64,vllm:version=2023-mixed"};
+  guint preempted = 0, rejected = 0;
+  KvRandom random;
+  kv_random_seed(&random, 8, 0);
+  g_autoptr(Workload) workload = workload_new(0);
+  for (guint i = 0; i < 60; i++)
+    workload_add(workload, 0.02 * i, (guint32)kv_random_integer(&random, 300, 600),
+                 (guint32)kv_random_integer(&random, 100, 400), -1, 0);
+  for (guint u = 0; u < G_N_ELEMENTS(uses); u++)
+    for (guint blocks = 38; blocks <= 62; blocks += 8) {
+      g_autoptr(Replay) run =
+          replay(workload, "model=llama-2-7b use=%s engine.num_blocks=%u", uses[u], blocks);
+      assert_sound(run);
+      preempted += run->summary->preemptions;
+      rejected += run->summary->requests_rejected;
+    }
+  g_assert_cmpuint(preempted, >, 0);
+  g_assert_cmpuint(rejected, >, 0);
+}
+
 /* A platform of one GPU whose bandwidths are given. */
 static char *platform_file(const char *folder, const char *name, double hbm_GBps,
                            double host_GBps) {
@@ -296,6 +321,7 @@ int main(int argc, char **argv) {
     g_test_add_data_func(path, stacks[i], test_random);
   }
   g_test_add_func("/sim/invariants/rejected", test_rejected);
+  g_test_add_func("/sim/invariants/evicted-prompts", test_evicted_prompts);
   g_test_add_func("/sim/invariants/bandwidth", test_bandwidth);
   g_test_add_func("/sim/invariants/no-cache", test_no_cache);
   g_test_add_func("/sim/invariants/ideal-hits", test_ideal_hits);

@@ -107,6 +107,19 @@ static void test_swap(void) {
   assert_at(o[3].scheduled, end_of(run, 20));
 }
 
+/* What was swapped out comes back when nothing else runs, though it leaves less than the watermark
+ * free: all but one of 100 blocks. */
+static void test_swap_in_alone(void) {
+  g_autoptr(Workload) workload = workload_new(0);
+  workload_add(workload, 0.0, 2, 30, -1, 0);    /* its second block: at the 15th decode step */
+  workload_add(workload, 0.0, 1560, 24, -1, 0); /* 98 blocks, and the 99th before that */
+  g_autoptr(Replay) run =
+      replay(workload, "use=vllm:watermark=0.01:preemption_mode=swap engine.num_blocks=100");
+  g_assert_cmpuint(run->outcomes[1].preemptions, ==, 1);
+  g_assert_cmpuint(run->summary->swapped_in_blocks, ==, 99);
+  g_assert_cmpfloat(run->outcomes[1].last, >, run->outcomes[0].last);
+}
+
 /* A host without room: recomputation. */
 static void test_swap_space_full(void) {
   g_autoptr(Workload) workload = three_and_one(PROMPTS_FIRST);
@@ -124,6 +137,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/sim/vllm-2023/watermark", test_watermark);
   g_test_add_func("/sim/vllm-2023/recompute", test_recompute);
   g_test_add_func("/sim/vllm-2023/swap", test_swap);
+  g_test_add_func("/sim/vllm-2023/swap-in-alone", test_swap_in_alone);
   g_test_add_func("/sim/vllm-2023/swap-space-full", test_swap_space_full);
   return g_test_run();
 }
