@@ -23,7 +23,10 @@ void workload_free(Workload *workload) {
 
 void workload_add(Workload *workload, double arrival_seconds, guint32 input_tokens,
                   guint32 output_tokens, gint parent, guint32 shared_tokens) {
-  Request request = {arrival_seconds, input_tokens, output_tokens, NULL};
+  Request request = {.arrival_seconds = arrival_seconds,
+                     .input_tokens = input_tokens,
+                     .output_tokens = output_tokens,
+                     .session = -1};
   guint32 block = workload->block_tokens;
   if (block) {
     guint64 blocks = (input_tokens + block - 1) / block, shared = 0;
@@ -61,10 +64,15 @@ Workload *workload_random(KvRandom *random, guint n, guint32 most_input, guint32
 
 Workload *workload_read(KvTraceReader *reader) {
   Workload *workload = workload_new(kv_trace_reader_block_tokens(reader));
-  workload->untimed = kv_trace_reader_timing(reader) != KV_TRACE_TIMED;
+  workload->timing = kv_trace_reader_timing(reader);
   g_autoptr(GError) error = NULL;
   for (KvTraceRequest r; kv_trace_reader_next(reader, &r, &error);) {
-    Request request = {r.arrival_seconds, r.input_tokens, r.output_tokens, NULL};
+    Request request = {.arrival_seconds = r.arrival_seconds,
+                       .input_tokens = r.input_tokens,
+                       .output_tokens = r.output_tokens,
+                       .session = r.session,
+                       .turn = r.turn,
+                       .think_seconds = r.think_seconds};
     if (workload->block_tokens) {
       request.hashes = g_array_new(FALSE, FALSE, sizeof(guint64));
       g_array_append_vals(request.hashes, r.hashes, r.n_hashes);
@@ -93,7 +101,9 @@ static gboolean cursor_next(gpointer state, KvTraceRequest *request, GError **er
       .output_tokens = r->output_tokens,
       .n_hashes = r->hashes ? r->hashes->len : 0,
       .hashes = r->hashes ? (const guint64 *)(const void *)r->hashes->data : NULL,
-      .session = -1,
+      .session = r->session,
+      .turn = r->turn,
+      .think_seconds = r->think_seconds,
       .id = cursor->next,
   };
   cursor->next++;
@@ -101,7 +111,7 @@ static gboolean cursor_next(gpointer state, KvTraceRequest *request, GError **er
 }
 
 static KvTraceTiming cursor_timing(gpointer state) {
-  return ((Cursor *)state)->workload->untimed ? KV_TRACE_UNTIMED : KV_TRACE_TIMED;
+  return ((Cursor *)state)->workload->timing;
 }
 
 static guint32 cursor_block_tokens(gpointer state) {

@@ -17,12 +17,15 @@ typedef struct {
   double arrival_seconds;
   guint32 input_tokens, output_tokens;
   GArray *hashes; /* of guint64, or NULL */
+  gint64 session; /* negative: none */
+  guint32 turn;
+  double think_seconds;
 } Request;
 
 typedef struct {
   GArray *requests;     /* of Request, by arrival */
   guint32 block_tokens; /* 0: nothing is known of prefixes */
-  gboolean untimed;
+  KvTraceTiming timing;
 } Workload;
 
 Workload *workload_new(guint32 block_tokens);

@@ -123,7 +123,7 @@ static void test_closed_loop(void) {
   workload_add(workload, 0.0, 50, 3, -1, 0);
   workload_add(workload, 0.0, 50, 12, -1, 0);
   workload_add(workload, 0.0, 70, 2, -1, 0);
-  workload->untimed = TRUE;
+  workload->timing = KV_TRACE_UNTIMED;
   g_autoptr(Replay) sync = replay(workload, SYNC "arrivals.concurrency=2");
   assert_shape(sync, "2:100:0 0:0:2 0:0:2 0:0:1 1:70:1 0:0:2");
   g_autoptr(Replay) async = replay(workload, ASYNC "arrivals.concurrency=2");

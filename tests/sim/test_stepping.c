@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "traces/generate.h"
+
 typedef struct {
   const char *name, *settings;
   guint runs;
@@ -92,6 +94,22 @@ static void assert_same(const Replay *jumps, const Replay *steps, const char *se
   g_assert_cmpuint(steps->n_operations, ==, steps->summary->steps);
 }
 
+/* Sessions: a turn comes when the answer before it is complete and has been thought about. */
+static Workload *sessions(guint64 seed) {
+  KvTraceGenerator g;
+  g_autoptr(GError) error = NULL;
+  kv_trace_generator_default(&g);
+  g.n_requests = 60;
+  g.seed = seed;
+  g.input_tokens = g.turn_input_tokens = (KvLengths){.kind = KV_LENGTHS_UNIFORM, .a = 10, .b = 120};
+  g.output_tokens = (KvLengths){.kind = KV_LENGTHS_UNIFORM, .a = 1, .b = 60};
+  g.turns_mean = 4.0;
+  g.think_mean_seconds = 0.3;
+  KvTraceReader *reader = kv_trace_generate(&g, &error);
+  g_assert_no_error(error);
+  return workload_read(reader);
+}
+
 static void test_case(gconstpointer data) {
   const Case *c = data;
   guint64 jumped = 0, preempted = 0, hit = 0;
@@ -101,7 +119,9 @@ static void test_case(gconstpointer data) {
     double rate = exp(log(2.0) + kv_random_unit(&random) * log(200.0));
     guint32 most_output = kv_random_unit(&random) < 0.5 ? 40 : 300;
     g_autoptr(Workload) workload =
-        workload_random(&random, 40, 600, most_output, rate, 16, c->shares ? 0.6 : 0.0);
+        strstr(c->name, "sessions")
+            ? sessions(run)
+            : workload_random(&random, 40, 600, most_output, rate, 16, c->shares ? 0.6 : 0.0);
     g_autofree char *settings = drawn_settings(&random, c);
     g_test_message("run %u: %s", run, settings);
     g_autoptr(Replay) jumps = replay(workload, "%s", settings);
@@ -125,6 +145,12 @@ static const Case cases[] = {
     {"vllm-v1-cpu-time", "engine.async_scheduling=false engine.per_sequence_seconds=1e-5", 3, TRUE},
     {"vllm-v1-no-chunks", "engine.chunked_prefill=false engine.max_model_len=1024", 4, TRUE},
     {"vllm-v1-closed-loop", "arrivals.mode=closed arrivals.concurrency=6", 4, TRUE},
+    {"vllm-v1-sessions", "arrivals.mode=sessions arrivals.concurrency=8 engine.num_blocks=150", 4,
+     TRUE},
+    {"vllm-v1-sessions-sync",
+     "arrivals.mode=sessions arrivals.concurrency=8 engine.num_blocks=150 "
+     "engine.async_scheduling=false",
+     4, TRUE},
     {"vllm-v1-blocks-of-64", "engine.block_tokens=64 engine.num_blocks=40", 3, TRUE},
     {"vllm-v1-tier", "prefix_cache.tier=dram prefix_cache.tier_GB=1", 4, TRUE},
     {"vllm-v1-tp", "platform=8xh200 deployment.tensor_parallel=2 engine.num_blocks=120", 2, TRUE},
