@@ -34,11 +34,13 @@ typedef struct {
 } Unit;
 
 static char *in_unit(double value, const Unit *units) {
+  /* The bounds are where rounding to three digits carries into a fourth. */
   const Unit *unit = units;
-  while (unit[1].unit && fabs(value) < unit->scale)
+  while (unit[1].unit && fabs(value) < unit->scale &&
+         !(fabs(value) >= 999.5 * unit[1].scale))
     unit++;
   double shown = value / unit->scale, size = fabs(shown);
-  return g_strdup_printf("%.*f%s", size >= 100.0 ? 0 : size >= 10.0 ? 1 : 2, shown, unit->unit);
+  return g_strdup_printf("%.*f%s", size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2, shown, unit->unit);
 }
 
 char *kv_format_bytes(double bytes) {

@@ -6,7 +6,7 @@
 
 /* Write `value` at `at` (20 bytes at most), return the end. */
 char *kv_format_u64(char *at, guint64 value);
-/* Write `value` with six decimals (rounded), 32 bytes at most; "nan" if it is not finite. */
+/* Write `value` with six decimals (rounded), 32 bytes at most; "nan" if it is not finite or beyond 1e12, which no time is. */
 char *kv_format_fixed6(char *at, double value);
 
 /* "1.50 GB", "12.3 ms", "4.2 k": `value` in a unit that gives one to three digits before the point; newly allocated. */
