@@ -10,6 +10,7 @@ struct KvExtent {
   KvPrefixNode *node;        /* whose blocks these are, or NULL */
   KvSequence *owner;         /* preempted sequence that may reclaim them, or NULL */
   guint64 blocks;            /* equals node->blocks if there is a node */
+  guint64 full;              /* with an owner: blocks from the first that were complete */
   guint32 *ids;              /* explicit ids of a run without a node, in the order they were filled */
 };
 
@@ -284,7 +285,7 @@ KvPrefixHit kv_pool_lookup(KvPool *pool, const KvSequence *sequence, guint32 lim
       break;
   }
   if (sequence->kept && blocks == named && limit > named) {
-    hit.own_blocks = MIN(sequence->kept->blocks, limit - named);
+    hit.own_blocks = MIN(MIN(sequence->kept->blocks, sequence->kept->full), limit - named);
     hit.free_blocks += hit.own_blocks;
   }
   hit.tokens = (blocks + hit.own_blocks) * pool->block_tokens;
@@ -444,10 +445,10 @@ static guint32 *private_ids(const KvPool *pool, const KvSequence *sequence) {
 }
 
 void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
-  gboolean has_duplicates = FALSE;
-  for (guint i = 0; i < sequence->n_nodes; i++)
-    has_duplicates |= sequence->nodes[i] == NULL;
-  keep = keep && pool->prefix_caching && !has_duplicates;
+  /* Only full blocks can be found again, and only those that follow all the named ones. */
+  guint64 full = sequence->computed_tokens / pool->block_tokens;
+  guint64 named = named_blocks(pool, sequence);
+  keep = keep && pool->prefix_caching && full > named && shared_blocks(pool, sequence) == named;
   kv_pool_forget(pool, sequence);
   if (sequence->private_blocks > 0 && (keep || pool->explicit_ids)) {
     KvExtent *extent = queue_append(pool, sequence->private_blocks);
@@ -455,6 +456,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
       extent->ids = private_ids(pool, sequence);
     if (keep) {
       extent->owner = sequence;
+      extent->full = full - named;
       sequence->kept = extent;
     }
   } else {
