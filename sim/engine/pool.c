@@ -11,14 +11,14 @@ struct KvExtent {
   KvSequence *owner;         /* preempted sequence that may reclaim them, or NULL */
   guint64 blocks;            /* equals node->blocks if there is a node */
   guint64 full;              /* with an owner: blocks from the first that were complete */
-  guint32 *ids;              /* explicit ids of a run without a node, in the order they were filled */
+  guint32 *ids; /* explicit ids of a run without a node, in the order they were filled */
 };
 
 struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
   gboolean prefix_caching, explicit_ids;
-  KvExtent queue; /* sentinel of a circular list: next is the head, previous the tail */
+  KvExtent queue;       /* sentinel of a circular list: next is the head, previous the tail */
   KvPrefixNode **table; /* open addressing, linear probing */
   gsize table_mask, table_used;
   guint64 tier_capacity, tier_used;
@@ -119,7 +119,8 @@ static KvExtent *queue_append(KvPool *pool, guint64 blocks) {
   return extent;
 }
 
-/* Append blocks that nobody can find; runs of them merge while it does not matter which is which. */
+/* Append blocks that nobody can find; runs of them merge while it does not matter which is which.
+ */
 static void queue_append_anonymous(KvPool *pool, guint64 blocks) {
   KvExtent *tail = pool->queue.previous;
   if (blocks == 0)
@@ -337,21 +338,31 @@ guint64 kv_pool_held(const KvPool *pool, const KvSequence *sequence) {
   return shared_blocks(pool, sequence) + sequence->private_blocks;
 }
 
-/* Explicit ids: let the sequence's table cover what its last node holds by now. */
-static void sync_last_node(KvPool *pool, KvSequence *sequence) {
-  if (!pool->explicit_ids || sequence->n_nodes == 0)
-    return;
-  guint i = sequence->n_nodes - 1;
-  KvPrefixNode *node = sequence->nodes[i];
+/* Another sequence that holds the last node may have completed more of it: these blocks are the
+ * sequence's, too, and blocks of its own that they make superfluous go back. */
+static void adopt_last_node(KvPool *pool, KvSequence *sequence) {
+  KvPrefixNode *node = sequence->n_nodes > 0 ? sequence->nodes[sequence->n_nodes - 1] : NULL;
   if (!node)
     return;
-  guint64 start = (guint64)i * pool->node_blocks;
+  guint i = sequence->n_nodes - 1;
+  guint64 start = (guint64)i * pool->node_blocks, had = MAX(start, sequence->node_end_blocks);
   guint64 end = start + MIN(node->blocks, node_share(pool, i, named_blocks(pool, sequence)));
-  if (sequence->n_block_ids < end) {
-    guint64 have = sequence->n_block_ids;
-    memcpy(more_block_ids(sequence, end - have), node->ids + (have - start),
-           (end - have) * sizeof(guint32));
+  if (end <= had)
+    return;
+  guint64 in_table = kv_pool_held(pool, sequence) - (end - had);
+  guint64 surplus = MIN(end, in_table) - had;
+  sequence->private_blocks -= surplus;
+  sequence->node_end_blocks = end;
+  if (!pool->explicit_ids) {
+    queue_append_anonymous(pool, surplus);
+    return;
   }
+  if (surplus > 0)
+    queue_append(pool, surplus)->ids =
+        g_memdup2(sequence->block_ids + had, surplus * sizeof(guint32));
+  if (end > in_table)
+    more_block_ids(sequence, end - in_table);
+  memcpy(sequence->block_ids + had, node->ids + (had - start), (end - had) * sizeof(guint32));
 }
 
 void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit) {
@@ -359,7 +370,7 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
     KvPrefixNode *node = index_find(pool, node_key(pool, sequence, i));
     node_hold(pool, node);
     remember_node(sequence, node);
-    sync_last_node(pool, sequence);
+    adopt_last_node(pool, sequence);
   }
   if (hit->own_blocks > 0) {
     KvExtent *kept = sequence->kept;
@@ -380,7 +391,8 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
   kv_pool_forget(pool, sequence);
 }
 
-/* Make the blocks that are complete at `computed_tokens` findable: private blocks become the nodes'. */
+/* Make the blocks that are complete at `computed_tokens` findable: private blocks become the
+ * nodes'. */
 static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens) {
   guint64 full = MIN(computed_tokens / pool->block_tokens, named_blocks(pool, sequence));
   guint64 i = sequence->n_nodes > 0 ? sequence->n_nodes - 1 : 0;
@@ -388,8 +400,9 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (i >= sequence->n_nodes) {
       KvPrefixNode *known = index_find(pool, node_key(pool, sequence, i));
       gboolean taken = known && (known->blocks > 0 || known->references > 0);
-      /* Somebody else computed the same content at the same time: ours stays a private duplicate. */
-      KvPrefixNode *node = taken ? NULL
+      /* Somebody else computed the same content at the same time: ours stays a private duplicate.
+       */
+      KvPrefixNode *node = taken   ? NULL
                            : known ? known
                                    : index_add(pool, node_key(pool, sequence, i));
       if (node)
@@ -400,17 +413,17 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (node && node->blocks < share) {
       guint32 fresh = share - node->blocks;
       if (pool->explicit_ids)
-        memcpy(node->ids + node->blocks,
-               sequence->block_ids + i * pool->node_blocks + node->blocks,
+        memcpy(node->ids + node->blocks, sequence->block_ids + i * pool->node_blocks + node->blocks,
                fresh * sizeof(guint32));
       node->blocks = share;
       sequence->private_blocks -= fresh;
     }
+    sequence->node_end_blocks = MAX(sequence->node_end_blocks, i * pool->node_blocks + share);
   }
 }
 
 void kv_pool_grow(KvPool *pool, KvSequence *sequence, guint64 blocks, guint32 computed_tokens) {
-  sync_last_node(pool, sequence);
+  adopt_last_node(pool, sequence);
   guint64 held = kv_pool_held(pool, sequence);
   if (blocks > held) {
     guint64 count = blocks - held;
@@ -433,11 +446,11 @@ void kv_pool_settle(KvSequence *sequence, guint64 private_blocks) {
 /* The ids of the sequence's private blocks, in token order, newly allocated. */
 static guint32 *private_ids(const KvPool *pool, const KvSequence *sequence) {
   guint32 *ids = g_new(guint32, sequence->private_blocks + 1);
-  guint64 n = 0;
+  guint64 n = 0, named = named_blocks(pool, sequence);
   for (guint64 at = 0; at < sequence->n_block_ids && n < sequence->private_blocks; at++) {
     guint64 i = at / pool->node_blocks;
     const KvPrefixNode *node = i < sequence->n_nodes ? sequence->nodes[i] : NULL;
-    if (!node || at % pool->node_blocks >= node->blocks)
+    if (!node || at >= named || at % pool->node_blocks >= node->blocks)
       ids[n++] = sequence->block_ids[at];
   }
   g_assert(n == sequence->private_blocks);
@@ -448,6 +461,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
   /* Only full blocks can be found again, and only those that follow all the named ones. */
   guint64 full = sequence->computed_tokens / pool->block_tokens;
   guint64 named = named_blocks(pool, sequence);
+  adopt_last_node(pool, sequence);
   keep = keep && pool->prefix_caching && full > named && shared_blocks(pool, sequence) == named;
   kv_pool_forget(pool, sequence);
   if (sequence->private_blocks > 0 && (keep || pool->explicit_ids)) {
@@ -468,6 +482,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
       queue_append_node(pool, node);
   }
   sequence->n_nodes = 0;
+  sequence->node_end_blocks = 0;
   sequence->private_blocks = 0;
   sequence->n_block_ids = 0;
 }
@@ -574,10 +589,11 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
     KvPrefixNode *node = sequence->nodes[i];
     if (node->blocks < share) {
       guint32 fresh = share - node->blocks;
-      node->blocks = share; /* findable from now on, as vLLM's delayed caching allows after the load */
+      node->blocks =
+          share; /* findable from now on, as vLLM's delayed caching allows after the load */
       queue_pop(pool, fresh, pool->explicit_ids ? node->ids + share - fresh : NULL);
     }
-    sync_last_node(pool, sequence);
+    adopt_last_node(pool, sequence);
   }
 }
 

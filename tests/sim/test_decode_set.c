@@ -28,7 +28,8 @@ static double law_at(const World *w, guint channel, double n, const Member *m) {
 }
 
 static guint64 blocks_at(const World *w, const Member *m, guint64 ahead) {
-  return kv_demand_blocks(&w->demand, (double)m->context + (double)ahead, m->sequence.input_tokens, TRUE);
+  return kv_demand_blocks(&w->demand, (double)m->context + (double)ahead, m->sequence.input_tokens,
+                          TRUE);
 }
 
 static guint64 naive_growth(const World *w, guint64 steps) {
@@ -123,7 +124,8 @@ static void leave(World *w, Member *m) {
 
 static void advance(World *w) {
   guint64 limit = MIN(kv_decode_set_until_finish(w->set), 50);
-  if (kv_random_integer(&w->random, 0, 1)) /* the engine stops at a bend; the sums must survive more */
+  if (kv_random_integer(&w->random, 0,
+                        1)) /* the engine stops at a bend; the sums must survive more */
     limit = MIN(limit, kv_decode_set_until_bend(w->set));
   guint64 steps = (guint64)kv_random_integer(&w->random, 1, (gint64)limit);
   guint64 before = kv_decode_set_step(w->set);
@@ -161,7 +163,8 @@ static void play(KvPlanCurves *curves, guint64 seed) {
     else if (what < 9)
       advance(w);
     else
-      for (guint i = 0, at = (guint)kv_random_integer(&w->random, 0, N_SEQUENCES - 1); i < N_SEQUENCES; i++)
+      for (guint i = 0, at = (guint)kv_random_integer(&w->random, 0, N_SEQUENCES - 1);
+           i < N_SEQUENCES; i++)
         if (w->members[(at + i) % N_SEQUENCES].member) {
           leave(w, &w->members[(at + i) % N_SEQUENCES]);
           break;

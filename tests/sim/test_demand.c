@@ -36,7 +36,8 @@ static void unchanged_cache_has_vllms_block(void) {
   }
 }
 
-/* Groups of 32 at 25 bytes once quantized, and up to 32 tokens at 100: the buffer is kept, so it counts whole. */
+/* Groups of 32 at 25 bytes once quantized, and up to 32 tokens at 100: the buffer is kept, so it
+ * counts whole. */
 static void sawtooth_counts_its_envelope(void) {
   const KvLaw laws[] = {kv_law(KV_LAW_FLUSHED, 32), kv_law(KV_LAW_PENDING, 32)};
   g_autofree KvPlanCurves *curves = curves_of(laws, (double[]){25, 100}, 2);
@@ -103,10 +104,10 @@ static void chosen_prompt_frees_the_rest(void) {
   g_assert_true(demand.simple);
   g_assert_true(demand.drops_prompt);
   g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, FALSE), ==, 63);
-  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, TRUE), ==, 7);  /* 100 */
-  g_assert_cmpuint(kv_demand_blocks(&demand, 1012, 1000, TRUE), ==, 7);  /* 112 */
-  g_assert_cmpuint(kv_demand_blocks(&demand, 1013, 1000, TRUE), ==, 8);  /* 113 */
-  g_assert_cmpuint(kv_demand_blocks(&demand, 53, 50, TRUE), ==, 4);      /* shorter than the cap */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, TRUE), ==, 7); /* 100 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1012, 1000, TRUE), ==, 7); /* 112 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1013, 1000, TRUE), ==, 8); /* 113 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 53, 50, TRUE), ==, 4);     /* shorter than the cap */
   KvLaw kept = kv_law(KV_LAW_ALL, 0);
   kept.kept_prompt = 100;
   g_autofree KvPlanCurves *kept_curves = curves_of(&kept, (double[]){10}, 1);

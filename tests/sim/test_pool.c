@@ -1,9 +1,10 @@
 /* sim/engine/pool.h: against a queue of single blocks, as vLLM has it.
  *
- * The reference below knows every block by number: a free list of blocks, the content of each, references per prefix node,
- * and each sequence's table of blocks. It shares with the pool what the pool's header gives as its deviation: the blocks
- * that one hash names are referenced together. Both get the same random operations; free blocks, cached blocks, hits,
- * tables and evictions must agree after each.
+ * The reference below knows every block by number: a free list of blocks, the content of each,
+ * references per prefix node, and each sequence's table of blocks. It shares with the pool what the
+ * pool's header gives as its deviation: the blocks that one hash names are referenced together.
+ * Both get the same random operations; free blocks, cached blocks, hits, tables and evictions must
+ * agree after each.
  */
 #include "sim/engine/pool.h"
 
@@ -20,10 +21,10 @@ typedef struct {
 typedef struct {
   KvSequence sequence;
   gboolean running;
-  GPtrArray *nodes;     /* held; NULL where it has duplicates */
-  GArray *table;        /* blocks held, in token order */
-  GArray *kept;         /* blocks in the free list under its name */
-  guint64 kept_usable;  /* of them, those that were complete */
+  GPtrArray *nodes;    /* held; NULL where it has duplicates */
+  GArray *table;       /* blocks held, in token order */
+  GArray *kept;        /* blocks in the free list under its name */
+  guint64 kept_usable; /* of them, those that were complete */
 } Actor;
 
 typedef struct {
@@ -126,8 +127,8 @@ static void hold(World *w, Actor *a, Node *node) {
   g_ptr_array_add(a->nodes, node);
 }
 
-/* Another sequence that holds the last node may have completed more of it: those blocks count, and blocks of our own that
- * they make superfluous go back. */
+/* Another sequence that holds the last node may have completed more of it: those blocks count, and
+ * blocks of our own that they make superfluous go back. */
 static void adopt(World *w, Actor *a) {
   Node *node = a->nodes->len ? g_ptr_array_index(a->nodes, a->nodes->len - 1) : NULL;
   guint64 start = (a->nodes->len - 1) * (guint64)w->node_blocks;
@@ -206,7 +207,8 @@ static void reference_take_tier(World *w, Actor *a, const KvPrefixHit *hit) {
 
 static void reference_publish(World *w, Actor *a, guint32 computed_tokens) {
   guint64 full = MIN(computed_tokens / w->block_tokens, named(w, a));
-  for (guint64 n = a->nodes->len ? (a->nodes->len - 1) * (guint64)w->node_blocks : 0; n < full; n++) {
+  for (guint64 n = a->nodes->len ? (a->nodes->len - 1) * (guint64)w->node_blocks : 0; n < full;
+       n++) {
     guint64 i = n / w->node_blocks;
     if (i >= a->nodes->len) {
       guint64 key = key_of(w, a, n);
@@ -257,7 +259,8 @@ static void reference_release(World *w, Actor *a, gboolean keep) {
   for (guint i = 0; i < a->nodes->len; i++)
     keep &= g_ptr_array_index(a->nodes, i) != NULL;
   /* Kept blocks follow the named ones; they are of use only if those were all there. */
-  keep = keep && w->prefix_caching && a->table->len - n_private == named(w, a) && full > named(w, a);
+  keep =
+      keep && w->prefix_caching && a->table->len - n_private == named(w, a) && full > named(w, a);
   for (guint i = mine->len; i-- > 0;) {
     push(w, id_at(mine, i));
     w->owner_of[id_at(mine, i)] = keep ? (gint)(a - w->actors) : NOBODY;
@@ -400,7 +403,8 @@ static void grow(World *w, Actor *a) {
     if (s->emitted_tokens + 40 > s->output_tokens)
       return;
     left = (guint)kv_random_integer(&w->random, 1, 40);
-    if (kv_pool_held(w->pool, s) + kv_pool_free_blocks(w->pool) < blocks_for(w, s->computed_tokens + left))
+    if (kv_pool_held(w->pool, s) + kv_pool_free_blocks(w->pool) <
+        blocks_for(w, s->computed_tokens + left))
       return;
     s->emitted_tokens += left;
     s->target_tokens += left;
@@ -475,7 +479,8 @@ static void act(World *w) {
     release(w, a, TRUE);
   } else if (what < 19) {
     release(w, a, FALSE);
-  } else if (!w->explicit_ids && a->sequence.computed_tokens == a->sequence.target_tokens) {
+  } else if (!w->explicit_ids && !g_ptr_array_find(a->nodes, NULL, NULL) &&
+             a->sequence.computed_tokens == a->sequence.target_tokens) {
     guint64 blocks = (guint64)kv_random_integer(&w->random, 0, 1 + a->table->len);
     guint64 held = kv_pool_held(w->pool, &a->sequence);
     kv_pool_shrink(w->pool, &a->sequence, blocks);
@@ -540,8 +545,8 @@ static void world_clear(World *w) {
   g_free(w->owner_of);
 }
 
-static void play(guint block_tokens, guint hash_tokens, gboolean prefix_caching, gboolean explicit_ids,
-                 gboolean with_tier, guint64 seed) {
+static void play(guint block_tokens, guint hash_tokens, gboolean prefix_caching,
+                 gboolean explicit_ids, gboolean with_tier, guint64 seed) {
   World *w = g_new(World, 1);
   guint64 per_prompt = 5 * MAX(block_tokens, hash_tokens) / block_tokens + 6;
   world_init(w, block_tokens, hash_tokens, prefix_caching, explicit_ids, 3 * per_prompt,
@@ -582,7 +587,9 @@ typedef struct {
 } Prompt;
 
 static void prompt_init(Prompt *p, guint32 tokens, guint64 first_hash) {
-  *p = (Prompt){.sequence = {.input_tokens = tokens, .target_tokens = tokens, .n_hashes = (tokens + 15) / 16}};
+  *p = (Prompt){.sequence = {.input_tokens = tokens,
+                             .target_tokens = tokens,
+                             .n_hashes = (tokens + 15) / 16}};
   p->sequence.hashes = p->hashes;
   for (guint i = 0; i < G_N_ELEMENTS(p->hashes); i++)
     p->hashes[i] = first_hash + i;
@@ -638,7 +645,8 @@ static void used_again_is_recent(void) {
   g_assert_cmpuint(hit.free_blocks, ==, 2);
   kv_pool_take_hit(pool, &a.sequence, &hit);
   g_assert_cmpuint(kv_pool_free_blocks(pool), ==, 2);
-  g_assert_cmpuint(kv_pool_lookup(pool, &a.sequence, 32).free_blocks, ==, 0); /* held: costs nothing */
+  g_assert_cmpuint(kv_pool_lookup(pool, &a.sequence, 32).free_blocks, ==,
+                   0); /* held: costs nothing */
   kv_pool_release(pool, &a.sequence, FALSE);
   kv_pool_grow(pool, &c.sequence, 2, 32);
   g_assert_cmpuint(hit_tokens(pool, &a), ==, 32);
@@ -682,14 +690,16 @@ static void duplicates_stay_private(void) {
   kv_pool_free(pool);
 }
 
-/* A preempted sequence finds its own answer again, as far as its blocks were full and were not reused. */
+/* A preempted sequence finds its own answer again, as far as its blocks were full and were not
+ * reused. */
 static void preempted_finds_its_own(void) {
   for (guint taken = 0; taken < 4; taken++) {
     KvPool *pool = kv_pool_new(5, 16, 16, TRUE, FALSE);
     Prompt a, b;
     prompt_init(&a, 32, 100);
     prompt_init(&b, 80, 200);
-    kv_pool_grow(pool, &a.sequence, 5, 70); /* 32 of prompt, 38 of answer: two full blocks and six tokens */
+    kv_pool_grow(pool, &a.sequence, 5,
+                 70); /* 32 of prompt, 38 of answer: two full blocks and six tokens */
     a.sequence.computed_tokens = 70;
     kv_pool_release(pool, &a.sequence, TRUE);
     a.sequence.target_tokens = 100;
@@ -707,8 +717,8 @@ static void preempted_finds_its_own(void) {
   }
 }
 
-/* Preempted in its prompt: the block that it had begun is not the block after the prompt, even if others have
- * meanwhile completed the prompt. */
+/* Preempted in its prompt: the block that it had begun is not the block after the prompt, even if
+ * others have meanwhile completed the prompt. */
 static void begun_block_is_not_the_answers(void) {
   KvPool *pool = kv_pool_new(12, 16, 16, TRUE, FALSE);
   Prompt a, b;
@@ -779,7 +789,8 @@ static void lower_tier_by_hand(void) {
   g_assert_cmpuint(hit.tokens, ==, 0);
   g_assert_cmpuint(hit.tier_tokens, ==, 32);
   g_assert_cmpuint(kv_pool_match_tokens(pool, &a.sequence), ==, 32);
-  g_assert_cmpuint(kv_pool_store(pool, &b.sequence), ==, 2); /* the deeper block of a is evicted for one of them */
+  g_assert_cmpuint(kv_pool_store(pool, &b.sequence), ==,
+                   2); /* the deeper block of a is evicted for one of them */
   g_assert_cmpuint(kv_pool_tier_blocks(pool), ==, 3);
   g_assert_cmpuint(kv_pool_lookup(pool, &a.sequence, 32).tier_tokens, ==, 16);
   kv_pool_release(pool, &b.sequence, FALSE);
