@@ -10,21 +10,22 @@ const char *const kv_arrival_mode_names[] = {"auto", "trace", "closed", "session
 /* Turns of one session that have not been given out. */
 typedef struct {
   gint64 id;
-  GQueue turns;       /* of KvSequence */
-  gboolean answering; /* a turn is with the engine */
+  GQueue turns;            /* of KvSequence */
+  gboolean answering;      /* a turn is with the engine, or its time is known */
+  double answered_seconds; /* when the last answer was complete; -G_MAXDOUBLE: none yet */
 } Session;
 
 struct KvArrivalSource {
   KvTraceReader *reader;
   KvArrivalMode mode;
-  gboolean by_session;  /* the trace is a list of sessions */
+  gboolean by_session;          /* the trace is a list of sessions */
   guint concurrency, in_flight; /* requests (closed) or sessions */
-  double rate_scale, released; /* when the last place became free */
+  double rate_scale, released;  /* when the last place became free */
   guint64 limit, given, read;
   gboolean at_end;
-  KvSequence *ahead;     /* read, not given out */
-  GHashTable *sessions;  /* by id: Session */
-  GPtrArray *deferred;   /* binary heap by arrival: turns whose time is known */
+  KvSequence *ahead;    /* read, not given out */
+  GHashTable *sessions; /* by id: Session */
+  GPtrArray *deferred;  /* binary heap by arrival: turns whose time is known */
 };
 
 KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
@@ -58,6 +59,13 @@ void kv_sequence_free(KvSequence *sequence) {
   g_free(sequence);
 }
 
+static Session *session_new(gint64 id) {
+  Session *session = g_new0(Session, 1);
+  session->id = id;
+  session->answered_seconds = -G_MAXDOUBLE;
+  return session;
+}
+
 static void session_free(gpointer data) {
   Session *session = data;
   g_queue_clear_full(&session->turns, (GDestroyNotify)kv_sequence_free);
@@ -73,8 +81,8 @@ KvArrivalSource *kv_arrival_source_new(KvTraceReader *reader, KvArrivalMode mode
                                          : KV_ARRIVE_CLOSED;
   if (mode == KV_ARRIVE_TRACE && timing != KV_TRACE_TIMED) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "%s: has no arrival times, expected arrivals 'closed'%s", kv_trace_reader_name(reader),
-                timing == KV_TRACE_SESSIONS ? " or 'sessions'" : "");
+                "%s: has no arrival times, expected arrivals 'closed'%s",
+                kv_trace_reader_name(reader), timing == KV_TRACE_SESSIONS ? " or 'sessions'" : "");
     return NULL;
   }
   KvArrivalSource *source = g_new0(KvArrivalSource, 1);
@@ -159,31 +167,28 @@ static gboolean read_ahead(KvArrivalSource *source, GError **error) {
   return TRUE;
 }
 
-/* Start the next session of a trace of sessions: all its turns stand together. */
+/* Start the next session of a trace of sessions: all its turns stand together. Should its name come
+ * up again while it is active, the turns continue it. */
 static gboolean start_session(KvArrivalSource *source, GError **error) {
   if (!read_ahead(source, error))
     return FALSE;
   if (!source->ahead)
     return TRUE;
   gint64 id = source->ahead->session;
-  Session *session = g_new0(Session, 1);
-  session->id = id;
-  session->answering = TRUE;
-  KvSequence *first = g_steal_pointer(&source->ahead);
-  for (;;) {
-    if (!read_ahead(source, error)) {
-      kv_sequence_free(first);
-      session_free(session);
-      return FALSE;
-    }
-    if (!source->ahead || source->ahead->session != id || id < 0)
-      break;
+  Session *session = g_hash_table_lookup(source->sessions, &id);
+  if (!session) {
+    session = session_new(id);
+    session->answering = TRUE;
+    g_hash_table_insert(source->sessions, &session->id, session);
+    source->in_flight++;
+    defer(source, g_steal_pointer(&source->ahead), source->released);
+  }
+  while (read_ahead(source, error)) {
+    if (!source->ahead || source->ahead->session != id)
+      return TRUE;
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
-  g_hash_table_replace(source->sessions, &session->id, session);
-  source->in_flight++;
-  defer(source, first, source->released);
-  return TRUE;
+  return FALSE;
 }
 
 /* Timed traces in mode `sessions`: hold turns back whose session still waits for an answer. */
@@ -194,13 +199,18 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
       return TRUE;
     Session *session = g_hash_table_lookup(source->sessions, &ahead->session);
     if (!session) {
-      session = g_new0(Session, 1);
-      session->id = ahead->session;
+      session = session_new(ahead->session);
       g_hash_table_insert(source->sessions, &session->id, session);
     }
-    if (!session->answering && g_queue_is_empty(&session->turns))
-      return TRUE;
-    g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
+    if (!session->answering) {
+      double ready = session->answered_seconds + ahead->think_seconds;
+      if (ready <= ahead->arrival_seconds)
+        return TRUE;
+      session->answering = TRUE;
+      defer(source, g_steal_pointer(&source->ahead), ready);
+    } else {
+      g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
+    }
   }
   return FALSE;
 }
@@ -218,7 +228,7 @@ gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError
     return FALSE;
   }
   if (source->ahead && !source->by_session)
-    *seconds = source->mode != KV_ARRIVE_CLOSED            ? source->ahead->arrival_seconds
+    *seconds = source->mode != KV_ARRIVE_CLOSED          ? source->ahead->arrival_seconds
                : source->in_flight < source->concurrency ? source->released
                                                          : G_MAXDOUBLE;
   if (source->deferred->len > 0) {
@@ -229,8 +239,7 @@ gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError
 }
 
 KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
-  const KvSequence *turn =
-      source->deferred->len ? g_ptr_array_index(source->deferred, 0) : NULL;
+  const KvSequence *turn = source->deferred->len ? g_ptr_array_index(source->deferred, 0) : NULL;
   gboolean from_file = source->ahead && !source->by_session &&
                        (!turn || source->ahead->arrival_seconds <= turn->arrival_seconds);
   KvSequence *sequence = from_file ? g_steal_pointer(&source->ahead) : take_deferred(source);
@@ -260,8 +269,10 @@ void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *seque
     defer(source, next, source->by_session ? ready : MAX(next->arrival_seconds, ready));
     return;
   }
-  if (session)
+  if (session) {
     session->answering = FALSE;
+    session->answered_seconds = now;
+  }
   if (source->by_session) {
     source->in_flight--;
     g_hash_table_remove(source->sessions, &sequence->session);
