@@ -30,7 +30,8 @@ struct KvMetrics {
   double first_arrival, last_end;
   guint64 prompt_tokens, output_tokens, hit_tokens, lower_tier_tokens, looked_up_tokens;
   guint64 preemptions, recomputed_tokens, swapped_out, swapped_in, steps;
-  double busy_seconds, prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
+  double busy_seconds,
+      prefill_seconds; /* over instances; prefill: steps with more prompt than decode tokens */
   double component_seconds[KV_N_COMPONENTS], component_flops[KV_N_COMPONENTS],
       component_bytes[KV_N_COMPONENTS];
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
@@ -113,7 +114,9 @@ static void sketch_add(Sketch *sketch, double low, double high, double n, double
     return;
   }
   for (guint b = first; b <= last; b++) {
-    double from = MAX(low, bucket_seconds(b)), to = MIN(high, bucket_seconds(b + 1.0));
+    /* The outermost buckets take what lies beyond the sketch's range. */
+    double from = b == first ? low : bucket_seconds(b),
+           to = b == last ? high : bucket_seconds(b + 1.0);
     sketch->weights[b] += n * MAX(0.0, to - from) / (high - low);
   }
 }
@@ -154,9 +157,11 @@ static void merge_interval(KvInterval *to, const KvInterval *from) {
   to->preemptions += from->preemptions;
 }
 
-/* The interval that contains `when`; intervals double until it has a place. State fields hold integrals over time. */
+/* The interval that contains `when`; intervals double until it has a place. State fields hold
+ * integrals over time. */
 static KvInterval *interval_at(KvMetrics *metrics, double when) {
-  double since = MAX(0.0, when - (metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0));
+  double since =
+      MAX(0.0, when - (metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0));
   while (since >= metrics->interval_seconds * MAX_INTERVALS) {
     guint n = metrics->timeline->len, half = (n + 1) / 2;
     for (guint i = 0; i < half; i++) {
@@ -179,19 +184,21 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
   interval_at(metrics, end);
   double origin = metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0;
   double width = metrics->interval_seconds;
-  for (double at = start; at < end;) {
-    guint index = (guint)(MAX(0.0, at - origin) / width);
-    double edge = origin + (index + 1.0) * width, to = MIN(end, edge > at ? edge : at + width);
+  guint last = metrics->timeline->len - 1, index = (guint)(MAX(0.0, start - origin) / width);
+  /* By the interval's number, never by dividing again: at an edge, rounding would find the interval
+   * before it. */
+  for (double at = start; at < end; index++) {
+    double to = index < last ? CLAMP(origin + (index + 1.0) * width, at, end) : end;
     double share = to - at;
     KvInterval part = *state;
-    double *levels[] = {&part.running,       &part.waiting,      &part.blocks_held, &part.blocks_cached,
-                        &part.blocks_free,   &part.link_bytes,   &part.prompt_tokens,
-                        &part.output_tokens, &part.busy_seconds};
+    double *levels[] = {&part.running,       &part.waiting,       &part.blocks_held,
+                        &part.blocks_cached, &part.blocks_free,   &part.link_bytes,
+                        &part.prompt_tokens, &part.output_tokens, &part.busy_seconds};
     for (guint i = 0; i < G_N_ELEMENTS(levels); i++)
       *levels[i] *= share;
     for (guint t = 0; t < KV_N_TIERS; t++)
       part.tier_bytes[t] *= share;
-    merge_interval(interval_at(metrics, at), &part);
+    merge_interval(&g_array_index(metrics->timeline, KvInterval, MIN(index, last)), &part);
     at = to;
   }
 }
@@ -235,7 +242,8 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->output_tokens += (guint64)decoded + emitted;
   metrics->prompt_tokens += (guint64)chunk_tokens;
   if (batch->decode_n > 0) {
-    /* Members that joined since the last decode step had their previous token at the last prompt's end. */
+    /* Members that joined since the last decode step had their previous token at the last prompt's
+     * end. */
     double n = (double)batch->decode_n;
     double fresh = MIN(n, (double)instance->joined_since_decode), old = n - fresh;
     double first_end = batch->start + cost->first_seconds;
@@ -278,8 +286,9 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
         (double)kv_pool_tier_blocks(instance->pool) * instance->demand.block_bytes;
   spread(metrics, batch->start, batch->end, &state);
   if (metrics->operations)
-    kv_output_print(metrics->operations, "%u,%.9f,%.9f,%" G_GUINT64_FORMAT ",%u,%.0f,%" G_GUINT64_FORMAT
-                                         ",%.0f,%.6g,%.6g\n",
+    kv_output_print(metrics->operations,
+                    "%u,%.9f,%.9f,%" G_GUINT64_FORMAT ",%u,%.0f,%" G_GUINT64_FORMAT
+                    ",%.0f,%.6g,%.6g\n",
                     instance->index, batch->start, cost->seconds, batch->repeat, batch->chunks->len,
                     chunk_tokens, batch->decode_n, batch->decode_n ? batch->context_tokens : 0.0,
                     cost->flops, cost->hbm_bytes);
@@ -471,16 +480,16 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->requests_arrived = metrics->arrived;
   s->requests_finished = metrics->finished;
   s->requests_rejected = metrics->rejected;
-  s->makespan_seconds =
-      metrics->first_arrival < G_MAXDOUBLE ? MAX(0.0, metrics->last_end - metrics->first_arrival) : 0.0;
+  s->makespan_seconds = metrics->first_arrival < G_MAXDOUBLE
+                            ? MAX(0.0, metrics->last_end - metrics->first_arrival)
+                            : 0.0;
   double span = MAX(s->makespan_seconds, 1e-12);
   s->prompt_tokens = metrics->prompt_tokens;
   s->output_tokens = metrics->output_tokens;
   s->requests_per_second = (double)metrics->finished / span;
   s->prompt_tokens_per_second = (double)metrics->prompt_tokens / span;
   s->output_tokens_per_second = (double)metrics->output_tokens / span;
-  s->total_tokens_per_second =
-      (double)(metrics->looked_up_tokens + metrics->output_tokens) / span;
+  s->total_tokens_per_second = (double)(metrics->looked_up_tokens + metrics->output_tokens) / span;
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     if (l != KV_LATENCY_ITL)
       summarize_samples(&metrics->samples[l], &s->latency[l], &s->cdf[l]);
