@@ -94,16 +94,14 @@ static void parts_add_up(void) {
   }
 }
 
-/* Eight KV heads on sixteen GPUs: every head is stored twice. */
+/* Four KV heads on eight GPUs: every head is stored twice. */
 static void heads_are_replicated(void) {
   g_autoptr(GError) error = NULL;
   g_autoptr(KvSetup) setup =
-      SETUP(&error, "model=llama-3.1-8b", "platform=2x8xh200", "deployment.tensor_parallel=16");
-  if (!setup) { /* not across nodes: said in one line */
-    g_assert_error(error, KV_ERROR, KV_ERROR_USAGE);
-    return;
-  }
-  double room = setup->memory.cache_bytes * 16.0 / setup->demand.block_bytes / 2.0;
+      SETUP(&error, "model=qwen3-30b-a3b", "platform=8xh200", "deployment.tensor_parallel=8");
+  g_assert_no_error(error);
+  g_assert_cmpuint(setup->model->groups[0].attention.n_kv_heads, ==, 4);
+  double room = setup->memory.cache_bytes * 8.0 / setup->demand.block_bytes / 2.0;
   g_assert_cmpfloat((double)setup->memory.blocks + 1.0, <=, room);
   g_assert_cmpfloat((double)setup->memory.blocks + 2.0, >, room);
 }
