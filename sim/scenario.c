@@ -10,8 +10,8 @@
 static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
                                                  "int8",  "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {"vllm-v1", "vllm-2023", "vllm-2023-mixed",
-                                              "orca",    "static",    "flexgen", NULL};
+static const char *const scheduler_names[] = {
+    "vllm-v1", "vllm-2023", "vllm-2023-mixed", "orca", "static", "flexgen", NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
 static const char *const executor_names[] = {"model", "host", NULL};
@@ -20,53 +20,99 @@ static const char *const executor_names[] = {"model", "host", NULL};
 #define ENGINE(member) G_STRUCT_OFFSET(KvScenario, engine.member)
 
 const KvScenarioField kv_scenario_fields[] = {
-    {"", "label", KV_FIELD_TEXT, AT(label), 0, 0, NULL, "name of the run in tables and plots; empty: the stack"},
-    {"", "model", KV_FIELD_TEXT, AT(model), 0, 0, NULL, "catalogue id, or a JSON file (kvsim list models)"},
-    {"", "platform", KV_FIELD_TEXT, AT(platform), 0, 0, NULL, "GPU id, 4xh100-sxm, 2x8xh200, or a JSON file"},
-    {"", "use", KV_FIELD_TEXT, AT(use), 0, 0, NULL, "technique stack, applied left to right: id:param=value,id"},
-    {"", "executor", KV_FIELD_TEXT, AT(executor), 0, 0, executor_names, "who carries out operations"},
+    {"", "label", KV_FIELD_TEXT, AT(label), 0, 0, NULL,
+     "name of the run in tables and plots; empty: the stack"},
+    {"", "model", KV_FIELD_TEXT, AT(model), 0, 0, NULL,
+     "catalogue id, or a JSON file (kvsim list models)"},
+    {"", "platform", KV_FIELD_TEXT, AT(platform), 0, 0, NULL,
+     "GPU id, 4xh100-sxm, 2x8xh200, or a JSON file"},
+    {"", "use", KV_FIELD_TEXT, AT(use), 0, 0, NULL,
+     "technique stack, applied left to right: id:param=value,id"},
+    {"", "executor", KV_FIELD_TEXT, AT(executor), 0, 0, executor_names,
+     "who carries out operations"},
     {"", "seed", KV_FIELD_COUNT64, AT(seed), 0, 9e15, NULL, "of everything random"},
-    {"deployment", "replicas", KV_FIELD_COUNT, AT(replicas), 1, 4096, NULL, "instances behind the router"},
-    {"deployment", "tensor_parallel", KV_FIELD_COUNT, AT(tensor_parallel), 1, 1024, NULL, "GPUs of one instance"},
-    {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names, "which instance a request goes to"},
-    {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names, "element type of weights; model: as published"},
-    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, kv_dtype_names, "element type of the unchanged KV cache"},
-    {"engine", "scheduler", KV_FIELD_NAME, ENGINE(scheduler), 0, 0, scheduler_names, "kvsim list schedulers"},
-    {"engine", "allocator", KV_FIELD_NAME, ENGINE(allocator), 0, 0, allocator_names, "kvsim list allocators"},
-    {"engine", "block_tokens", KV_FIELD_COUNT, ENGINE(block_tokens), 1, 65536, NULL, "tokens of a block"},
-    {"engine", "max_batched_tokens", KV_FIELD_COUNT, ENGINE(max_batched_tokens), 0, 1e7, NULL, "token budget of a step; 0: by GPU, as vLLM does"},
-    {"engine", "max_seqs", KV_FIELD_COUNT, ENGINE(max_seqs), 0, 1e6, NULL, "running sequences; 0: by GPU"},
-    {"engine", "max_model_len", KV_FIELD_COUNT, ENGINE(max_model_len), 0, 1e8, NULL, "prompt plus output tokens; 0: the model's own"},
-    {"engine", "chunked_prefill", KV_FIELD_FLAG, ENGINE(chunked_prefill), 0, 0, NULL, "split prompts over steps"},
-    {"engine", "long_prefill_threshold", KV_FIELD_COUNT, ENGINE(long_prefill_threshold), 0, 1e7, NULL, "tokens of one prompt in a step; 0: no limit"},
-    {"engine", "prefix_caching", KV_FIELD_FLAG, ENGINE(prefix_caching), 0, 0, NULL, "keep and share blocks of equal prefixes"},
-    {"engine", "async_scheduling", KV_FIELD_FLAG, ENGINE(async_scheduling), 0, 0, NULL, "decide a step while the one before it runs"},
-    {"engine", "reserve_full_prompt", KV_FIELD_FLAG, ENGINE(reserve_full_prompt), 0, 0, NULL, "admit only if the whole prompt's blocks are free"},
-    {"engine", "cuda_graphs", KV_FIELD_FLAG, ENGINE(cuda_graphs), 0, 0, NULL, "replay captured graphs for small steps"},
-    {"engine", "cuda_graph_max_tokens", KV_FIELD_COUNT, ENGINE(cuda_graph_max_tokens), 0, 1e6, NULL, "largest captured step; 0: min(2 max_seqs, 512)"},
-    {"engine", "memory_utilization", KV_FIELD_REAL, ENGINE(memory_utilization), 0.01, 1, NULL, "share of the GPU's memory that the engine may use"},
-    {"engine", "watermark", KV_FIELD_REAL, ENGINE(watermark), 0, 0.9, NULL, "share of blocks kept free at admission"},
-    {"engine", "preemption", KV_FIELD_CHOICE, ENGINE(preemption), 0, 0, kv_preemption_names, "what happens to a preempted sequence's cache"},
-    {"engine", "reservation", KV_FIELD_CHOICE, ENGINE(reservation), 0, 0, kv_reservation_names, "what the reserved allocator sets aside"},
-    {"engine", "swap_bytes", KV_FIELD_REAL, ENGINE(swap_bytes), 0, 1e15, NULL, "host memory for swapped blocks, bytes per instance"},
-    {"engine", "num_blocks", KV_FIELD_COUNT64, ENGINE(num_blocks), 0, 1e12, NULL, "blocks of an instance; 0: what memory allows"},
-    {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL, "CPU time from a step's end to the next one's launch"},
-    {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL, "CPU time of a step per sequence in it"},
-    {"engine", "step_by_step", KV_FIELD_FLAG, ENGINE(step_by_step), 0, 0, NULL, "debugging: price every step by itself"},
-    {"engine", "static_batch", KV_FIELD_COUNT, ENGINE(static_batch), 0, 1e6, NULL, "sequences of a static batch; 0: as memory allows"},
-    {"engine", "gpu_batch", KV_FIELD_COUNT, ENGINE(gpu_batch), 1, 1e6, NULL, "FlexGen: sequences of a GPU batch"},
-    {"engine", "n_gpu_batches", KV_FIELD_COUNT, ENGINE(n_gpu_batches), 1, 1e4, NULL, "FlexGen: GPU batches of a block"},
-    {"prefix_cache", "tier", KV_FIELD_CHOICE, AT(tier), 0, 0, tier_names, "where prefix blocks go beside HBM"},
-    {"prefix_cache", "tier_GB", KV_FIELD_REAL, AT(tier_GB), 0, 1e9, NULL, "its size per instance, 1e9 bytes; 0: all the platform has"},
-    {"arrivals", "mode", KV_FIELD_CHOICE, AT(arrivals), 0, 0, kv_arrival_mode_names, "auto: what the trace says"},
-    {"arrivals", "concurrency", KV_FIELD_COUNT, AT(concurrency), 1, 1e6, NULL, "requests (closed) or sessions in flight"},
-    {"arrivals", "requests", KV_FIELD_COUNT64, AT(requests), 0, 1e15, NULL, "stop after so many; 0: all"},
-    {"arrivals", "rate_scale", KV_FIELD_REAL, AT(rate_scale), 1e-6, 1e6, NULL, "arrivals so many times as fast"},
-    {"arrivals", "smear_seconds", KV_FIELD_REAL, AT(smear_seconds), 0, 86400, NULL, "spread arrivals of one recorded time over such a tick"},
-    {"arrivals", "output_scale", KV_FIELD_REAL, AT(output_scale), 1e-3, 1e3, NULL, "outputs so many times as long"},
-    {"slo", "ttft_seconds", KV_FIELD_REAL, AT(slo_ttft_seconds), 0, 1e6, NULL, "time to first token; 0: no limit"},
-    {"slo", "tpot_seconds", KV_FIELD_REAL, AT(slo_tpot_seconds), 0, 1e6, NULL, "time per output token; 0: no limit"},
-    {"prices", "usd_per_gpu_hour", KV_FIELD_REAL, AT(usd_per_gpu_hour), -1, 1e6, NULL, "negative: the catalogue's median"},
+    {"deployment", "replicas", KV_FIELD_COUNT, AT(replicas), 1, 4096, NULL,
+     "instances behind the router"},
+    {"deployment", "tensor_parallel", KV_FIELD_COUNT, AT(tensor_parallel), 1, 1024, NULL,
+     "GPUs of one instance"},
+    {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,
+     "which instance a request goes to"},
+    {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names,
+     "element type of weights; model: as published"},
+    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, kv_dtype_names,
+     "element type of the unchanged KV cache"},
+    {"engine", "scheduler", KV_FIELD_NAME, ENGINE(scheduler), 0, 0, scheduler_names,
+     "kvsim list schedulers"},
+    {"engine", "allocator", KV_FIELD_NAME, ENGINE(allocator), 0, 0, allocator_names,
+     "kvsim list allocators"},
+    {"engine", "block_tokens", KV_FIELD_COUNT, ENGINE(block_tokens), 1, 65536, NULL,
+     "tokens of a block"},
+    {"engine", "max_batched_tokens", KV_FIELD_COUNT, ENGINE(max_batched_tokens), 0, 1e7, NULL,
+     "token budget of a step; 0: by GPU, as vLLM does"},
+    {"engine", "max_seqs", KV_FIELD_COUNT, ENGINE(max_seqs), 0, 1e6, NULL,
+     "running sequences; 0: by GPU"},
+    {"engine", "max_model_len", KV_FIELD_COUNT, ENGINE(max_model_len), 0, 1e8, NULL,
+     "prompt plus output tokens; 0: the model's own"},
+    {"engine", "chunked_prefill", KV_FIELD_FLAG, ENGINE(chunked_prefill), 0, 0, NULL,
+     "split prompts over steps"},
+    {"engine", "long_prefill_threshold", KV_FIELD_COUNT, ENGINE(long_prefill_threshold), 0, 1e7,
+     NULL, "tokens of one prompt in a step; 0: no limit"},
+    {"engine", "prefix_caching", KV_FIELD_FLAG, ENGINE(prefix_caching), 0, 0, NULL,
+     "keep and share blocks of equal prefixes"},
+    {"engine", "async_scheduling", KV_FIELD_FLAG, ENGINE(async_scheduling), 0, 0, NULL,
+     "decide a step while the one before it runs"},
+    {"engine", "reserve_full_prompt", KV_FIELD_FLAG, ENGINE(reserve_full_prompt), 0, 0, NULL,
+     "admit only if the whole prompt's blocks are free"},
+    {"engine", "cuda_graphs", KV_FIELD_FLAG, ENGINE(cuda_graphs), 0, 0, NULL,
+     "replay captured graphs for small steps"},
+    {"engine", "cuda_graph_max_tokens", KV_FIELD_COUNT, ENGINE(cuda_graph_max_tokens), 0, 1e6, NULL,
+     "largest captured step; 0: min(2 max_seqs, 512)"},
+    {"engine", "memory_utilization", KV_FIELD_REAL, ENGINE(memory_utilization), 0.01, 1, NULL,
+     "share of the GPU's memory that the engine may use"},
+    {"engine", "watermark", KV_FIELD_REAL, ENGINE(watermark), 0, 0.9, NULL,
+     "share of blocks kept free at admission"},
+    {"engine", "preemption", KV_FIELD_CHOICE, ENGINE(preemption), 0, 0, kv_preemption_names,
+     "what happens to a preempted sequence's cache"},
+    {"engine", "reservation", KV_FIELD_CHOICE, ENGINE(reservation), 0, 0, kv_reservation_names,
+     "what the reserved allocator sets aside"},
+    {"engine", "swap_bytes", KV_FIELD_REAL, ENGINE(swap_bytes), 0, 1e15, NULL,
+     "host memory for swapped blocks, bytes per instance"},
+    {"engine", "num_blocks", KV_FIELD_COUNT64, ENGINE(num_blocks), 0, 1e12, NULL,
+     "blocks of an instance; 0: what memory allows"},
+    {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL,
+     "CPU time from a step's end to the next one's launch"},
+    {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL,
+     "CPU time of a step per sequence in it"},
+    {"engine", "step_by_step", KV_FIELD_FLAG, ENGINE(step_by_step), 0, 0, NULL,
+     "debugging: price every step by itself"},
+    {"engine", "static_batch", KV_FIELD_COUNT, ENGINE(static_batch), 0, 1e6, NULL,
+     "sequences of a static batch; 0: as memory allows"},
+    {"engine", "gpu_batch", KV_FIELD_COUNT, ENGINE(gpu_batch), 1, 1e6, NULL,
+     "FlexGen: sequences of a GPU batch"},
+    {"engine", "n_gpu_batches", KV_FIELD_COUNT, ENGINE(n_gpu_batches), 1, 1e4, NULL,
+     "FlexGen: GPU batches of a block"},
+    {"prefix_cache", "tier", KV_FIELD_CHOICE, AT(tier), 0, 0, tier_names,
+     "where prefix blocks go beside HBM"},
+    {"prefix_cache", "tier_GB", KV_FIELD_REAL, AT(tier_GB), 0, 1e9, NULL,
+     "its size per instance, 1e9 bytes; 0: all the platform has"},
+    {"arrivals", "mode", KV_FIELD_CHOICE, AT(arrivals), 0, 0, kv_arrival_mode_names,
+     "auto: what the trace says"},
+    {"arrivals", "concurrency", KV_FIELD_COUNT, AT(concurrency), 1, 1e6, NULL,
+     "requests (closed) or sessions in flight"},
+    {"arrivals", "requests", KV_FIELD_COUNT64, AT(requests), 0, 1e15, NULL,
+     "stop after so many; 0: all"},
+    {"arrivals", "rate_scale", KV_FIELD_REAL, AT(rate_scale), 1e-6, 1e6, NULL,
+     "arrivals so many times as fast"},
+    {"arrivals", "smear_seconds", KV_FIELD_REAL, AT(smear_seconds), 0, 86400, NULL,
+     "spread arrivals of one recorded time over such a tick"},
+    {"arrivals", "output_scale", KV_FIELD_REAL, AT(output_scale), 1e-3, 1e3, NULL,
+     "outputs so many times as long"},
+    {"slo", "ttft_seconds", KV_FIELD_REAL, AT(slo_ttft_seconds), 0, 1e6, NULL,
+     "time to first token; 0: no limit"},
+    {"slo", "tpot_seconds", KV_FIELD_REAL, AT(slo_tpot_seconds), 0, 1e6, NULL,
+     "time per output token; 0: no limit"},
+    {"prices", "usd_per_gpu_hour", KV_FIELD_REAL, AT(usd_per_gpu_hour), -1, 1e6, NULL,
+     "negative: the catalogue's median"},
     {NULL, NULL, KV_FIELD_TEXT, 0, 0, 0, NULL, NULL},
 };
 
@@ -145,7 +191,8 @@ static void read_field(KvScenario *scenario, const KvScenarioField *field, KvJso
   switch (field->kind) {
   case KV_FIELD_TEXT:
     if (field->choices)
-      store_text(scenario, field, field->choices[kv_json_choice(json, object, field->key, field->choices, 0)]);
+      store_text(scenario, field,
+                 field->choices[kv_json_choice(json, object, field->key, field->choices, 0)]);
     else
       store_text(scenario, field, kv_json_string(json, object, field->key, "", FALSE));
     break;
@@ -160,8 +207,9 @@ static void read_field(KvScenario *scenario, const KvScenarioField *field, KvJso
                                          (gint64)field->min, (gint64)field->max));
     break;
   case KV_FIELD_REAL:
-    store_number(scenario, field,
-                 kv_json_number(json, object, field->key, KV_JSON_REQUIRED, field->min, field->max));
+    store_number(
+        scenario, field,
+        kv_json_number(json, object, field->key, KV_JSON_REQUIRED, field->min, field->max));
     break;
   case KV_FIELD_FLAG:
     store_number(scenario, field, kv_json_boolean(json, object, field->key, FALSE));
@@ -169,7 +217,8 @@ static void read_field(KvScenario *scenario, const KvScenarioField *field, KvJso
   }
 }
 
-/* Names that may stand in `section`: its fields, and at the top the sections. NULL-terminated; free the array. */
+/* Names that may stand in `section`: its fields, and at the top the sections. NULL-terminated; free
+ * the array. */
 static const char **names_in(const char *section) {
   GPtrArray *names = g_ptr_array_new();
   for (const KvScenarioField *f = kv_scenario_fields; f->key; f++) {
@@ -209,7 +258,8 @@ gboolean kv_scenario_load(KvScenario *scenario, const char *path, GError **error
   gsize length;
   g_autoptr(GError) problem = NULL;
   if (!g_file_get_contents(path, &text, &length, &problem)) {
-    g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: cannot be read, expected a scenario file", path);
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: cannot be read, expected a scenario file",
+                path);
     return FALSE;
   }
   return kv_scenario_parse(scenario, path, text, length, error);
@@ -217,7 +267,8 @@ gboolean kv_scenario_load(KvScenario *scenario, const char *path, GError **error
 
 static const KvScenarioField *find_field(const char *name) {
   for (const KvScenarioField *f = kv_scenario_fields; f->key; f++) {
-    g_autofree char *full = *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key);
+    g_autofree char *full =
+        *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key);
     if (strcmp(full, name) == 0)
       return f;
   }
@@ -298,7 +349,7 @@ static json_t *field_to_json(const KvScenario *scenario, const KvScenarioField *
   case KV_FIELD_COUNT:
     return json_integer(*(guint *)at);
   case KV_FIELD_COUNT64:
-    return json_integer((json_int_t)*(guint64 *)at);
+    return json_integer((json_int_t) * (guint64 *)at);
   case KV_FIELD_REAL:
     return json_real(*(double *)at);
   case KV_FIELD_FLAG:

@@ -1,8 +1,8 @@
 /* The scenario: everything that a run depends on beside the trace.
  *
- * A flat struct described by one table, kv_scenario_fields: the JSON file, --set KEY=VALUE, --print-scenario, the
- * documentation and the checks all read it. Every field has a default; the complete scenario is stored with each run, so a
- * run can be repeated from its own output.
+ * A flat struct described by one table, kv_scenario_fields: the JSON file, --set KEY=VALUE,
+ * --print-scenario, the documentation and the checks all read it. Every field has a default; the
+ * complete scenario is stored with each run, so a run can be repeated from its own output.
  */
 #ifndef KV_SIM_SCENARIO_H
 #define KV_SIM_SCENARIO_H
@@ -20,11 +20,11 @@ typedef struct {
   guint weight_dtype; /* 0: as the model's; else 1 + KvDtype */
   guint cache_dtype;  /* KvDtype */
   KvEngineConfig engine;
-  guint tier;         /* of the prefix cache below HBM: 0 none, 1 dram, 2 ssd */
-  double tier_GB;     /* 0: all there is */
-  guint arrivals;     /* KvArrivalMode */
+  guint tier;     /* of the prefix cache below HBM: 0 none, 1 dram, 2 ssd */
+  double tier_GB; /* 0: all there is */
+  guint arrivals; /* KvArrivalMode */
   guint concurrency;
-  guint64 requests;   /* at most; 0: all */
+  guint64 requests; /* at most; 0: all */
   double rate_scale, smear_seconds, output_scale;
   double slo_ttft_seconds, slo_tpot_seconds;
   double usd_per_gpu_hour; /* negative: the catalogue's */

@@ -148,11 +148,48 @@ static gsize number_length(const char *text, gboolean *whole) {
   return (gsize)(at - text);
 }
 
+static gboolean ends_number(char c) {
+  return c == ',' || c == '}' || c == ']' || c == ' ' || c == '\r' || c == '\n' || c == '\0';
+}
+
+/* The common numbers, without strtod: up to 15 digits and a point, so both parts of the division
+ * are exact and its result is the nearest double. FALSE, with nothing taken, for any other. */
+static gboolean take_short_decimal(KvScan *scan, double *value) {
+  static const double powers[] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                  1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
+  const char *c = scan->at, *point = NULL;
+  gint64 digits = 0;
+  guint n = 0, fraction = 0;
+  for (; n <= 15 && (g_ascii_isdigit(*c) || (*c == '.' && !point)); c++) {
+    if (*c == '.') {
+      point = c;
+    } else {
+      digits = digits * 10 + (*c - '0');
+      n++;
+      fraction += point != NULL;
+    }
+  }
+  gboolean leading_zero = scan->at[0] == '0' && g_ascii_isdigit(scan->at[1]);
+  if (n == 0 || n > 15 || !ends_number(*c) || leading_zero || point == scan->at ||
+      (point && fraction == 0))
+    return FALSE;
+  scan->at = c;
+  *value = (double)digits / powers[fraction];
+  return TRUE;
+}
+
 double kv_scan_number(KvScan *scan, const char *field, double min, double max) {
   gboolean whole;
   char c = kv_scan_peek(scan);
+  const char *begin = scan->at;
+  double quick;
   if (scan->failed)
     return 0;
+  if (take_short_decimal(scan, &quick)) {
+    if (quick >= min && quick <= max)
+      return quick;
+    scan->at = begin;
+  }
   gsize length = number_length(scan->at, &whole);
   if (length == 0) {
     kv_scan_fail(scan, field, "%s found, expected a number",
@@ -174,6 +211,16 @@ gint64 kv_scan_whole(KvScan *scan, const char *field, gint64 min, gint64 max) {
   kv_scan_peek(scan);
   if (scan->failed)
     return 0;
+  /* Up to nine digits need no library. */
+  const char *c = scan->at;
+  gint64 quick = 0;
+  for (; c - scan->at < 9 && g_ascii_isdigit(*c); c++)
+    quick = quick * 10 + (*c - '0');
+  if (c > scan->at && (*scan->at != '0' || c == scan->at + 1) && ends_number(*c) && quick >= min &&
+      quick <= max) {
+    scan->at = c;
+    return quick;
+  }
   gsize length = number_length(scan->at, &whole);
   if (length == 0) {
     kv_scan_fail(scan, field, "%s found, expected a whole number", found(scan));
@@ -268,6 +315,21 @@ void kv_scan_array_u64(KvScan *scan, const char *field, GArray *into) {
   if (!kv_scan_open(scan, '[', field))
     return;
   for (guint count = 0; kv_scan_element(scan, &count, field);) {
+    /* The elements as they are mostly written: up to 18 digits, a comma, a blank or none. */
+    const char *c = scan->at;
+    for (;;) {
+      const char *begin = c;
+      guint digit;
+      value = 0;
+      for (; (digit = (guint)(guchar)*c - '0') <= 9 && c - begin < 18; c++)
+        value = value * 10 + digit;
+      if (c == begin || *c != ',')
+        break;
+      g_array_append_val(into, value);
+      c += c[1] == ' ' ? 2 : 1;
+      scan->at = c;
+    }
+    kv_scan_peek(scan); /* further blanks */
     if (!element(scan, field, G_MAXUINT64, &value))
       return;
     g_array_append_val(into, value);

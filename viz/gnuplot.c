@@ -1,6 +1,7 @@
 #include "viz/gnuplot.h"
 
 #include <gio/gio.h>
+#include <signal.h>
 #include <string.h>
 
 enum { TIMEOUT_SECONDS = 60 };
@@ -87,6 +88,10 @@ void kv_gnuplot_draw(const char *const *scripts, guint n, KvDrawing *drawings) {
   g_autoptr(GSource) timer = g_timeout_source_new_seconds(TIMEOUT_SECONDS);
   g_autofree Task *tasks = g_new0(Task, n);
   guint pending = 0;
+  /* A gnuplot that dies leaves a pipe that nobody reads: an error of its drawing, not the end of
+   * us. */
+  struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
+  sigaction(SIGPIPE, &ignore, &before);
   g_main_context_push_thread_default(context);
   g_source_set_callback(timer, give_up, cancellable, NULL);
   g_source_attach(timer, context);
@@ -98,6 +103,7 @@ void kv_gnuplot_draw(const char *const *scripts, guint n, KvDrawing *drawings) {
     g_main_context_iteration(context, TRUE);
   g_source_destroy(timer);
   g_main_context_pop_thread_default(context);
+  sigaction(SIGPIPE, &before, NULL);
 }
 
 void kv_gnuplot_style(GString *script) {

@@ -43,15 +43,15 @@ static gboolean span(const Panel *panel, const KvSummary *const *runs, guint n_r
   return TRUE;
 }
 
-/* Tics at 1, 2 and 5 (or at 1 alone, where that would crowd), named in the unit that fits. */
+/* Tics at 1, 2 and 5 (1 and 3, or 1 alone, where that would crowd), named in the unit that fits. */
 static void write_tics(GString *script, double low, double high) {
-  static const double steps[] = {1, 2, 5};
+  static const double all_steps[][3] = {{1}, {1, 3}, {1, 2, 5}};
   double decades = log10(high / low);
-  guint n_steps = decades <= 1.6 ? 3 : 1, stride = decades > 5 ? 2 : 1;
+  guint n_steps = decades <= 1 ? 3 : decades <= 2.2 ? 2 : 1, stride = decades > 5 ? 2 : 1;
   const char *separator = "set xtics (";
   for (int d = (int)floor(log10(low)); d <= (int)ceil(log10(high)); d++)
     for (guint s = 0; s < n_steps; s++) {
-      double at = steps[s] * pow(10, d);
+      double at = all_steps[n_steps - 1][s] * pow(10, d);
       if (at < low || at > high || (d % (int)stride) != 0)
         continue;
       static const struct {
@@ -96,7 +96,7 @@ static void draw_objective(GString *script, double seconds, double low, double h
       script,
       "set arrow 9 from first %.10g, graph 0 to first %.10g, graph 1 nohead dt 3 lw 1.2 lc rgb '" KV_INK
       "'\n"
-      "set label 9 'SLO %s' at first %.10g, graph 0.04 %s offset character %s,0 textcolor rgb '" KV_INK
+      "set label 9 'SLO %s' at first %.10g, graph 0.35 %s offset character %s,0 textcolor rgb '" KV_INK
       "'\n",
       seconds, seconds, text, seconds, seconds > sqrt(low * high) ? "right" : "left",
       seconds > sqrt(low * high) ? "-0.5" : "0.5");

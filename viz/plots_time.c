@@ -1,6 +1,8 @@
 /* Pictures over the time of the run: panels one above the other, one line per run in each. */
 #include <math.h>
+#include <stddef.h>
 
+#include "viz/format.h"
 #include "viz/plots.h"
 
 typedef struct {
@@ -43,6 +45,67 @@ static double time_unit(const KvSummary *const *runs, guint n_runs, const char *
 
 static guint n_intervals(const KvSummary *run) {
   return run->timeline ? run->timeline->len : 0;
+}
+
+/* More points than this are noise in a picture 900 pixels wide. */
+enum { MOST_POINTS = 300 };
+
+/* Levels are averaged over time, amounts are added. */
+static void add_interval(KvInterval *to, const KvInterval *from) {
+#define LEVEL(field) offsetof(KvInterval, field)
+  static const gsize levels[] = {LEVEL(running), LEVEL(waiting), LEVEL(blocks_held),
+                                 LEVEL(blocks_cached), LEVEL(blocks_free)};
+  static const gsize amounts[] = {LEVEL(link_bytes),    LEVEL(host_bytes),   LEVEL(prompt_tokens),
+                                  LEVEL(output_tokens), LEVEL(busy_seconds), LEVEL(ttft_sum),
+                                  LEVEL(tpot_sum)};
+#undef LEVEL
+  double both = to->seconds + from->seconds;
+  for (guint i = 0; both > 0 && i < G_N_ELEMENTS(levels); i++) {
+    double *level = G_STRUCT_MEMBER_P(to, levels[i]);
+    *level =
+        (*level * to->seconds + G_STRUCT_MEMBER(double, from, levels[i]) * from->seconds) / both;
+  }
+  for (guint i = 0; i < G_N_ELEMENTS(amounts); i++)
+    *(double *)G_STRUCT_MEMBER_P(to, amounts[i]) += G_STRUCT_MEMBER(double, from, amounts[i]);
+  to->ttft_count += from->ttft_count;
+  to->tpot_count += from->tpot_count;
+  to->finished += from->finished;
+  to->preemptions += from->preemptions;
+  to->seconds = both;
+}
+
+static GArray *thinned(const GArray *timeline) {
+  guint n = timeline ? timeline->len : 0, group = MAX(1u, (n + MOST_POINTS - 1) / MOST_POINTS);
+  GArray *thin = g_array_new(FALSE, TRUE, sizeof(KvInterval));
+  for (guint i = 0; i < n; i++) {
+    const KvInterval *interval = &g_array_index(timeline, KvInterval, i);
+    if (i % group == 0)
+      g_array_append_val(thin, *interval);
+    else
+      add_interval(&g_array_index(thin, KvInterval, thin->len - 1), interval);
+  }
+  return thin;
+}
+
+typedef gboolean (*DrawThinned)(GString *script, const void *panels, guint n_panels,
+                                const KvSummary *const *runs, guint n_runs);
+
+/* Draw shallow copies of the runs whose timelines are thinned. */
+static gboolean draw_thinned(DrawThinned draw, GString *script, const void *panels, guint n_panels,
+                             const KvSummary *const *runs, guint n_runs) {
+  const KvSummary *thin[KV_PLOT_RUNS] = {NULL};
+  n_runs = MIN(n_runs, KV_PLOT_RUNS);
+  for (guint r = 0; r < n_runs; r++) {
+    KvSummary *copy = g_memdup2(runs[r], sizeof *copy);
+    copy->timeline = thinned(runs[r]->timeline);
+    thin[r] = copy;
+  }
+  gboolean drawn = draw(script, panels, n_panels, thin, n_runs);
+  for (guint r = 0; r < n_runs; r++) {
+    g_array_unref(thin[r]->timeline);
+    g_free((gpointer)thin[r]);
+  }
+  return drawn;
 }
 
 /* $rN_P: the time of an interval's middle, and the panel's value in it. */
@@ -98,7 +161,7 @@ static void plot_panel(GString *script, const Panel *panel, guint p, const KvSum
     kv_say(script, "%s$r%u_%u using 1:($2*%g) with %s lc rgb '%s' lw 1.6 pt 7 notitle", separator,
            r, p, scale,
            n_intervals(runs[r]) == 1 ? "points ps 1"
-           : panel->points           ? "linespoints ps 0.35"
+           : panel->points           ? "linespoints ps 0.3"
                                      : "lines",
            colour);
     separator = ", \\\n  ";
@@ -127,10 +190,10 @@ static void draw_panel(GString *script, const Panel *panel, guint p, gboolean lo
   plot_panel(script, panel, p, runs, n_runs, any, scale);
 }
 
-static gboolean draw_panels(GString *script, const Panel *panels, guint n_panels,
+static gboolean draw_panels(GString *script, const void *all, guint n_panels,
                             const KvSummary *const *runs, guint n_runs) {
+  const Panel *panels = all;
   const char *unit;
-  n_runs = MIN(n_runs, KV_PLOT_RUNS);
   double unit_seconds = time_unit(runs, n_runs, &unit);
   gboolean any[MOST_PANELS][KV_PLOT_RUNS] = {{FALSE}};
   KvMargins margins = {.left = 96, .right = 25, .top = 34, .bottom = 62, .down = 78};
@@ -153,7 +216,7 @@ static gboolean draw_panels(GString *script, const Panel *panels, guint n_panels
 
 #define DRAW(name, panels)                                                                         \
   static gboolean name(GString *script, const KvSummary *const *runs, guint n_runs) {              \
-    return draw_panels(script, panels, G_N_ELEMENTS(panels), runs, n_runs);                        \
+    return draw_thinned(draw_panels, script, panels, G_N_ELEMENTS(panels), runs, n_runs);          \
   }
 
 static double per_second(double amount, const KvInterval *interval) {
@@ -264,6 +327,17 @@ static const char *const state_names[] = {"held by requests",
                                           "cached: free, but still found by prefix", "empty"};
 static const char *const state_colours[] = {"#0072b2", "#56b4e9", "#c9d0d6"};
 
+/* Where the axis ends: at all the blocks, unless those in use would be a line at the bottom. */
+static double blocks_shown(const KvSummary *run) {
+  double used = 0, all = 0;
+  for (guint i = 0; i < n_intervals(run); i++) {
+    const KvInterval *interval = &g_array_index(run->timeline, KvInterval, i);
+    used = MAX(used, interval->blocks_held + interval->blocks_cached);
+    all = MAX(all, interval->blocks_held + interval->blocks_cached + interval->blocks_free);
+  }
+  return used > 0 && used < 0.25 * all ? 1.3 * used : 1.06 * all;
+}
+
 static void plot_blocks(GString *script, const KvSummary *run, guint r, gboolean several) {
   g_autofree char *name = kv_plot_run_name(run, 80),
                   *quoted = kv_gnuplot_quote(several ? name : "");
@@ -271,6 +345,9 @@ static void plot_blocks(GString *script, const KvSummary *run, guint r, gboolean
     kv_plot_note(script, several ? name : "", "nothing to show: nothing ran");
     return;
   }
+  g_autofree char *all = kv_format_whole(run->total_blocks * MAX(run->n_instances, 1u));
+  kv_say(script, "set ylabel 'blocks, of %s'\nset yrange [0:%.8g]\n", all,
+         MAX(blocks_shown(run), 1));
   kv_say(script,
          "set title %s\n"
          "plot $b%u using 1:3:4 with filledcurves lc rgb '%s' notitle, \\\n"
@@ -279,7 +356,8 @@ static void plot_blocks(GString *script, const KvSummary *run, guint r, gboolean
          quoted, r, state_colours[2], r, state_colours[1], r, state_colours[0]);
 }
 
-static gboolean draw_blocks(GString *script, const KvSummary *const *runs, guint n_runs) {
+static gboolean draw_block_panels(GString *script, const void *panels, guint n_panels,
+                                  const KvSummary *const *runs, guint n_runs) {
   const char *unit;
   enum { N_STATES = G_N_ELEMENTS(state_names), MOST_RUNS = 4 /* panels that fit a page */ };
   n_runs = MIN(n_runs, (guint)MOST_RUNS);
@@ -305,6 +383,10 @@ static gboolean draw_blocks(GString *script, const KvSummary *const *runs, guint
   }
   kv_say(script, "unset multiplot\n");
   return TRUE;
+}
+
+static gboolean draw_blocks(GString *script, const KvSummary *const *runs, guint n_runs) {
+  return draw_thinned(draw_block_panels, script, NULL, 0, runs, n_runs);
 }
 
 const KvPlot kv_plot_blocks = {

@@ -274,7 +274,7 @@ static const struct {
     {"p50, p90, p99",
      "the value that this share of samples does not exceed, interpolated linearly between samples"},
     {"Throughput",
-     "tokens or requests of finished requests over the time from the first arrival to the last token"},
+     "requests finished, or tokens sampled, over the time from the first arrival to the last token"},
     {"Goodput", "finished requests that met every objective set, per second of the same time"},
     {"Prefix hits",
      "prompt tokens found in the prefix cache when the request was first admitted, over all prompt tokens "
@@ -283,7 +283,7 @@ static const struct {
      "blocks that running requests use, of all blocks; time-weighted mean, and peak"},
     {"Fragmentation", "share of the held blocks' space that holds no token, time-weighted"},
     {"GPU busy", "time in which a step was running, of the time span, over all GPUs"},
-    {"MFU", "FLOPs that the model needed, of what the GPU could have done at its peak while busy"},
+    {"MFU", "FLOPs done, of what the GPU could have done at its peak while busy"},
     {"MBU", "bytes of HBM traffic, of what the GPU could have moved at its peak while busy"},
     {"Energy", "GPUs and their share of the hosts, with the facility's overhead (PUE)"},
     {"Money", "GPU hours of the time span at the scenario's price"},

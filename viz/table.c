@@ -322,7 +322,7 @@ char *kv_table_run(const KvSummary *run, guint columns, gboolean colour) {
 
 enum {
   FIGURE_WIDTH = 27,
-  VALUE_WIDTH = 10,
+  VALUE_WIDTH = 11,
   CHANGE_WIDTH = 9,
   RUN_WIDTH = VALUE_WIDTH + CHANGE_WIDTH
 };

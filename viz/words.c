@@ -5,10 +5,9 @@
 
 #include "viz/figures.h"
 
-/* What a run can be limited by. */
+/* What a run can be limited by; after LIMIT_KV_MEMORY, what sets the speed of a step. */
 typedef enum {
   LIMIT_NOTHING_RAN,
-  LIMIT_LOAD,
   LIMIT_KV_MEMORY,
   LIMIT_TRANSFERS,
   LIMIT_LAUNCHES,
@@ -17,20 +16,19 @@ typedef enum {
   LIMIT_BANDWIDTH,
 } Limit;
 
-static const char *const limit_titles[] = {
-    [LIMIT_NOTHING_RAN] = "No request finished",
-    [LIMIT_LOAD] = "Limited by the load: the GPU had time to spare",
-    [LIMIT_KV_MEMORY] = "Limited by memory for the KV cache",
-    [LIMIT_TRANSFERS] = "Limited by transfers from lower tiers",
-    [LIMIT_LAUNCHES] = "Limited by kernel launches and the CPU",
-    [LIMIT_COMMUNICATION] = "Limited by communication between GPUs",
-    [LIMIT_COMPUTE] = "Limited by arithmetic",
-    [LIMIT_BANDWIDTH] = "Limited by memory bandwidth",
+static const char *const limit_names[] = {
+    [LIMIT_NOTHING_RAN] = "nothing",
+    [LIMIT_KV_MEMORY] = "memory for the KV cache",
+    [LIMIT_TRANSFERS] = "transfers from lower tiers",
+    [LIMIT_LAUNCHES] = "kernel launches and the CPU",
+    [LIMIT_COMMUNICATION] = "communication between GPUs",
+    [LIMIT_COMPUTE] = "arithmetic",
+    [LIMIT_BANDWIDTH] = "memory bandwidth",
 };
 
 /* Thresholds chosen for reading, not measured: a queue or a component below them does not shape a
  * run. */
-static const double notable_share = 0.1, dominant_component = 0.25, full = 0.95, saturated = 0.9;
+static const double notable_share = 0.1, dominant_component = 0.25, full = 0.95;
 
 static double queue_share(const KvSummary *run) {
   double e2e = run->latency[KV_LATENCY_E2E].mean;
@@ -47,6 +45,10 @@ static gboolean memory_is_full(const KvSummary *run) {
   return run->peak_blocks_held_share >= full;
 }
 
+static gboolean is_queued(const KvSummary *run) {
+  return queue_share(run) >= notable_share;
+}
+
 static Limit limit_of(const KvSummary *run) {
   static const struct {
     KvComponent component;
@@ -56,13 +58,10 @@ static Limit limit_of(const KvSummary *run) {
       {KV_COMPONENT_LAUNCH, LIMIT_LAUNCHES},
       {KV_COMPONENT_COMMUNICATION, LIMIT_COMMUNICATION},
   };
-  gboolean queued = queue_share(run) >= notable_share;
   if (run->requests_finished == 0)
     return LIMIT_NOTHING_RAN;
-  if (memory_is_full(run) && (queued || run->preemptions))
+  if (memory_is_full(run) && (is_queued(run) || run->preemptions))
     return LIMIT_KV_MEMORY;
-  if (run->busy_share < saturated && !queued)
-    return LIMIT_LOAD;
   for (guint i = 0; i < G_N_ELEMENTS(by_component); i++)
     if (component_share(run, by_component[i].component) >= dominant_component)
       return by_component[i].limit;
@@ -70,7 +69,14 @@ static Limit limit_of(const KvSummary *run) {
 }
 
 char *kv_words_limit(const KvSummary *run) {
-  return g_strdup(limit_titles[limit_of(run)]);
+  Limit limit = limit_of(run);
+  if (limit == LIMIT_NOTHING_RAN)
+    return g_strdup("No request finished");
+  if (limit == LIMIT_KV_MEMORY || is_queued(run))
+    return g_strdup_printf("Limited by %s", limit_names[limit]);
+  /* A decode step keeps a GPU busy however few sequences it has: without a queue, there is room for
+   * more load. */
+  return g_strdup_printf("It kept up with the load; its pace is set by %s", limit_names[limit]);
 }
 
 char *kv_words_platform(const KvSummary *run) {
@@ -132,7 +138,10 @@ static char *say_busy(const KvSummary *run) {
     g_string_append_printf(text, "%s%s (%s)", i == 0 ? "; the busy time went first to: " : ", ",
                            kv_component_titles[order[i]], share);
   }
-  g_string_append(text, ".");
+  g_autofree char *running = kv_format(KV_UNIT_NONE, run->mean_running);
+  g_autofree char *peak = kv_format(KV_UNIT_COUNT, run->peak_running);
+  g_string_append_printf(text, ". On average %s sequences ran together, %s at most.", running,
+                         peak);
   return g_string_free(text, FALSE);
 }
 
@@ -168,8 +177,8 @@ static char *say_queue(const KvSummary *run) {
   const char *cause =
       memory_is_full(run)
           ? "at its fullest the KV cache was %s in use, so new requests had to wait for blocks"
-          : "the KV cache was never more than %s in use, so the wait comes from the step's token "
-            "budget, the limit on running sequences, or bursts of arrivals";
+          : "the KV cache was never more than %s in use, so they waited for a place in the steps: more "
+            "arrived than the token budget or the limit on running sequences let in";
   GString *text = g_string_new(NULL);
   g_string_append_printf(
       text, "Requests waited %s on average before they were scheduled, %s of their time; ", mean,

@@ -24,10 +24,12 @@ typedef struct {
   double bandwidth_share; /* of the peak memory bandwidth */
   double sharpness;       /* p of the smooth maximum (a^p + b^p)^(1/p) between the bounds */
   double residual; /* median |relative error| of the fit, out of sample; 0 if there was none */
-  double sustained_share; /* of flops_share, what the power limit leaves of it in long compute-bound
+  double sustained_share; /* of flops_share, what is left of it in long compute-bound
                              work; 0 or 1: all */
   double block_seconds;   /* decode attention: a multiprocessor's time for one sequence and KV head
                              beside its bytes; 0: hidden */
+  double quantize_share;  /* GEMM of 8-bit operands: of the peak memory bandwidth, while activations
+                             are  scaled; 0: as bandwidth_share */
 } KvEfficiency;
 
 typedef enum {

@@ -94,9 +94,9 @@ static void default_efficiency(KvDevice *device, const Achievable *a) {
 }
 
 static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
-  static const char *const known[] = {"fixed_us",        "block_us",        "flops_share",
-                                      "sustained_share", "bandwidth_share", "sharpness",
-                                      "residual",        "basis",           NULL};
+  static const char *const known[] = {
+      "fixed_us",        "block_us",  "quantize_share", "flops_share", "sustained_share",
+      "bandwidth_share", "sharpness", "residual",       "basis",       NULL};
   kv_json_only(json, object, known);
   e.fixed_seconds = number(json, object, "fixed_us", e.fixed_seconds / MICRO, MICRO);
   e.block_seconds = number(json, object, "block_us", e.block_seconds / MICRO, MICRO);
@@ -104,6 +104,7 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
   e.sustained_share =
       share(json, object, "sustained_share", e.sustained_share > 0 ? e.sustained_share : 1);
   e.bandwidth_share = share(json, object, "bandwidth_share", e.bandwidth_share);
+  e.quantize_share = share(json, object, "quantize_share", e.bandwidth_share);
   e.sharpness = kv_json_number(json, object, "sharpness", e.sharpness, 1, 1000);
   e.residual = kv_json_number(json, object, "residual", 0, 0, 10);
   return e;
@@ -267,12 +268,13 @@ static void check_links(KvJson *json, json_t *object, const KvDevice *device) {
     const char *key, *id;
   } links[] = {{"gpu_link", device->link}, {"host_link", device->host_link}};
   for (guint i = 0; i < G_N_ELEMENTS(links); i++)
-    if (links[i].id && !kv_catalogue_find(kv_link_kind.catalogue(), links[i].id)) {
-      g_autofree char *unknown = kv_names_unknown("link", links[i].id, kv_link_ids());
+    if (links[i].id && !kv_catalogue_find(kv_link_catalogue(), links[i].id)) {
+      g_autofree char *unknown = kv_names_unknown("link", links[i].id, kv_link_catalogue()->ids);
       kv_json_fail(json, object, links[i].key, "%s (see `kvsim list links`)", unknown);
     }
-  if (device->host_memory && !kv_catalogue_find(kv_storage_kind.catalogue(), device->host_memory)) {
-    g_autofree char *unknown = kv_names_unknown("storage", device->host_memory, kv_storage_ids());
+  if (device->host_memory && !kv_catalogue_find(kv_storage_catalogue(), device->host_memory)) {
+    g_autofree char *unknown =
+        kv_names_unknown("storage", device->host_memory, kv_storage_catalogue()->ids);
     kv_json_fail(json, object, "host_memory", "%s (see `kvsim list storage`)", unknown);
   }
 }
@@ -299,7 +301,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   device->host_memory = text(json, object, "host_memory", NULL);
   device->host_memory_share = share(json, object, "host_memory_share", 1);
   const KvCatalogueEntry *link =
-      device->link ? kv_catalogue_find(kv_link_kind.catalogue(), device->link) : NULL;
+      device->link ? kv_catalogue_find(kv_link_catalogue(), device->link) : NULL;
   double peak = link ? number(link->document, link->object, "GBps", 0, 1) : 0;
   device->link_Bps = device->link ? number(json, object, "gpu_link_GBps", peak, GIGA) : 0;
 

@@ -67,11 +67,12 @@ KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype, double 
     return (KvCost){0};
   const KvEfficiency *efficiency =
       kv_roofline_efficiency(device, KV_KERNEL_DECODE_ATTENTION, dtype);
-  double bytes = read_bytes + flops / mean_tokens;
+  double query_bytes = flops / mean_tokens, bytes = read_bytes + query_bytes;
   double heads = batch * n_kv_heads;
   double filled_blocks = memory_sm_share * device->n_sm;
   double idle = kv_roofline_at_least_one(filled_blocks * split_tokens / (heads * mean_tokens));
-  double bytes_seconds = bytes * idle / (device->memory_Bps * efficiency->bandwidth_share);
+  double bytes_seconds =
+      (read_bytes * idle + query_bytes) / (device->memory_Bps * efficiency->bandwidth_share);
   double blocks_seconds = heads * efficiency->block_seconds / device->n_sm;
   double flops_seconds = flops * idle / (kv_roofline_peak(device, dtype) * efficiency->flops_share);
   return kv_roofline_close(efficiency->fixed_seconds, flops_seconds,

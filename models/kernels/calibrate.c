@@ -21,6 +21,7 @@ static const struct {
     {KV_OBSERVED_GEMM, KV_KERNEL_GEMM},
     {KV_OBSERVED_PREFILL_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION},
+    {KV_OBSERVED_ALL_REDUCE, KV_KERNEL_ALL_REDUCE},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_GEMM},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_ELEMENTWISE},
@@ -147,6 +148,8 @@ static void store(json_t *document, KvKernelFamily family, KvDtype dtype,
   if (efficiency->sustained_share > 0)
     put(object, "sustained_share", efficiency->sustained_share);
   put(object, "bandwidth_share", efficiency->bandwidth_share);
+  if (family == KV_KERNEL_GEMM && kv_dtype_bytes(dtype) < 2)
+    put(object, "quantize_share", efficiency->quantize_share);
   put(object, "sharpness", efficiency->sharpness >= 1 ? efficiency->sharpness : 1);
   put(object, "residual", efficiency->residual);
   json_object_set_new(of_family, kv_dtype_names[dtype], object);

@@ -1,9 +1,11 @@
 #include "models/kernels/roofline.h"
 
-/* The better of two algorithms, with alpha the latency of a hop and B the achieved bandwidth
+/* The better of two algorithms on links that join every pair of GPUs, with alpha the latency of a
+ * hop, f the cost of entering a phase (launch, flags of all ranks) and B the achieved bandwidth
  * (Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH",
- * 2005): ring      2 (r-1) alpha + 2 (r-1)/r bytes / B one shot  alpha + (r-1) bytes / B every GPU
- * reads every other's part; libraries use it for small messages
+ * 2005; the kernels of vLLM and TensorRT-LLM): one shot  f + alpha + (r-1) bytes / B every GPU
+ * reads all others' operands two shot  2 (f + alpha) + 2 (r-1)/r bytes / B    reduce-scatter, then
+ * all-gather
  */
 KvCost kv_kernel_all_reduce(const KvDevice *device, const KvLink *link, double bytes, guint ranks) {
   if (ranks < 2 || bytes <= 0 || !link)
@@ -11,11 +13,12 @@ KvCost kv_kernel_all_reduce(const KvDevice *device, const KvLink *link, double b
   const KvEfficiency *efficiency = &device->efficiency[KV_KERNEL_ALL_REDUCE][KV_DTYPE_BF16];
   double share =
       efficiency->bandwidth_share > 0 ? efficiency->bandwidth_share : link->achievable_share;
-  double achieved_Bps = link->peak_Bps * share, alpha = link->latency_seconds;
+  double achieved_Bps = link->peak_Bps * share;
   double peers = ranks - 1.0;
-  double ring = 2 * peers * alpha + 2 * peers / ranks * bytes / achieved_Bps;
-  double one_shot = alpha + peers * bytes / achieved_Bps;
-  return (KvCost){.seconds = efficiency->fixed_seconds + MIN(ring, one_shot),
+  double phase_seconds = efficiency->fixed_seconds + link->latency_seconds;
+  double one_shot = phase_seconds + peers * bytes / achieved_Bps;
+  double two_shot = 2 * phase_seconds + 2 * peers / ranks * bytes / achieved_Bps;
+  return (KvCost){.seconds = MIN(one_shot, two_shot),
                   .flops = peers * bytes / 2,
                   .bytes = 2 * peers / ranks * bytes,
                   .bound = KV_BOUND_LINK};

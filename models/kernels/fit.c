@@ -30,6 +30,7 @@ static const Parameter parameters[] = {
     IN(GEMM, flops_share, 0.7, 0.1, 1, BIT(KV_OBSERVED_GEMM) | STEPS),
     IN(GEMM, bandwidth_share, 0.85, 0.2, 1, BIT(KV_OBSERVED_GEMM) | STEPS),
     IN(GEMM, sustained_share, 0.9, 0.5, 1, BIT(KV_OBSERVED_GEMM) | BIT(KV_OBSERVED_PREFILL_STEP)),
+    IN(GEMM, quantize_share, 0.6, 0.05, 1, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
     IN(PREFILL_ATTENTION, fixed_seconds, 6e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
     IN(PREFILL_ATTENTION, flops_share, 0.5, 0.03, 1,
@@ -46,6 +47,8 @@ static const Parameter parameters[] = {
     IN(DECODE_ATTENTION, sharpness, 4, 1, 20, BIT(KV_OBSERVED_DECODE_ATTENTION)),
     IN(ELEMENTWISE, fixed_seconds, 2e-6, 1e-6, 1e-5, STEPS),
     IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS),
+    IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
+    IN(ALL_REDUCE, bandwidth_share, 0.75, 0.05, 1, BIT(KV_OBSERVED_ALL_REDUCE)),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM)),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP)),
 };
@@ -248,6 +251,8 @@ static guint problem_rows(Problem *problem, const GArray *observations, guint ro
       continue;
     guint64 take = MIN(count[row->kind], rows_per_kind);
     guint place = seen[row->kind]++;
+    if (kv_observation_predict(problem->device, problem->measuring, row) <= 0)
+      continue; /* nothing is known of what it ran on: an all-reduce without a link */
     if (place * take / count[row->kind] == (place + 1) * take / count[row->kind])
       continue;
     problem->rows[problem->n_rows++] = *row;

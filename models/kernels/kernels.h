@@ -1,13 +1,15 @@
 /* The time of one operation on one GPU, link or processor.
  *
- * Every function here is pure: operands and a device in, seconds out, plus (where `cost` is given) the
- * FLOPs, the bytes and which bound held. The form is a roofline with a fixed cost and a smooth maximum,
+ * Every function here is pure: operands and a device in, seconds out, plus (where `cost` is given)
+ * the FLOPs, the bytes and which bound held. The form is a roofline with a fixed cost and a smooth
+ * maximum,
  *
  *     t = fixed + (t_flops^p + t_bytes^p)^(1/p),    t_flops = FLOPs / (peak * share * fill),
  *                                                   t_bytes = bytes / (bandwidth * share)
  *
- * where `fill` is the part of the multiprocessors that tiles and waves keep busy. Parameters come from the device
- * file (KvEfficiency); nothing here is a look-up table. Sources stand above each formula in the .c files.
+ * where `fill` is the part of the multiprocessors that tiles and waves keep busy. Parameters come
+ * from the device file (KvEfficiency); nothing here is a look-up table. Sources stand above each
+ * formula in the .c files.
  */
 #ifndef KV_MODELS_KERNELS_KERNELS_H
 #define KV_MODELS_KERNELS_KERNELS_H
@@ -34,20 +36,27 @@ typedef struct {
 /* (a^p + b^p)^(1/p) without overflow; the plain maximum for p >= 64. */
 double kv_smooth_max(double a, double b, double p);
 
-/* C[m,n] = A[m,k] B[k,n]; weights of `weight_bytes` bytes an element, operands multiplied as `dtype`. */
-KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes, double m, double k,
-                      double n);
+/* C[m,n] = A[m,k] B[k,n]; weights of `weight_bytes` bytes an element, operands multiplied as
+ * `dtype`. Activations are bf16: where the device multiplies 8-bit or smaller operands, the time
+ * includes scaling the activations to them. Products of many rows run at the
+ * rate that long compute-bound work sustains. */
+KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes, double m,
+                      double k, double n);
 
-/* Causal attention of a chunk of `chunk` new tokens after `past` cached ones, H query heads, Hkv KV heads, head sizes
- * d_k and d_v, a window of `window` tokens (0 = all), cache elements of `cache_bytes` bytes. */
+/* Causal attention of a chunk of `chunk` new tokens after `past` cached ones, H query heads, Hkv KV
+ * heads, head sizes d_k and d_v, a window of `window` tokens (0 = all), cache elements of
+ * `cache_bytes` bytes. One launch has one fixed cost: equal sequences of a batch go in together as
+ * so many more heads. `dtype` is the type that scores are multiplied in: the cache's for an fp8
+ * cache with queries cast to it, bf16 otherwise. */
 KvCost kv_kernel_prefill_attention(const KvDevice *device, KvDtype dtype, double chunk, double past,
                                    double n_heads, double n_kv_heads, double d_k, double d_v,
                                    double window, double cache_bytes);
 
-/* One decode step of attention of one layer over a batch: `batch` sequences that together read `read_bytes` of cache
- * and do `flops`; `n_kv_heads` KV heads per sequence; `mean_tokens` the mean context read (split over the
- * context fills the multiprocessors); `longest_tokens` the longest, or 0. Must be smooth in read_bytes, flops
- * and mean_tokens: the executor integrates it over many steps. `dtype` picks the efficiency (bf16, fp8 ...). */
+/* One decode step of attention of one layer over a batch: `batch` sequences that together read
+ * `read_bytes` of cache and do `flops`; `n_kv_heads` KV heads per sequence; `mean_tokens` the mean
+ * context read (split over the context fills the multiprocessors). Smooth in read_bytes, flops and
+ * mean_tokens: the executor integrates it over many steps. `dtype` picks the efficiency: the
+ * cache's type. flops / mean_tokens is taken as the bytes of queries and outputs. */
 KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype, double batch,
                                   double read_bytes, double flops, double n_kv_heads,
                                   double mean_tokens);
@@ -58,7 +67,8 @@ KvCost kv_kernel_elementwise(const KvDevice *device, double bytes);
 /* Greedy or top-p sampling of `rows` rows of a vocabulary. */
 KvCost kv_kernel_sampling(const KvDevice *device, double rows, double vocab);
 
-/* Experts that a batch of `tokens` touches in expectation: E (1 - (1 - k/E)^tokens), routing taken as uniform. */
+/* Experts that a batch of `tokens` touches in expectation: E (1 - (1 - k/E)^tokens), routing taken
+ * as uniform. */
 double kv_kernel_experts_touched(double tokens, double n_experts, double n_experts_per_token);
 
 /* The routed experts of one layer for `tokens` tokens: grouped GEMMs over the experts touched. */
@@ -73,8 +83,10 @@ KvCost kv_kernel_send(const KvLink *link, double bytes);
 /* `count` copies that move `bytes` in all over a link; `pinned` host memory or not. */
 KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean pinned);
 
-/* Time that launching `kernels` kernels adds: with CUDA graphs a small cost a node; without, the host's launch rate is
- * a floor under the GPU's own time `gpu_seconds`. Returns the step's time. */
-double kv_kernel_launched(const KvDevice *device, double kernels, gboolean graph, double gpu_seconds);
+/* The time of a step of `kernels` kernels that keep the GPU for `gpu_seconds`, their gaps included:
+ * one launch is exposed; the host's launch rate (eager) or the cost of empty nodes (one CUDA graph)
+ * is a floor. */
+double kv_kernel_launched(const KvDevice *device, double kernels, gboolean graph,
+                          double gpu_seconds);
 
 #endif

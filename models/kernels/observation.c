@@ -4,14 +4,19 @@
 
 #include "sim/base/error.h"
 
-const char *const kv_observed_names[] = {"gemm",        "prefill attention", "decode attention",
-                                         "decode step", "prefill step",      NULL};
+const char *const kv_observed_names[] = {"gemm",       "prefill attention", "decode attention",
+                                         "all-reduce", "decode step",       "prefill step",
+                                         NULL};
 G_STATIC_ASSERT(G_N_ELEMENTS(kv_observed_names) == KV_N_OBSERVED + 1);
 
 static const KvTableReader *const readers[] = {&kv_table_pytorch_grid, &kv_table_pytorch_steps,
                                                &kv_table_aiconfigurator};
 
 gboolean kv_observations_read(const char *path, GArray *observations, GError **error) {
+  if (!g_file_test(path, G_FILE_TEST_IS_REGULAR)) {
+    kv_error_at(error, path, 0, "is no file that can be read, expected a table of measured times");
+    return FALSE;
+  }
   GString *names = g_string_new(NULL);
   for (guint i = 0; i < G_N_ELEMENTS(readers); i++) {
     if (readers[i]->accepts(path)) {
@@ -25,8 +30,8 @@ gboolean kv_observations_read(const char *path, GArray *observations, GError **e
   return FALSE;
 }
 
-/* Share of the power limit's slow-down that a benchmark of this length has not felt yet: some tens
- * of repetitions of a kernel beyond a millisecond outlast the limit's reaction time. */
+/* How much of the full rate a short benchmark still has: kernels alone under about a millisecond
+ * are not slowed, most longer ones are. Chosen by the H200's GEMM grid. */
 static double burst_remaining(double seconds) {
   const double reaction_seconds = 0.8e-3;
   double ratio = seconds / reaction_seconds;
@@ -107,6 +112,21 @@ double kv_observation_step_seconds(const KvDevice *device, const KvObservation *
              .seconds;
 }
 
+/* What joins the GPUs of a server of such devices: their own link, or the host's. Kept for the life
+ * of the program; NULL if neither is known. */
+static const KvLink *peer_link(const KvDevice *device) {
+  static GHashTable *links;
+  const char *id = device->link ? device->link : device->host_link;
+  if (!id)
+    return NULL;
+  if (!links)
+    links = g_hash_table_new(g_str_hash, g_str_equal);
+  KvLink *link = g_hash_table_lookup(links, id);
+  if (!link && (link = kv_link_load(id, NULL)))
+    g_hash_table_insert(links, g_strdup(id), link);
+  return link;
+}
+
 double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuring,
                               const KvObservation *observation) {
   double seconds, kernels;
@@ -119,6 +139,10 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_DECODE_ATTENTION:
     return decode_attention_seconds(device, observation, observation->n_heads,
                                     observation->n_kv_heads, observation->head_dim);
+  case KV_OBSERVED_ALL_REDUCE:
+    return kv_kernel_all_reduce(device, peer_link(device), observation->bytes,
+                                (guint)observation->ranks)
+        .seconds;
   default:
     seconds = kv_observation_step_seconds(device, observation, &kernels);
     return observation->eager ? kv_smooth_max(seconds, kernels * measuring->host_kernel_seconds, 64)

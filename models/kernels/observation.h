@@ -17,6 +17,7 @@ typedef enum {
   KV_OBSERVED_GEMM,
   KV_OBSERVED_PREFILL_ATTENTION,
   KV_OBSERVED_DECODE_ATTENTION,
+  KV_OBSERVED_ALL_REDUCE,
   KV_OBSERVED_DECODE_STEP,
   KV_OBSERVED_PREFILL_STEP,
   KV_N_OBSERVED,
@@ -37,6 +38,7 @@ typedef struct {
   double batch, chunk, past,
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
+  double bytes, ranks;      /* all-reduce over the device's own link */
   const KvStepShape *shape; /* steps */
   gboolean eager;           /* launched one kernel at a time by a host program */
   double seconds;           /* measured */

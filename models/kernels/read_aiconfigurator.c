@@ -26,6 +26,9 @@ enum {
   COLUMN_HEAD_DIM,
   COLUMN_STEP,
   COLUMN_WINDOW,
+  COLUMN_RANKS,
+  COLUMN_ELEMENTS,
+  COLUMN_BACKEND,
   COLUMN_LATENCY,
   N_COLUMNS,
 };
@@ -44,6 +47,9 @@ static const char *const column_names[N_COLUMNS] = {"op_name",
                                                     "head_dim",
                                                     "step",
                                                     "window_size",
+                                                    "num_gpus",
+                                                    "message_size",
+                                                    "backend",
                                                     "latency"};
 
 static const struct {
@@ -100,6 +106,17 @@ static gboolean observe(const Line *line, KvObservation *observation, gboolean *
     *known = dtype_at(line, COLUMN_DTYPE, &observation->dtype);
     return number_at(line, COLUMN_M, &observation->m) &&
            number_at(line, COLUMN_N, &observation->n) && number_at(line, COLUMN_K, &observation->k);
+  }
+  if (g_str_equal(op, "all_reduce")) {
+    double elements;
+    if (!number_at(line, COLUMN_RANKS, &observation->ranks) ||
+        !number_at(line, COLUMN_ELEMENTS, &elements))
+      return FALSE;
+    observation->kind = KV_OBSERVED_ALL_REDUCE;
+    observation->dtype = KV_DTYPE_BF16;
+    observation->bytes = 2 * elements;
+    *known = g_str_has_suffix(text_at(line, COLUMN_BACKEND), "_graph");
+    return TRUE;
   }
   gboolean decode = g_str_equal(op, "generation_attention");
   if (!decode && !g_str_equal(op, "context_attention"))
@@ -162,6 +179,12 @@ static gboolean read_table(const char *path, GArray *observations, GError **erro
     } else if (known) {
       g_array_append_val(observations, observation);
     }
+  }
+  int code = Z_OK;
+  const char *reason = gzerror(file, &code);
+  if (fine && (code < 0 || line.at[COLUMN_OP] == line.at[COLUMN_LATENCY])) {
+    kv_error_at(error, path, 0, "%s", code < 0 ? reason : "is empty, expected an operator table");
+    fine = FALSE;
   }
   gzclose(file);
   return fine;

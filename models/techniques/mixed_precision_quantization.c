@@ -288,7 +288,7 @@ const KvTechnique kv_technique_kivi = {
                 "and latent attention. The authors advise 4 bits for models with grouped heads.",
     .pitfalls =
         "2 bits are 3 with scales and minima at G = 32, and the last R tokens stay fp16: "
-        "at 500 tokens the whole is about 3.2 times smaller, not 8. The throughput comes "
+        "at 500 tokens the whole is 2.6 times smaller by the formulas above, not 8. The throughput comes "
         "from a larger batch; at batch 1 the released kernels are slower than the "
         "fused ones until contexts are long. Retrieval (RULER) suffers long before LongBench.",
     .confidence =

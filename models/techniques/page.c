@@ -1,7 +1,74 @@
 #include <math.h>
-#include <string.h>
 
 #include "models/techniques/technique.h"
+
+/* The sample of every page: the shape of Llama-2-7B, fp16, a prompt of 3500 tokens and 500
+ * generated ones. */
+enum { SAMPLE_PROMPT_TOKENS = 3500, SAMPLE_TOKENS = 4000 };
+
+static KvPlan *sample_plan(const char *stack_text) {
+  KvLayerGroup group = {.count = 32,
+                        .attention = {.kind = KV_ATTENTION_FULL,
+                                      .n_heads = 32,
+                                      .n_kv_heads = 32,
+                                      .head_dim = 128,
+                                      .value_head_dim = 128}};
+  KvModel model = {.id = "llama-2-7b",
+                   .max_context_tokens = 4096,
+                   .weight_dtype = KV_DTYPE_FP16,
+                   .n_groups = 1,
+                   .groups = &group};
+  KvEngineConfig config;
+  kv_engine_config_init(&config);
+  g_autoptr(KvStack) stack = kv_stack_parse(stack_text, NULL);
+  return stack ? kv_stack_apply(stack, &model, KV_DTYPE_FP16, &config, NULL) : NULL;
+}
+
+static void append_segment(GString *page, const KvSegment *segment, double total_bytes,
+                           double layers) {
+  double tokens =
+      kv_law_value(&segment->tokens, SAMPLE_TOKENS, SAMPLE_PROMPT_TOKENS, TRUE, NULL, NULL);
+  double bytes = segment->key_bytes + segment->value_bytes + segment->metadata_bytes;
+  double share = tokens * bytes * layers / total_bytes;
+  g_autofree char *law = kv_law_describe(&segment->tokens);
+  g_autofree char *bar = g_strnfill((gsize)ceil(40.0 * share), '#');
+  g_string_append_printf(page, "| %s | %s | %.0f | %.10g | %s | `%s` |\n", segment->name, law,
+                         tokens, bytes, kv_tier_names[segment->tier], bar);
+}
+
+/* What is stored, as a table with a bar per segment as long as its share of the unchanged cache. */
+static void append_plan(GString *page, const KvTechnique *x) {
+  g_autoptr(KvPlan) unchanged = sample_plan("");
+  g_autoptr(KvPlan) plan = sample_plan(x->id);
+  if (!plan || (!x->plan && !x->arch))
+    return;
+  KvPlanCurves before, after;
+  if (!kv_plan_compile(unchanged, &before, NULL) || !kv_plan_compile(plan, &after, NULL))
+    return;
+  double total = kv_plan_cost(unchanged, &before, SAMPLE_TOKENS, SAMPLE_PROMPT_TOKENS, TRUE)
+                     .resident_bytes[KV_TIER_HBM];
+  KvPlanCost cost = kv_plan_cost(plan, &after, SAMPLE_TOKENS, SAMPLE_PROMPT_TOKENS, TRUE);
+  g_string_append_printf(
+      page,
+      "## Its plan\n\nThe cache of one sequence with a prompt of %d tokens and %d "
+      "generated ones, of a model shaped like Llama-2-7B (fp16). A bar of 40 "
+      "is the unchanged cache, %.1f MB.\n\n| segment | tokens | now | bytes per "
+      "token and layer | tier | share |\n|---|---|---|---|---|---|\n",
+      SAMPLE_PROMPT_TOKENS, SAMPLE_TOKENS - SAMPLE_PROMPT_TOKENS, total / 1e6);
+  double stored = 0.0;
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    stored += cost.resident_bytes[t];
+  for (guint i = 0; i < plan->caches->len; i++) {
+    const KvCache *cache = &g_array_index(plan->caches, KvCache, i);
+    for (guint s = 0; s < cache->n_segments; s++)
+      append_segment(page, &cache->segments[s], total, cache->layers);
+  }
+  g_string_append_printf(page,
+                         "\nStored: %.1f MB, %.1f %% of it. A decode step reads %.1f MB from "
+                         "HBM and fetches %.1f MB from lower tiers.\n\n",
+                         stored / 1e6, 100.0 * stored / total, cost.read_bytes / 1e6,
+                         cost.fetched_bytes / 1e6);
+}
 
 static void append_range(GString *page, const KvParam *param) {
   switch (param->kind) {
@@ -90,6 +157,7 @@ char *kv_technique_page(const KvTechnique *x) {
   g_string_append_printf(page, "\n- Paper: %s\n", x->paper);
   g_string_append_printf(page, "- Code: %s\n\n", x->code ? x->code : "none released");
   append_section(page, "How it works", x->mechanism);
+  append_plan(page, x);
   append_params(page, x);
   append_formulas(page, x);
   append_quality(page, x);

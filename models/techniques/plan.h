@@ -1,17 +1,19 @@
-/* The KV plan: what the cache of one sequence looks like, what a step reads of it, and what else is done.
+/* The KV plan: what the cache of one sequence looks like, what a step reads of it, and what else is
+ * done.
  *
  *     plan    = caches, readers, work, weights
- *     cache   = one stored tensor family of a number of layers that are treated alike, as segments along the tokens
- *     segment = how many tokens it holds (a law), bytes per token of keys, values and metadata, page, tier
- *     reader  = which layers read which cache per step, how many of its tokens, at what cost
- *     work    = everything else, as events at a moment
+ *     cache   = one stored tensor family of a number of layers that are treated alike, as segments
+ * along the tokens segment = how many tokens it holds (a law), bytes per token of keys, values and
+ * metadata, page, tier reader  = which layers read which cache per step, how many of its tokens, at
+ * what cost work    = everything else, as events at a moment
  *
- * Stored bytes, read bytes and FLOPs are separate on purpose. All bytes and FLOPs are of the whole model (every
- * head), before tensor parallelism divides them; "per token" means of context unless said otherwise.
+ * Stored bytes, read bytes and FLOPs are separate on purpose. All bytes and FLOPs are of the whole
+ * model (every head), before tensor parallelism divides them; "per token" means of context unless
+ * said otherwise.
  *
- * Laws are piecewise affine in the context length n, so the sums over a batch are carried forward k steps
- * without touching its sequences: kv_plan_compile() collects the distinct laws of a plan as channels, and gives
- * every cost as a linear form of the channels' values.
+ * Laws are piecewise affine in the context length n, so the sums over a batch are carried forward k
+ * steps without touching its sequences: kv_plan_compile() collects the distinct laws of a plan as
+ * channels, and gives every cost as a linear form of the channels' values.
  */
 #ifndef KV_MODELS_TECHNIQUES_PLAN_H
 #define KV_MODELS_TECHNIQUES_PLAN_H
@@ -33,9 +35,10 @@ typedef enum {
 
 extern const char *const kv_tier_names[];
 
-/* Number of tokens as a function of the context length n and the prompt length p (a >= 0 the parameter):
- * min(cap, scale * base(n')). "Decoding" begins when the whole prompt has been processed. n' is n, unless an
- * eviction left only `kept_prompt` tokens of the prompt: then n' = min(p, kept_prompt) + n - p while decoding. */
+/* Number of tokens as a function of the context length n and the prompt length p (a >= 0 the
+ * parameter): min(cap, scale * base(n')). "Decoding" begins when the whole prompt has been
+ * processed. n' is n, unless an eviction left only `kept_prompt` tokens of the prompt: then n' =
+ * min(p, kept_prompt) + n - p while decoding. */
 typedef enum {
   KV_LAW_ALL,           /* n */
   KV_LAW_FIXED,         /* a */
@@ -56,8 +59,9 @@ typedef struct {
 /* The law `kind` with parameter `a`, scale 1, no cap. */
 KvLaw kv_law(KvLawKind kind, double a);
 gboolean kv_law_equal(const KvLaw *x, const KvLaw *y);
-/* The value at n, a whole number; with `slope` not NULL also the slope per further token and, in *valid_tokens, the number of
- * further tokens for which value + i * slope stays exact (i <= *valid_tokens; G_MAXDOUBLE if forever). */
+/* The value at n, a whole number; with `slope` not NULL also the slope per further token and, in
+ * *valid_tokens, the number of further tokens for which value + i * slope stays exact (i <=
+ * *valid_tokens; G_MAXDOUBLE if forever). */
 double kv_law_value(const KvLaw *law, double n, double prompt, gboolean decoding, double *slope,
                     double *valid_tokens);
 /* "all", "first 4", "last 128" ... newly allocated. */
@@ -72,16 +76,16 @@ typedef struct {
   KvRole role;
   KvLaw tokens;
   double key_bytes, value_bytes; /* per token and layer, all heads, without metadata */
-  double metadata_bytes;         /* per token and layer: scales, zeros, norms, outliers, summaries */
-  guint page_tokens;             /* 0: the engine's block size */
+  double metadata_bytes; /* per token and layer: scales, zeros, norms, outliers, summaries */
+  guint page_tokens;     /* 0: the engine's block size */
   KvTier tier;
-  KvDtype format;          /* nominal: picks the kernel's efficiency and colours the picture */
-  const char *quantizer;   /* id of the technique that quantized it, or NULL */
+  KvDtype format;        /* nominal: picks the kernel's efficiency and colours the picture */
+  const char *quantizer; /* id of the technique that quantized it, or NULL */
 } KvSegment;
 
-/* Keys and values that follow different laws are separate segments, with the other's bytes 0. A token is then read twice,
- * so kv_plan_compile() counts each such segment with half of the reader's tokens, FLOPs and extra bytes. A latent
- * cache has no value bytes anywhere and counts fully. */
+/* Keys and values that follow different laws are separate segments, with the other's bytes 0. A
+ * token is then read twice, so kv_plan_compile() counts each such segment with half of the reader's
+ * tokens, FLOPs and extra bytes. A latent cache has no value bytes anywhere and counts fully. */
 
 typedef struct {
   const char *name; /* static */
@@ -95,18 +99,20 @@ typedef struct {
 typedef enum { KV_PROCESSOR_GPU, KV_PROCESSOR_CPU, KV_PROCESSOR_STORAGE } KvProcessor;
 
 typedef struct {
-  guint cache;                   /* index into the plan's caches */
-  guint layers;                  /* layers that read it each step (more than store it where layers share) */
-  KvLaw read[KV_MAX_SEGMENTS];   /* tokens read of each segment; its own law to read all of it */
-  double read_bytes_scale;       /* bytes read over bytes stored of a token: 1, or H/Hkv where heads re-read */
-  double extra_bytes_per_token;  /* HBM traffic beside it, per token read and layer (copies, materialized scores) */
-  double flops_per_token;        /* per token read and layer: 4 H d for dense attention */
-  double index_bytes_per_token;  /* read per token of context and layer to choose what to read */
+  guint cache;  /* index into the plan's caches */
+  guint layers; /* layers that read it each step (more than store it where layers share) */
+  KvLaw read[KV_MAX_SEGMENTS];  /* tokens read of each segment; its own law to read all of it */
+  double read_bytes_scale;      /* bytes read over bytes stored of a token: 1, or H/Hkv where heads
+                                   re-read */
+  double extra_bytes_per_token; /* HBM traffic beside it, per token read and layer (copies,
+                                   materialized scores) */
+  double flops_per_token;       /* per token read and layer: 4 H d for dense attention */
+  double index_bytes_per_token; /* read per token of context and layer to choose what to read */
   double index_flops_per_token;
-  double extra_launches;         /* kernels a layer and step beyond the one fused attention kernel */
-  double efficiency;             /* of the kernel against the dense one of the same format: 1 unless known */
-  KvProcessor processor;         /* where the attention runs; on CPU only q and the output cross the link */
-  gboolean fetch_overlaps;       /* fetching from a lower tier runs beside the layer's compute */
+  double extra_launches; /* kernels a layer and step beyond the one fused attention kernel */
+  double efficiency; /* of the kernel against the dense one of the same format: 1 unless known */
+  KvProcessor processor; /* where the attention runs; on CPU only q and the output cross the link */
+  gboolean fetch_overlaps; /* fetching from a lower tier runs beside the layer's compute */
   KvDtype format;
   guint n_kv_heads;
 } KvReader;
@@ -120,7 +126,8 @@ typedef enum {
 
 extern const char *const kv_moment_names[];
 
-/* flops = flops + flops_per_token * n with n the sequence's context (the prompt for prefill moments); likewise bytes. */
+/* flops = flops + flops_per_token * n with n the sequence's context (the prompt for prefill
+ * moments); likewise bytes. */
 typedef struct {
   const char *name; /* static, e.g. "quantize keys" */
   KvMoment moment;
@@ -128,8 +135,8 @@ typedef struct {
   double bytes, bytes_per_token;
   double launches; /* kernels over all layers concerned; per batch rather than per sequence */
   KvProcessor processor;
-  gboolean critical; /* on the critical path, or beside it */
-  guint every_steps; /* decode: once every so many steps; 0 or 1 each step */
+  gboolean critical;  /* on the critical path, or beside it */
+  guint every_steps;  /* decode: once every so many steps; 0 or 1 each step */
   double over_tokens; /* only where n is more than this; 0: always */
 } KvWork;
 
@@ -139,7 +146,8 @@ typedef struct {
   double bytes_per_parameter;   /* stored, metadata counted */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
   gboolean stream_overlaps;     /* the next layer's weights load beside this layer's compute */
-  double activation_share_host; /* share of activations that live on the host between layers (FlexGen's hc) */
+  double activation_share_host; /* share of activations that live on the host between layers
+                                   (FlexGen's hc) */
 } KvWeights;
 
 typedef struct {
@@ -150,10 +158,12 @@ typedef struct {
   double element_bytes;       /* e: of the uncompressed cache */
   gboolean shareable;         /* equal prefixes have equal caches, so blocks can be shared */
   guint share_multiple;       /* ... at multiples of so many tokens only; 1 if anywhere */
-  const char *unshareable_by; /* id of the technique that ended sharing; NULL: the model's own recurrent state */
+  const char *unshareable_by; /* id of the technique that ended sharing; NULL: the model's own
+                                 recurrent state */
   gboolean fused_attention;   /* no attention probabilities are formed */
   gboolean paged;             /* FALSE if the layout needs contiguous memory */
-  double prefill_peak_layers; /* layers whose uncompressed prompt cache is held at once: all, or 1 */
+  double
+      prefill_peak_layers; /* layers whose uncompressed prompt cache is held at once: all, or 1 */
   double prefill_flops_scale; /* of the attention core in prefill */
 } KvPlan;
 
@@ -164,22 +174,24 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvPlan, kv_plan_free)
 
 enum { KV_MAX_CHANNELS = 32, KV_MAX_READERS = 16 };
 
-/* A plan made ready for pricing. A channel is one law; `per[c]` coefficients multiply the channel's value. */
+/* A plan made ready for pricing. A channel is one law; `per[c]` coefficients multiply the channel's
+ * value. */
 typedef struct {
   guint n_channels;
   KvLaw laws[KV_MAX_CHANNELS];
   double stored_bytes[KV_N_TIERS][KV_MAX_CHANNELS];
   guint n_readers;
   struct {
-    double hbm_bytes[KV_MAX_CHANNELS];  /* read from HBM by the GPU's kernel */
-    double flops[KV_MAX_CHANNELS];      /* on the reader's processor */
-    double tokens[KV_MAX_CHANNELS];     /* read, mean over its layers: for the fill of the kernel */
+    double hbm_bytes[KV_MAX_CHANNELS]; /* read from HBM by the GPU's kernel */
+    double flops[KV_MAX_CHANNELS];     /* on the reader's processor */
+    double tokens[KV_MAX_CHANNELS];    /* read, mean over its layers: for the fill of the kernel */
     double fetched_bytes[KV_N_TIERS][KV_MAX_CHANNELS]; /* moved up from each lower tier */
-    double host_bytes[KV_MAX_CHANNELS]; /* read by a CPU (or a storage device) from its own memory */
+    double
+        host_bytes[KV_MAX_CHANNELS]; /* read by a CPU (or a storage device) from its own memory */
     KvReader reader;
   } readers[KV_MAX_READERS];
-  double state_bytes;          /* per sequence: all recurrent layers */
-  gboolean is_affine_forever;  /* no law ever changes its slope while decoding */
+  double state_bytes;         /* per sequence: all recurrent layers */
+  gboolean is_affine_forever; /* no law ever changes its slope while decoding */
 } KvPlanCurves;
 
 /* Fill `curves`; FALSE if the plan has more laws or readers than there is room for. */
@@ -188,10 +200,11 @@ gboolean kv_plan_compile(const KvPlan *plan, KvPlanCurves *curves, GError **erro
 /* What one sequence costs at context n (prompt length `prompt`). */
 typedef struct {
   double resident_bytes[KV_N_TIERS]; /* pages not rounded */
-  double read_bytes;                 /* HBM bytes that one decode step's attention reads, state and index included */
-  double fetched_bytes;              /* moved from lower tiers by one decode step */
-  double written_bytes;              /* cache bytes one decode step appends */
-  double attention_flops;            /* of one decode step */
+  double
+      read_bytes; /* HBM bytes that one decode step's attention reads, state and index included */
+  double fetched_bytes;   /* moved from lower tiers by one decode step */
+  double written_bytes;   /* cache bytes one decode step appends */
+  double attention_flops; /* of one decode step */
 } KvPlanCost;
 
 KvPlanCost kv_plan_cost(const KvPlan *plan, const KvPlanCurves *curves, double n, double prompt,

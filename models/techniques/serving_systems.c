@@ -18,7 +18,6 @@ static gboolean orca_engine(const KvTechniqueUse *use, const KvModel *model, KvE
   config->max_seqs = (guint)kv_technique_value(use, "max_bs");
   config->chunked_prefill = config->prefix_caching = FALSE;
   config->async_scheduling = config->cuda_graphs = FALSE;
-  config->watermark = 0.0;
   return TRUE;
 }
 

@@ -277,13 +277,6 @@ KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEn
   for (guint i = 0; i < n; i++)
     if (uses[i].technique->engine && !uses[i].technique->engine(&uses[i], model, config, error))
       return NULL;
-  if (!plan->paged && strcmp(config->allocator, "paged") == 0) {
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "the stack '%s' lays the cache out contiguously, expected an allocator other than "
-                "'paged'",
-                stack->text);
-    return NULL;
-  }
   /* Caches that differ although their prefixes are equal cannot be found by prefix. */
   if (!plan->shareable)
     config->prefix_caching = FALSE;

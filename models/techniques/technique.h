@@ -1,7 +1,9 @@
-/* Techniques: transformations of the architecture, of the KV plan, and of the engine's configuration.
+/* Techniques: transformations of the architecture, of the KV plan, and of the engine's
+ * configuration.
  *
- * A technique is one entry of kv_techniques, defined in its survey family's file, with up to three functions. A stack is
- * a list of techniques with parameters, written id:param=value:param=value,id,... and applied left to right:
+ * A technique is one entry of kv_techniques, defined in its survey family's file, with up to three
+ * functions. A stack is a list of techniques with parameters, written
+ * id:param=value:param=value,id,... and applied left to right:
  *
  *     --use gqa:num_kv_heads=8,snapkv:budget=1024,kivi:bits=2,vllm
  *
@@ -52,12 +54,12 @@ double kv_technique_value(const KvTechniqueUse *use, const char *name);
 struct KvTechnique {
   const char *id, *name, *title, *paper, *code;
   guint year;
-  const char *const *sections; /* survey rows, NULL-terminated */
-  const char *mechanism;       /* paragraphs in our own words */
-  const KvParam *params;       /* ends with name NULL */
-  const KvFormula *formulas;   /* ends with symbolic NULL */
+  const char *const *sections;   /* survey rows, NULL-terminated */
+  const char *mechanism;         /* paragraphs in our own words */
+  const KvParam *params;         /* ends with name NULL */
+  const KvFormula *formulas;     /* ends with symbolic NULL */
   const KvQualityPoint *quality; /* ends with model NULL */
-  const char *composes;        /* what it goes with and what it excludes, in words */
+  const char *composes;          /* what it goes with and what it excludes, in words */
   const char *pitfalls;
   const char *confidence;
   gboolean (*arch)(const KvTechniqueUse *use, KvModel *model, GError **error);
@@ -71,18 +73,19 @@ extern const KvTechnique *const kv_techniques[];
 const KvTechnique *kv_technique_find(const char *id, GError **error);
 
 typedef struct {
-  char *text;    /* as the user wrote it, "" for none */
-  GArray *uses;  /* of KvTechniqueUse, in order */
+  char *text;   /* as the user wrote it, "" for none */
+  GArray *uses; /* of KvTechniqueUse, in order */
 } KvStack;
 
-/* Parse `text` ("" or NULL: nothing). Unknown ids and parameters are errors that suggest the nearest name; a value out of
- * its range says the range and the unit. */
+/* Parse `text` ("" or NULL: nothing). Unknown ids and parameters are errors that suggest the
+ * nearest name; a value out of its range says the range and the unit. */
 KvStack *kv_stack_parse(const char *text, GError **error);
 void kv_stack_free(KvStack *stack);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvStack, kv_stack_free)
 
-/* Apply every `arch` to `model`, build the plan with cache elements `dtype`, apply every `plan`, then every `engine`.
- * A composition that makes no sense is an error that says why ("kivi: the keys of ... are already quantized by ..."). */
+/* Apply every `arch` to `model`, build the plan with cache elements `dtype`, apply every `plan`,
+ * then every `engine`. A composition that makes no sense is an error that says why ("kivi: the keys
+ * of ... are already quantized by ..."). */
 KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEngineConfig *config,
                        GError **error);
 

@@ -17,8 +17,8 @@ const KvCommand kv_commands[] = {
      "kvsim compare chat.jsonl --use '' --use kivi --use snapkv:budget=1024", kv_command_compare},
     {"predict", "", "price one step, broken down by kernel",
      "kvsim predict --phase decode --batch 64 --context 8192", kv_command_predict},
-    {"trace", "stat|convert|slice|scale|smear|repeat|generate", "look at traces, change them, make them",
-     "kvsim trace stat chat.jsonl", kv_command_trace},
+    {"trace", "stat|convert|slice|scale|smear|repeat|generate",
+     "look at traces, change them, make them", "kvsim trace stat chat.jsonl", kv_command_trace},
     {"list", "KIND", "what there is: models, platforms, techniques, schedulers, formats, ...",
      "kvsim list techniques", kv_command_list},
     {"show", "NAME", "what one thing is: a model, a device, a technique, ...", "kvsim show kivi",
@@ -36,8 +36,8 @@ const KvCommand *kv_command_find(const char *name) {
   return NULL;
 }
 
-gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc, char ***argv,
-                      GError **error) {
+gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc,
+                      char ***argv, GError **error) {
   g_autofree char *usage = g_strdup_printf("%s - %s", command->arguments, command->summary);
   g_autofree char *program = g_strdup_printf("kvsim %s", command->name);
   g_autofree char *example = g_strdup_printf("Example:\n  %s", command->example);

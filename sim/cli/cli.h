@@ -1,7 +1,8 @@
 /* The program's sub-commands: one table, one file each.
  *
- * A command parses its own arguments with GOption (kv_cli_parse gives each --help the same shape) and returns FALSE with
- * *error set; main prints "kvsim: MESSAGE" and turns the error into the exit status.
+ * A command parses its own arguments with GOption (kv_cli_parse gives each --help the same shape)
+ * and returns FALSE with *error set; main prints "kvsim: MESSAGE" and turns the error into the exit
+ * status.
  */
 #ifndef KV_SIM_CLI_CLI_H
 #define KV_SIM_CLI_CLI_H
@@ -10,17 +11,17 @@
 
 typedef struct {
   const char *name, *arguments, *summary;
-  const char *example; /* printed under --help */
+  const char *example;                                    /* printed under --help */
   gboolean (*run)(int argc, char **argv, GError **error); /* argv[0] is the command's name */
 } KvCommand;
 
 extern const KvCommand kv_commands[]; /* ends with name NULL */
 const KvCommand *kv_command_find(const char *name);
 
-/* Parse argv by `entries`; on success argc and argv hold the arguments that are left (argv[0] stays). `--help` prints
- * and exits. */
-gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc, char ***argv,
-                      GError **error);
+/* Parse argv by `entries`; on success argc and argv hold the arguments that are left (argv[0]
+ * stays). `--help` prints and exits. */
+gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc,
+                      char ***argv, GError **error);
 
 /* Set when the user presses Ctrl-C; commands stop at the next opportunity. */
 extern volatile gint kv_cli_interrupted;

@@ -53,7 +53,7 @@ static gboolean compare(const KvScenario *scenario, char **stacks, const char *t
   Runs runs = {setups, summaries};
   if (!replay_all(&runs, scenario, stacks, trace, format, directory, error) ||
       !kv_replay_write(g_steal_pointer(&directory), (const KvSetup *const *)setups->pdata,
-                       (KvSummary *const *)summaries->pdata, summaries->len, error))
+                       (KvSummary *const *)summaries->pdata, summaries->len, TRUE, error))
     return FALSE;
   if (as_json) {
     print_json(&runs);
@@ -72,8 +72,10 @@ gboolean kv_command_compare(int argc, char **argv, GError **error) {
   g_autofree char *format = NULL;
   gboolean as_json = FALSE;
   const GOptionEntry extra[] = {
-      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &directory, "run directory (default: runs/TRACE-compare)", "DIR"},
-      {"format", 'f', 0, G_OPTION_ARG_STRING, &format, "the trace's format (default: by content)", "NAME"},
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &directory,
+       "run directory (default: runs/TRACE-compare)", "DIR"},
+      {"format", 'f', 0, G_OPTION_ARG_STRING, &format, "the trace's format (default: by content)",
+       "NAME"},
       {"json", 0, 0, G_OPTION_ARG_NONE, &as_json, "print the summaries instead of the table", NULL},
       {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL},
   };
@@ -81,12 +83,12 @@ gboolean kv_command_compare(int argc, char **argv, GError **error) {
   g_autoptr(KvScenario) scenario = NULL;
   gboolean ok = kv_cli_parse(kv_command_find("compare"), entries, &argc, &argv, error) &&
                 (scenario = kv_scenario_options_apply(&options, error));
-  const char *problem = argc < 2                                ? "no trace given"
-                        : argc > 2                              ? "more than one trace given"
-                        : !options.use                          ? "no stack given"
-                        : g_strv_length(options.use) < 2        ? "only one stack given"
-                        : g_strcmp0(argv[1], "-") == 0 ? "standard input can be read only once"
-                                                       : NULL;
+  const char *problem = argc < 2                         ? "no trace given"
+                        : argc > 2                       ? "more than one trace given"
+                        : !options.use                   ? "no stack given"
+                        : g_strv_length(options.use) < 2 ? "only one stack given"
+                        : g_strcmp0(argv[1], "-") == 0   ? "standard input can be read only once"
+                                                         : NULL;
   if (ok && problem) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "compare: %s, expected one trace file and at least two --use ('' is the baseline)",

@@ -31,11 +31,12 @@ static void list_models(gboolean names) {
   for (const char *const *id = kv_model_ids(); *id; id++) {
     g_autoptr(KvModel) model = names ? NULL : kv_model_load(*id, NULL);
     g_autofree char *text =
-        model ? g_strdup_printf("%6.1f B parameters, %u layers, %.0f kB of cache a token, context %u",
-                                (double)kv_model_parameters(model) * 1e-9, kv_model_layers(model),
-                                kv_model_cache_bytes_per_token(model, 2.0) * 1e-3,
-                                model->max_context_tokens)
-              : NULL;
+        model
+            ? g_strdup_printf("%6.1f B parameters, %u layers, %.0f kB of cache a token, context %u",
+                              (double)kv_model_parameters(model) * 1e-9, kv_model_layers(model),
+                              kv_model_cache_bytes_per_token(model, 2.0) * 1e-3,
+                              model->max_context_tokens)
+            : NULL;
     line(names, *id, text);
   }
 }
@@ -89,7 +90,8 @@ static void list_schedulers(gboolean names) {
 static void list_allocators(gboolean names) {
   line(names, "paged", "blocks from one pool, on demand; prefixes shared");
   line(names, "chunked", "2 MiB chunks of each layer's keys and values, on demand; nothing shared");
-  line(names, "reserved", "contiguous, for the whole life of a request (buddy; static batches: exact)");
+  line(names, "reserved",
+       "contiguous, for the whole life of a request (buddy; static batches: exact)");
 }
 
 static void list_routers(gboolean names) {
@@ -109,7 +111,8 @@ static void list_plots(gboolean names) {
 
 static void list_fields(gboolean names) {
   for (const KvScenarioField *f = kv_scenario_fields; f->key; f++) {
-    g_autofree char *name = *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key);
+    g_autofree char *name =
+        *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key);
     line(names, name, f->help);
   }
 }
@@ -118,10 +121,12 @@ static const struct {
   const char *kind;
   void (*list)(gboolean names);
 } lists[] = {
-    {"allocators", list_allocators}, {"commands", list_commands},     {"devices", list_devices},
-    {"executors", list_executors},   {"fields", list_fields},         {"formats", list_formats},
-    {"links", list_links},           {"models", list_models},         {"platforms", list_platforms},
-    {"plots", list_plots},           {"routers", list_routers},       {"schedulers", list_schedulers},
+    {"allocators", list_allocators}, {"commands", list_commands},
+    {"devices", list_devices},       {"executors", list_executors},
+    {"fields", list_fields},         {"formats", list_formats},
+    {"links", list_links},           {"models", list_models},
+    {"platforms", list_platforms},   {"plots", list_plots},
+    {"routers", list_routers},       {"schedulers", list_schedulers},
     {"storage", list_storage},       {"techniques", list_techniques},
 };
 
@@ -147,7 +152,8 @@ gboolean kv_command_list(int argc, char **argv, GError **error) {
     return TRUE;
   }
   g_autofree char *all = g_strjoinv("|", (char **)kinds);
-  g_autofree char *problem = argc == 2 ? kv_names_unknown("kind", argv[1], kinds) : g_strdup("no kind given");
+  g_autofree char *problem =
+      argc == 2 ? kv_names_unknown("kind", argv[1], kinds) : g_strdup("no kind given");
   g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "list: %s, expected one of %s", problem, all);
   return FALSE;
 }

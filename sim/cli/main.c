@@ -15,12 +15,13 @@ static void interrupt(int signal_number) {
 }
 
 static void print_usage(FILE *to) {
-  fprintf(to, "kvsim %s: what a trace would cost if the KV cache were managed another way\n\n"
-              "  kvsim TRACE            replay TRACE with the default scenario\n",
+  fprintf(to,
+          "kvsim %s: what a trace would cost if the KV cache were managed another way\n\n"
+          "  kvsim TRACE            replay TRACE with the default scenario\n",
           KVSIM_VERSION);
   for (const KvCommand *c = kv_commands; c->name; c++) {
-    g_autofree char *line = g_strdup_printf("%s %s", c->name,
-                                            strlen(c->arguments) > 12 ? "..." : c->arguments);
+    g_autofree char *line =
+        g_strdup_printf("%s %s", c->name, strlen(c->arguments) > 12 ? "..." : c->arguments);
     fprintf(to, "  kvsim %-16s %s\n", line, c->summary);
   }
   fprintf(to, "\n'kvsim COMMAND --help' tells more, with an example.\n");
@@ -29,8 +30,8 @@ static void print_usage(FILE *to) {
 /* The command, or `run` if the first argument is a trace; NULL with *error set. */
 static const KvCommand *choose(int argc, char **argv, GError **error) {
   const KvCommand *command = kv_command_find(argv[1]);
-  gboolean trace = argv[1][0] == '-' || g_file_test(argv[1], G_FILE_TEST_EXISTS) ||
-                   strpbrk(argv[1], "./");
+  gboolean trace =
+      argv[1][0] == '-' || g_file_test(argv[1], G_FILE_TEST_EXISTS) || strpbrk(argv[1], "./");
   if (command || trace)
     return command ? command : kv_command_find("run");
   g_autoptr(GPtrArray) names = g_ptr_array_new();

@@ -22,8 +22,8 @@ typedef struct {
   double tier_bytes[KV_N_TIERS];
 } Answer;
 
-/* Decode: `batch` sequences whose context is `context`, the new token counted. Prefill: `batch` prompts of `context` tokens in
- * one step, or their last `chunk` tokens. */
+/* Decode: `batch` sequences whose context is `context`, the new token counted. Prefill: `batch`
+ * prompts of `context` tokens in one step, or their last `chunk` tokens. */
 static gboolean ask(const KvSetup *setup, const Question *q, Answer *answer, GError **error) {
   gboolean decode = strcmp(q->phase, "decode") == 0;
   KvExecutor *executor =
@@ -34,8 +34,8 @@ static gboolean ask(const KvSetup *setup, const Question *q, Answer *answer, GEr
   KvStep step = {.chunks = chunks, .repeat = 1};
   if (decode) {
     for (guint c = 0; c < setup->curves.n_channels; c++)
-      values[c] = q->batch * kv_law_value(&setup->curves.laws[c], q->context, q->context, TRUE,
-                                          NULL, NULL);
+      values[c] =
+          q->batch * kv_law_value(&setup->curves.laws[c], q->context, q->context, TRUE, NULL, NULL);
     step.decode = (KvDecodeBatch){.n = q->batch,
                                   .context_tokens = (double)q->batch * q->context,
                                   .longest_tokens = q->context,
@@ -63,11 +63,12 @@ static void print_json(const KvSetup *setup, const Question *q, const Answer *a)
   json_t *components = json_array();
   for (guint i = 0; i < a->kernels->len; i++) {
     const KvPricedKernel *k = &g_array_index(a->kernels, KvPricedKernel, i);
-    json_array_append_new(
-        components, json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:s, s:s}", "name", k->name, "component",
-                              kv_component_names[k->component], "count", k->count, "seconds",
-                              k->cost.seconds, "flops", k->cost.flops, "hbm_bytes", k->cost.bytes,
-                              "bound", kv_bound_names[k->cost.bound], "operands", k->operands));
+    json_array_append_new(components,
+                          json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:s, s:s}", "name", k->name,
+                                    "component", kv_component_names[k->component], "count",
+                                    k->count, "seconds", k->cost.seconds, "flops", k->cost.flops,
+                                    "hbm_bytes", k->cost.bytes, "bound",
+                                    kv_bound_names[k->cost.bound], "operands", k->operands));
   }
   json_t *tiers = json_object();
   for (guint t = 0; t < KV_N_TIERS; t++)
@@ -81,7 +82,8 @@ static void print_json(const KvSetup *setup, const Question *q, const Answer *a)
       (int)q->context, "calibrated", setup->platform->device->calibrated, "time_seconds",
       a->cost.seconds, "kv_resident_bytes", a->resident_bytes, "kv_read_bytes", a->read_bytes,
       "kv_resident_bytes_by_tier", tiers, "flops", a->cost.flops * s->tensor_parallel, "hbm_bytes",
-      a->cost.hbm_bytes * s->tensor_parallel, "launches", a->cost.launches, "components", components);
+      a->cost.hbm_bytes * s->tensor_parallel, "launches", a->cost.launches, "components",
+      components);
   char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
   puts(text);
   free(text);
@@ -112,7 +114,8 @@ static void print_table(const KvSetup *setup, const Question *q, const Answer *a
 
 static gboolean check(const Question *q, const KvSetup *setup, GError **error) {
   if (strcmp(q->phase, "decode") && strcmp(q->phase, "prefill")) {
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--phase '%s', expected prefill or decode", q->phase);
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--phase '%s', expected prefill or decode",
+                q->phase);
     return FALSE;
   }
   if (setup && q->context > setup->model->max_context_tokens)
@@ -129,8 +132,10 @@ gboolean kv_command_predict(int argc, char **argv, GError **error) {
   const GOptionEntry extra[] = {
       {"phase", 0, 0, G_OPTION_ARG_STRING, &phase, "prefill or decode (default)", "PHASE"},
       {"batch", 'b', 0, G_OPTION_ARG_INT, &batch, "sequences (default 1)", "N"},
-      {"context", 'c', 0, G_OPTION_ARG_INT, &context, "tokens of each, the new one counted (default 1024)", "N"},
-      {"chunk", 0, 0, G_OPTION_ARG_INT, &chunk, "prefill: only the last N tokens are new (default: all)", "N"},
+      {"context", 'c', 0, G_OPTION_ARG_INT, &context,
+       "tokens of each, the new one counted (default 1024)", "N"},
+      {"chunk", 0, 0, G_OPTION_ARG_INT, &chunk,
+       "prefill: only the last N tokens are new (default: all)", "N"},
       {"json", 0, 0, G_OPTION_ARG_NONE, &as_json, "print JSON", NULL},
       {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL},
   };

@@ -86,21 +86,21 @@ static gboolean write_timeline(const KvRunDirectory *directory, const char *pref
   g_autoptr(KvOutput) output = open_in(directory, prefix, "timeline.csv", error);
   if (!output)
     return FALSE;
-  kv_output_print(output, "start_seconds,seconds,running,waiting,blocks_held,blocks_cached,blocks_free,"
-                          "dram_bytes,ssd_bytes,link_bytes,host_bytes,prompt_tokens,output_tokens,"
-                          "busy_seconds,ttft_mean_seconds,tpot_mean_seconds,finished,preemptions\n");
+  kv_output_print(output,
+                  "start_seconds,seconds,running,waiting,blocks_held,blocks_cached,blocks_free,"
+                  "dram_bytes,ssd_bytes,link_bytes,host_bytes,prompt_tokens,output_tokens,"
+                  "busy_seconds,ttft_mean_seconds,tpot_mean_seconds,finished,preemptions\n");
   for (guint i = 0; i < summary->timeline->len; i++) {
     const KvInterval *t = &g_array_index(summary->timeline, KvInterval, i);
-    kv_output_print(output,
-                    "%.6f,%.6f,%.4f,%.4f,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.0f,%.1f,%.1f,%.6f,%.6f,%.6f,%"
-                    G_GUINT64_FORMAT ",%" G_GUINT64_FORMAT "\n",
-                    t->start_seconds, t->seconds, t->running, t->waiting, t->blocks_held,
-                    t->blocks_cached, t->blocks_free, t->tier_bytes[KV_TIER_DRAM],
-                    t->tier_bytes[KV_TIER_SSD], t->link_bytes, t->host_bytes, t->prompt_tokens,
-                    t->output_tokens, t->busy_seconds,
-                    t->ttft_count ? t->ttft_sum / (double)t->ttft_count : 0.0,
-                    t->tpot_count ? t->tpot_sum / (double)t->tpot_count : 0.0, t->finished,
-                    t->preemptions);
+    kv_output_print(
+        output,
+        "%.6f,%.6f,%.4f,%.4f,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.0f,%.1f,%.1f,%.6f,%.6f,%.6f,%" G_GUINT64_FORMAT
+        ",%" G_GUINT64_FORMAT "\n",
+        t->start_seconds, t->seconds, t->running, t->waiting, t->blocks_held, t->blocks_cached,
+        t->blocks_free, t->tier_bytes[KV_TIER_DRAM], t->tier_bytes[KV_TIER_SSD], t->link_bytes,
+        t->host_bytes, t->prompt_tokens, t->output_tokens, t->busy_seconds,
+        t->ttft_count ? t->ttft_sum / (double)t->ttft_count : 0.0,
+        t->tpot_count ? t->tpot_sum / (double)t->tpot_count : 0.0, t->finished, t->preemptions);
   }
   return kv_output_commit(g_steal_pointer(&output), error);
 }
@@ -111,20 +111,22 @@ static GPtrArray *notes_on(const KvSetup *const *setups, KvSummary *const *summa
   for (guint i = 0; i < n; i++) {
     const KvSummary *s = summaries[i];
     if (!s->calibrated && (i == 0 || strcmp(s->platform, summaries[i - 1]->platform) != 0))
-      g_ptr_array_add(notes, g_strdup_printf("%s is uncalibrated: its times follow from its data sheet.",
-                                             setups[i]->platform->device->name));
+      g_ptr_array_add(notes,
+                      g_strdup_printf("%s is uncalibrated: its times follow from its data sheet.",
+                                      setups[i]->platform->device->name));
     if (s->requests_rejected)
-      g_ptr_array_add(notes, g_strdup_printf("%s: %" G_GUINT64_FORMAT
-                                             " requests were rejected, being longer than the model's "
-                                             "context (%u tokens) or than all blocks.",
-                                             s->label, s->requests_rejected,
-                                             setups[i]->scenario->engine.max_model_len));
+      g_ptr_array_add(notes,
+                      g_strdup_printf("%s: %" G_GUINT64_FORMAT
+                                      " requests were rejected, being longer than the model's "
+                                      "context (%u tokens) or than all blocks.",
+                                      s->label, s->requests_rejected,
+                                      setups[i]->scenario->engine.max_model_len));
   }
   return notes;
 }
 
 gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups,
-                         KvSummary *const *summaries, guint n, GError **error) {
+                         KvSummary *const *summaries, guint n, gboolean plots, GError **error) {
   g_autoptr(KvRunDirectory) uncommitted = directory;
   g_autofree char *scenarios = NULL;
   json_t *all = n > 1 ? json_array() : NULL, *figures = n > 1 ? json_array() : NULL;
@@ -156,7 +158,8 @@ gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups
     return FALSE;
   g_autoptr(GPtrArray) notes = notes_on(setups, summaries, n);
   g_autofree char *reason = NULL;
-  g_auto(GStrv) missing = kv_plots_draw(directory, (const KvSummary *const *)summaries, n, &reason);
+  g_auto(GStrv) missing =
+      plots ? kv_plots_draw(directory, (const KvSummary *const *)summaries, n, &reason) : NULL;
   if (missing && missing[0]) {
     g_autofree char *list = g_strjoinv(", ", missing);
     g_autofree char *note = g_strdup_printf("pictures are missing: %s (%s)", list, reason);
@@ -180,8 +183,8 @@ char *kv_replay_directory_name(const char *trace, const char *kind) {
   if (dot && dot != base)
     *dot = '\0';
   for (guint i = 1;; i++) {
-    g_autofree char *name = i == 1 ? g_strdup_printf("%s%s", base, kind)
-                                   : g_strdup_printf("%s%s-%u", base, kind, i);
+    g_autofree char *name =
+        i == 1 ? g_strdup_printf("%s%s", base, kind) : g_strdup_printf("%s%s-%u", base, kind, i);
     char *path = g_build_filename("runs", name, NULL);
     if (!g_file_test(path, G_FILE_TEST_EXISTS))
       return path;

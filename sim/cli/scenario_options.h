@@ -1,5 +1,5 @@
-/* The options by which every command that needs a scenario takes one, in the order in which they apply: the file, the
- * named shortcuts, then each --set. */
+/* The options by which every command that needs a scenario takes one, in the order in which they
+ * apply: the file, the named shortcuts, then each --set. */
 #ifndef KV_SIM_CLI_SCENARIO_OPTIONS_H
 #define KV_SIM_CLI_SCENARIO_OPTIONS_H
 
@@ -17,7 +17,8 @@ typedef struct {
   gboolean step_by_step;
 } KvScenarioOptions;
 
-/* The option entries that fill `options`, ended by NULL; free with g_free(). `extra` (ended by NULL) come after them. */
+/* The option entries that fill `options`, ended by NULL; free with g_free(). `extra` (ended by
+ * NULL) come after them. */
 GOptionEntry *kv_scenario_option_entries(KvScenarioOptions *options, const GOptionEntry *extra);
 
 /* The scenario with everything applied but `use`, of which a command takes one or more. */

@@ -57,7 +57,8 @@ static gboolean show_hardware(const char *name) {
 static gboolean show_scheduler(const char *name) {
   const KvSchedulerClass *scheduler = kv_scheduler_find(name);
   if (scheduler)
-    printf("%s: scheduler\n  %s\n  set by engine.scheduler\n", scheduler->name, scheduler->description);
+    printf("%s: scheduler\n  %s\n  set by engine.scheduler\n", scheduler->name,
+           scheduler->description);
   return scheduler != NULL;
 }
 
@@ -81,7 +82,8 @@ static gboolean show_format(const char *name) {
 
 static gboolean show_field(const char *name) {
   for (const KvScenarioField *f = kv_scenario_fields; f->key; f++) {
-    g_autofree char *full = *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key);
+    g_autofree char *full =
+        *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key);
     if (strcmp(full, name) == 0) {
       g_autofree char *choices = f->choices ? g_strjoinv("|", (char **)f->choices) : NULL;
       printf("%s: scenario field\n  %s\n", name, f->help);
@@ -108,7 +110,8 @@ gboolean kv_command_show(int argc, char **argv, GError **error) {
   if (!kv_cli_parse(kv_command_find("show"), entries, &argc, &argv, error))
     return FALSE;
   if (argc != 2) {
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "show: expected one name (see 'kvsim list kinds')");
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "show: expected one name (see 'kvsim list kinds')");
     return FALSE;
   }
   for (guint i = 0; i < G_N_ELEMENTS(shows); i++)

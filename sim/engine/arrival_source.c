@@ -13,6 +13,8 @@ typedef struct {
   GQueue turns;            /* of KvSequence */
   gboolean answering;      /* a turn is with the engine, or its time is known */
   double answered_seconds; /* when the last answer was complete; -G_MAXDOUBLE: none yet */
+  gboolean pending;        /* its start is recorded and has not come */
+  gboolean counted;        /* takes one of the concurrent places: its start is not recorded */
 } Session;
 
 struct KvArrivalSource {
@@ -21,6 +23,9 @@ struct KvArrivalSource {
   gboolean by_session;          /* the trace is a list of sessions */
   guint concurrency, in_flight; /* requests (closed) or sessions */
   double rate_scale, released;  /* when the last place became free */
+  double base;                  /* when the last session without a recorded start began */
+  guint pending;                /* sessions that wait for their recorded start */
+  double now;                   /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
   KvSequence *ahead;    /* read, not given out */
@@ -45,6 +50,7 @@ KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
   s->arrival_seconds = request->arrival_seconds;
   s->deadline_seconds = request->deadline_seconds;
   s->think_seconds = request->think_seconds;
+  s->session_start_seconds = request->session_start_seconds;
   s->scheduled_seconds = s->first_token_seconds = s->last_token_seconds = -1.0;
   return s;
 }
@@ -56,6 +62,7 @@ void kv_sequence_free(KvSequence *sequence) {
   g_free(sequence->tokens);
   g_free(sequence->nodes);
   g_free(sequence->block_ids);
+  g_free(sequence->swapped_ids);
   g_free(sequence);
 }
 
@@ -170,23 +177,46 @@ static gboolean read_ahead(KvArrivalSource *source, GError **error) {
 /* Start the next session of a trace of sessions: all its turns stand together. Should its name come
  * up again while it is active, the turns continue it. */
 static gboolean start_session(KvArrivalSource *source, GError **error) {
-  if (!read_ahead(source, error))
-    return FALSE;
-  if (!source->ahead)
-    return TRUE;
   gint64 id = source->ahead->session;
   Session *session = g_hash_table_lookup(source->sessions, &id);
   if (!session) {
+    KvSequence *first = g_steal_pointer(&source->ahead);
+    double start = first->session_start_seconds / source->rate_scale;
     session = session_new(id);
     session->answering = TRUE;
+    session->counted = start <= 0.0;
     g_hash_table_insert(source->sessions, &session->id, session);
-    source->in_flight++;
-    defer(source, g_steal_pointer(&source->ahead), source->released);
+    if (session->counted) {
+      source->in_flight++;
+      source->base = source->now;
+      defer(source, first, source->now);
+    } else {
+      /* A recorded start counts from that of the last session without one: a subagent's from its
+       * parent's. */
+      source->pending++;
+      session->pending = TRUE;
+      defer(source, first, MAX(source->base + start, source->now));
+    }
   }
   while (read_ahead(source, error)) {
     if (!source->ahead || source->ahead->session != id)
       return TRUE;
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
+  }
+  return FALSE;
+}
+
+/* Have the turns of every session in memory that may start: as many as there are places of those
+ * whose start is not recorded, and as many again of those whose start is. */
+static gboolean start_sessions(KvArrivalSource *source, GError **error) {
+  while (read_ahead(source, error)) {
+    if (!source->ahead)
+      return TRUE;
+    gboolean recorded = source->ahead->session_start_seconds > 0.0;
+    if ((recorded ? source->pending : source->in_flight) >= source->concurrency)
+      return TRUE;
+    if (!start_session(source, error))
+      return FALSE;
   }
   return FALSE;
 }
@@ -218,9 +248,8 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
 gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError **error) {
   *seconds = G_MAXDOUBLE;
   if (source->by_session) {
-    while (source->in_flight < source->concurrency && !(source->at_end && !source->ahead))
-      if (!start_session(source, error))
-        return FALSE;
+    if (!start_sessions(source, error))
+      return FALSE;
   } else if (source->mode == KV_ARRIVE_SESSIONS) {
     if (!hold_back_turns(source, error))
       return FALSE;
@@ -244,19 +273,25 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
                        (!turn || source->ahead->arrival_seconds <= turn->arrival_seconds);
   KvSequence *sequence = from_file ? g_steal_pointer(&source->ahead) : take_deferred(source);
   source->given++;
+  source->now = MAX(source->now, sequence->arrival_seconds);
   if (source->mode == KV_ARRIVE_CLOSED) {
     sequence->arrival_seconds = source->released;
     source->in_flight++;
   }
-  if (source->mode == KV_ARRIVE_SESSIONS && !source->by_session && sequence->session >= 0) {
-    Session *session = g_hash_table_lookup(source->sessions, &sequence->session);
+  Session *session = source->mode == KV_ARRIVE_SESSIONS && sequence->session >= 0
+                         ? g_hash_table_lookup(source->sessions, &sequence->session)
+                         : NULL;
+  if (session) {
     session->answering = TRUE;
+    source->pending -= session->pending;
+    session->pending = FALSE;
   }
   return sequence;
 }
 
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now) {
   source->released = MAX(source->released, now);
+  source->now = MAX(source->now, now);
   if (source->mode == KV_ARRIVE_CLOSED)
     source->in_flight--;
   if (source->mode != KV_ARRIVE_SESSIONS)
@@ -274,7 +309,7 @@ void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *seque
     session->answered_seconds = now;
   }
   if (source->by_session) {
-    source->in_flight--;
+    source->in_flight -= session && session->counted;
     g_hash_table_remove(source->sessions, &sequence->session);
   }
 }

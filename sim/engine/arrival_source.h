@@ -2,8 +2,9 @@
  *
  *   trace     at the trace's own times (divided by rate_scale)
  *   closed    `concurrency` requests are always in flight; the next starts when one finishes
- *   sessions  a session's next turn starts when its previous answer is complete, plus its think time. Timed traces: first
- *             turns come at their own times. Traces of sessions: `concurrency` sessions are always active
+ *   sessions  a session's next turn starts when its previous answer is complete, plus its think
+ * time. Timed traces: first turns come at their own times. Traces of sessions: a session starts
+ * when the trace says; of those whose start is not recorded, `concurrency` are always active
  *
  * The source reads the trace as it goes; it holds one request, or the turns of the active sessions.
  */
@@ -26,13 +27,14 @@ extern const char *const kv_arrival_mode_names[];
 
 typedef struct KvArrivalSource KvArrivalSource;
 
-/* The reader is borrowed. `limit` requests at most (0: all). FALSE modes: an untimed trace in mode `trace` is an error. */
+/* The reader is borrowed. `limit` requests at most (0: all). FALSE modes: an untimed trace in mode
+ * `trace` is an error. */
 KvArrivalSource *kv_arrival_source_new(KvTraceReader *reader, KvArrivalMode mode, guint concurrency,
                                        double rate_scale, guint64 limit, GError **error);
 void kv_arrival_source_free(KvArrivalSource *source);
 
-/* When the next request comes, as far as is known now; G_MAXDOUBLE if none will before something finishes, or
- * ever. FALSE with *error set if the trace is bad. */
+/* When the next request comes, as far as is known now; G_MAXDOUBLE if none will before something
+ * finishes, or ever. FALSE with *error set if the trace is bad. */
 gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError **error);
 
 /* Take that request; the caller owns it (kv_sequence_free). */

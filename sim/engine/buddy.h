@@ -1,8 +1,9 @@
-/* Contiguous reservations: a buddy allocator, as in the Orca variants of the vLLM paper (section 6.1 there).
+/* Contiguous reservations: a buddy allocator, as in the Orca variants of the vLLM paper
+ * (section 6.1 there).
  *
- * Space is counted in units; a reservation is rounded up to a power of two and lies at a multiple of its
- * size. What cannot be placed for lack of a large enough hole is external fragmentation. The space need not be a
- * power of two: it is the union of the largest buddies that fit.
+ * Space is counted in units; a reservation is rounded up to a power of two and lies at a multiple
+ * of its size. What cannot be placed for lack of a large enough hole is external fragmentation. The
+ * space need not be a power of two: it is the union of the largest buddies that fit.
  */
 #ifndef KV_SIM_ENGINE_BUDDY_H
 #define KV_SIM_ENGINE_BUDDY_H
@@ -11,7 +12,8 @@
 
 typedef struct KvBuddy KvBuddy;
 
-/* With `exact`, units are only counted, neither rounded nor placed: a static batch is one tensor. */
+/* With `exact`, units are only counted, neither rounded nor placed: a static batch is one tensor.
+ */
 KvBuddy *kv_buddy_new(guint64 units, gboolean exact);
 void kv_buddy_free(KvBuddy *buddy);
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 typedef struct {
-  guint64 step; /* at which the law of a channel bends */
+  guint64 step;         /* at which the law of a channel bends */
   KvSequence *sequence; /* NULL once the member has left */
 } Bend;
 
@@ -15,10 +15,10 @@ struct KvDecodeSet {
   guint64 step;
   KvSequence **heap; /* by finish_step, then index */
   guint64 n, size;
-  double context;                          /* sum over members, now */
-  double longest_base;                     /* upper bound of context - step */
+  double context;                                          /* sum over members, now */
+  double longest_base;                                     /* upper bound of context - step */
   double values[KV_MAX_CHANNELS], slopes[KV_MAX_CHANNELS]; /* at the next step */
-  GArray *bends;                           /* binary heap of Bend */
+  GArray *bends;                                           /* binary heap of Bend */
   guint64 *phases; /* simple demand: members by (m - step) mod block_tokens */
 };
 
@@ -27,7 +27,8 @@ KvDecodeSet *kv_decode_set_new(const KvPlanCurves *curves, const KvDemand *deman
   set->curves = curves;
   set->demand = demand;
   set->only_all = curves->n_channels == 1 && curves->laws[0].kind == KV_LAW_ALL &&
-                  curves->laws[0].kept_prompt <= 0.0 && curves->laws[0].scale == 1.0 && curves->laws[0].cap >= G_MAXDOUBLE;
+                  curves->laws[0].kept_prompt <= 0.0 && curves->laws[0].scale == 1.0 &&
+                  curves->laws[0].cap >= G_MAXDOUBLE;
   set->bends = g_array_new(FALSE, FALSE, sizeof(Bend));
   set->phases = g_new0(guint64, demand->block_tokens);
   return set;
@@ -134,15 +135,16 @@ static gboolean bend_is_stale(const Bend *bend) {
   return bend->sequence == NULL;
 }
 
-/* Add (sign +1) or remove (-1) what the sequence contributes at context `n` of the next step, extrapolated from `anchor`
- * (the context at which its law was last evaluated). Returns the tokens for which the piece stays valid. */
+/* Add (sign +1) or remove (-1) what the sequence contributes at context `n` of the next step,
+ * extrapolated from `anchor` (the context at which its law was last evaluated). Returns the tokens
+ * for which the piece stays valid. */
 static double contribute(KvDecodeSet *set, const KvSequence *sequence, double n, double anchor,
                          double sign) {
   double valid = G_MAXDOUBLE;
   for (guint c = 0; c < set->curves->n_channels; c++) {
     double slope, piece;
-    double value = kv_law_value(&set->curves->laws[c], anchor, sequence->input_tokens, TRUE, &slope,
-                                &piece);
+    double value =
+        kv_law_value(&set->curves->laws[c], anchor, sequence->input_tokens, TRUE, &slope, &piece);
     set->values[c] += sign * (value + slope * (n - anchor));
     set->slopes[c] += sign * slope;
     valid = MIN(valid, piece);
@@ -257,7 +259,8 @@ guint64 kv_decode_set_until_bend(const KvDecodeSet *set) {
 guint64 kv_decode_set_growth(const KvDecodeSet *set, guint64 steps) {
   guint64 blocks = 0;
   if (set->demand->simple) {
-    /* A member with m tokens fills its block after (-m mod B) steps; the step after takes a new one. */
+    /* A member with m tokens fills its block after (-m mod B) steps; the step after takes a new
+     * one. */
     guint64 block = set->demand->block_tokens;
     blocks = steps / block * set->n;
     guint64 rest = steps % block, phase = set->step % block;

@@ -1,9 +1,9 @@
 /* The sequences of an instance that decode, one token each step, as a whole.
  *
- * Nothing here walks the set when time passes: a member knows the step count at which it joined, the set carries
- * sums (context, the plan's channels, slopes), counts of members by the phase at which they need their next block, a
- * heap of finish steps, and a heap of steps at which a member's law bends. Moving k steps on costs O(1), joining and
- * leaving O(log n).
+ * Nothing here walks the set when time passes: a member knows the step count at which it joined,
+ * the set carries sums (context, the plan's channels, slopes), counts of members by the phase at
+ * which they need their next block, a heap of finish steps, and a heap of steps at which a member's
+ * law bends. Moving k steps on costs O(1), joining and leaving O(log n).
  */
 #ifndef KV_SIM_ENGINE_DECODE_SET_H
 #define KV_SIM_ENGINE_DECODE_SET_H
@@ -26,8 +26,8 @@ guint32 kv_sequence_context(const KvSequence *sequence, const KvDecodeSet *set);
 /* Tokens it has generated so far, those of steps taken counted. */
 guint32 kv_sequence_emitted(const KvSequence *sequence, const KvDecodeSet *set);
 
-/* The sequence has computed all of its target and emitted a token: let it decode until it has emitted
- * output_tokens. */
+/* The sequence has computed all of its target and emitted a token: let it decode until it has
+ * emitted output_tokens. */
 void kv_decode_set_join(KvDecodeSet *set, KvSequence *sequence);
 /* Take a member out and settle its computed_tokens, emitted_tokens and private blocks. */
 void kv_decode_set_leave(KvDecodeSet *set, KvSequence *sequence, guint64 node_blocks);

@@ -75,8 +75,7 @@ guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboole
   double bytes = demand->state_bytes;
   for (guint c = 0; c < demand->n_channels; c++)
     if (demand->bytes[c] > 0.0)
-      bytes += demand->bytes[c] *
-               kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);
+      bytes += demand->bytes[c] * kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);
   /* A billionth of a block: sums of products that are whole in exact arithmetic stay whole. */
   return (guint64)ceil(bytes / demand->block_bytes - 1e-9);
 }

@@ -1,12 +1,14 @@
 /* How many blocks a sequence's cache takes, as the plan says.
  *
- * A block holds `block_tokens` tokens at the bytes per token that the plan tends to for long contexts, over all tiers
- * together: for an unchanged cache exactly vLLM's block. A sequence at context n takes
+ * A block holds `block_tokens` tokens at the bytes per token that the plan tends to for long
+ * contexts, over all tiers together: for an unchanged cache exactly vLLM's block. A sequence at
+ * context n takes
  *
  *     ceil( sum over channels of bytes * law(n)  +  recurrent state,  / block_bytes )
  *
- * blocks. Laws that go up and down (a residual that is flushed) count with their upper envelope: a real allocator keeps the
- * buffer. In the common case the demand is "simple": blocks = ceil(m / block_tokens), where m grows by one a step.
+ * blocks. Laws that go up and down (a residual that is flushed) count with their upper envelope: a
+ * real allocator keeps the buffer. In the common case the demand is "simple": blocks = ceil(m /
+ * block_tokens), where m grows by one a step.
  */
 #ifndef KV_SIM_ENGINE_DEMAND_H
 #define KV_SIM_ENGINE_DEMAND_H
@@ -24,7 +26,7 @@ typedef struct {
   KvLaw laws[KV_MAX_CHANNELS]; /* envelopes */
   double bytes[KV_MAX_CHANNELS];
   double state_bytes;
-  gboolean drops_prompt; /* a sequence takes fewer blocks once its prompt is done */
+  gboolean drops_prompt;         /* a sequence takes fewer blocks once its prompt is done */
   double tier_share[KV_N_TIERS]; /* of block_bytes */
 } KvDemand;
 

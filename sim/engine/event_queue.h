@@ -1,7 +1,7 @@
 /* The event queue: a fixed set of sources, each with the time of its next event.
  *
- * A binary heap indexed by source, so a source's time can be moved in either direction in O(log n). Events at equal
- * times come in the order of the sources' numbers, which makes a run reproducible.
+ * A binary heap indexed by source, so a source's time can be moved in either direction in O(log n).
+ * Events at equal times come in the order of the sources' numbers, which makes a run reproducible.
  */
 #ifndef KV_SIM_ENGINE_EVENT_QUEUE_H
 #define KV_SIM_ENGINE_EVENT_QUEUE_H

@@ -1,9 +1,10 @@
 /* Executors: who carries out the engine's operations, and says how long they took.
  *
- * The engine decides; an executor is handed a STEP (one engine iteration: prefill chunks plus the decoding set, with a
- * repeat count) or a COPY (blocks between two tiers), and answers with time. `model` prices operations
- * analytically in virtual time; `host` computes them for real with a small transformer; `cuda` will do so on a GPU.
- * Nothing that decides may live behind this interface; nothing that measures may live before it.
+ * The engine decides; an executor is handed a STEP (one engine iteration: prefill chunks plus the
+ * decoding set, with a repeat count) or a COPY (blocks between two tiers), and answers with time.
+ * `model` prices operations analytically in virtual time; `host` computes them for real with a
+ * small transformer; `cuda` will do so on a GPU. Nothing that decides may live behind this
+ * interface; nothing that measures may live before it.
  */
 #ifndef KV_SIM_ENGINE_EXECUTOR_H
 #define KV_SIM_ENGINE_EXECUTOR_H
@@ -40,12 +41,12 @@ typedef struct {
 
 /* The decoding sequences of a step, as sums: all that a cost needs. Real executors walk `first`. */
 typedef struct {
-  guint64 n;               /* sequences */
-  guint64 padding;         /* rows computed for sequences that have finished (static batching) */
-  double context_tokens;   /* sum of contexts at the first repeat, the new token counted */
-  double longest_tokens;   /* an upper bound of the longest context */
-  const double *values;    /* per channel of the plan's curves: sum at the first repeat */
-  const double *slopes;    /* growth of the sum per repeat */
+  guint64 n;                  /* sequences */
+  guint64 padding;            /* rows computed for sequences that have finished (static batching) */
+  double context_tokens;      /* sum of contexts at the first repeat, the new token counted */
+  double longest_tokens;      /* an upper bound of the longest context */
+  const double *values;       /* per channel of the plan's curves: sum at the first repeat */
+  const double *slopes;       /* growth of the sum per repeat */
   KvSequence *const *members; /* NULL for executors that need only sums */
 } KvDecodeBatch;
 
@@ -57,13 +58,13 @@ typedef struct {
 } KvStep;
 
 typedef struct {
-  double seconds;              /* all repeats */
+  double seconds;                     /* all repeats */
   double first_seconds, last_seconds; /* the first and the last repeat */
   double component_seconds[KV_N_COMPONENTS];
   double component_flops[KV_N_COMPONENTS], component_bytes[KV_N_COMPONENTS]; /* per GPU */
-  double flops, hbm_bytes;     /* per GPU */
-  double link_bytes;           /* between GPUs */
-  double fetched_bytes[KV_N_TIERS]; /* from each tier */
+  double flops, hbm_bytes;                                                   /* per GPU */
+  double link_bytes;                                                         /* between GPUs */
+  double fetched_bytes[KV_N_TIERS];                                          /* from each tier */
   double launches;
 } KvStepCost;
 
@@ -77,21 +78,32 @@ typedef struct {
 } KvCopy;
 
 typedef struct KvExecutor KvExecutor;
+typedef struct KvPricing
+    KvPricing; /* a closed-form executor's price of a step as a function of its repeats */
 
 typedef struct {
   const char *name, *description;
   gboolean closed_form; /* prices `repeat` > 1, needs no members and no block ids */
-  /* Carry out the step (closed form: price it). FALSE with *error set if it cannot. */
+  /* Carry out the step, whose repeat is 1 (closed form: price it). FALSE with *error set if it
+   * cannot. */
   gboolean (*step)(KvExecutor *executor, const KvStep *step, KvStepCost *cost, GError **error);
-  /* Closed form only: the time of the first `repeats` repeats. */
-  double (*seconds)(KvExecutor *executor, const KvStep *step, guint64 repeats);
+  /* Closed form only. A pricing is made once and filled again and again: price() does the work for
+   * up to step->repeat repeats and returns how many it covers (at least 1); seconds() and cost()
+   * then answer for any number of them at next to no cost. */
+  KvPricing *(*pricing_new)(KvExecutor *executor);
+  void (*pricing_free)(KvPricing *pricing);
+  guint64 (*price)(KvExecutor *executor, const KvStep *step, KvPricing *pricing);
+  double (*seconds)(const KvPricing *pricing, guint64 repeats);
+  void (*cost)(KvExecutor *executor, const KvPricing *pricing, guint64 repeats, KvStepCost *cost);
   /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
   double (*next_copy)(KvExecutor *executor);
   gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);
-  /* The physical block `from` was copied to `to` (copy on write, swapping). Real executors only; may be NULL. */
-  void (*move_block)(KvExecutor *executor, KvTier from_tier, guint32 from, KvTier to_tier, guint32 to);
+  /* The physical block `from` was copied to `to` (copy on write, swapping). Real executors only;
+   * may be NULL. */
+  void (*move_block)(KvExecutor *executor, KvTier from_tier, guint32 from, KvTier to_tier,
+                     guint32 to);
   /* The sequence is finished: release executor_state. May be NULL. */
   void (*forget)(KvExecutor *executor, KvSequence *sequence);
   void (*destroy)(KvExecutor *executor);

@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "sim/engine/metrics.h"
-
 /* Queues. */
 
 static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
@@ -51,7 +49,9 @@ static KvBatch *batch_take(KvInstance *instance) {
   return batch;
 }
 
-static void batch_free(KvBatch *batch) {
+static void batch_free(KvInstance *instance, KvBatch *batch) {
+  if (batch->pricing)
+    instance->executor->class->pricing_free(batch->pricing);
   g_array_unref(batch->chunks);
   g_ptr_array_unref(batch->ending);
   g_free(batch->values);
@@ -65,42 +65,70 @@ static void batch_give(KvInstance *instance, KvBatch *batch) {
 }
 
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
-                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
-                            guint hash_block_tokens, gboolean shareable) {
+                            KvExecutor *executor, KvObserver *observer, guint64 blocks,
+                            guint hash_block_tokens, const KvPlan *plan) {
   KvInstance *instance = g_new0(KvInstance, 1);
   gboolean reserved = strcmp(config->allocator, "reserved") == 0;
   instance->index = index;
   instance->config = config;
   instance->scheduler = kv_scheduler_find(config->scheduler);
   instance->executor = executor;
-  instance->metrics = metrics;
+  instance->observer = observer;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
     instance->buddy = kv_buddy_new(blocks, instance->scheduler->holds_rows);
   instance->pool = kv_pool_new(reserved ? 0 : blocks, config->block_tokens, hash_block_tokens,
-                               config->prefix_caching && shareable && !reserved,
+                               config->prefix_caching && plan->shareable && !reserved,
                                !executor->class->closed_form);
+  instance->share_multiple = MAX(1, plan->share_multiple);
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
   instance->held_rows = g_ptr_array_new();
   instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
-  instance->host_free_blocks = (guint64)(config->swap_bytes / instance->demand.block_bytes);
+  instance->host_free_blocks = kv_instance_swap_blocks(config, &instance->demand);
+  if (!executor->class->closed_form) {
+    instance->host_free_ids = g_new(guint32, instance->host_free_blocks + 1);
+    for (guint64 i = 0; i < instance->host_free_blocks; i++)
+      instance->host_free_ids[i] = (guint32)i;
+  }
   return instance;
+}
+
+guint64 kv_instance_swap_blocks(const KvEngineConfig *config, const KvDemand *demand) {
+  return (guint64)(config->swap_bytes / demand->block_bytes);
+}
+
+/* Real executors keep swapped blocks and the lower tier in one host store: the swap space first. */
+static void move_tier_block(gboolean down, guint32 pool_id, guint32 tier_id, gpointer user) {
+  KvExecutor *executor = user;
+  if (down)
+    executor->class->move_block(executor, KV_TIER_HBM, pool_id, KV_TIER_DRAM, tier_id);
+  else
+    executor->class->move_block(executor, KV_TIER_DRAM, tier_id, KV_TIER_HBM, pool_id);
+}
+
+void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks) {
+  gboolean real = !instance->executor->class->closed_form;
+  instance->tier = tier;
+  kv_pool_set_tier(instance->pool, blocks,
+                   (guint32)kv_instance_swap_blocks(instance->config, &instance->demand),
+                   real ? move_tier_block : NULL, instance->executor);
 }
 
 void kv_instance_free(KvInstance *instance) {
   if (!instance)
     return;
   for (guint i = 0; i < instance->n_batches; i++)
-    batch_free(instance->batches[i]);
+    batch_free(instance, instance->batches[i]);
   for (guint i = 0; i < instance->n_spare; i++)
-    batch_free(instance->spare[i]);
+    batch_free(instance, instance->spare[i]);
   kv_decode_set_free(instance->decode);
   kv_pool_free(instance->pool);
   kv_buddy_free(instance->buddy);
   g_ptr_array_unref(instance->prefilling);
   g_ptr_array_unref(instance->held_rows);
+  g_free(instance->host_free_ids);
   g_free(instance);
 }
 
@@ -120,13 +148,23 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes) {
   return free_blocks > growth ? free_blocks - growth : 0;
 }
 
+KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
+                               guint32 limit_tokens) {
+  KvPrefixHit hit = kv_pool_lookup(instance->pool, sequence, limit_tokens);
+  guint64 found = hit.tokens + hit.tier_tokens, surplus = found % instance->share_multiple;
+  if (surplus > 0 && hit.own_blocks == 0) /* its own kept blocks may end anywhere */
+    hit = kv_pool_lookup(instance->pool, sequence, (guint32)(found - surplus));
+  return hit;
+}
+
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens) {
   guint64 blocks = kv_demand_blocks(&instance->demand, tokens, sequence->input_tokens, FALSE);
   guint64 held = kv_pool_held(instance->pool, sequence);
   return blocks > held ? blocks - held : 0;
 }
 
-/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation, section 6.1). */
+/* Blocks to reserve for the whole life of a request (the Orca variants of vLLM's evaluation,
+ * section 6.1). */
 static guint64 reserved_blocks(const KvInstance *instance, const KvSequence *sequence) {
   const KvEngineConfig *config = instance->config;
   guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
@@ -146,8 +184,8 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
   if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
     return FALSE;
-  guint64 prompt = kv_demand_blocks(&instance->demand, sequence->input_tokens,
-                                    sequence->input_tokens, FALSE);
+  guint64 prompt =
+      kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
@@ -182,7 +220,8 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
 
 /* For schedulers. */
 
-void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit, double now) {
+void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
+                       double now) {
   queue_remove(&instance->waiting, sequence);
   if (hit)
     kv_pool_take_hit(instance->pool, sequence, hit);
@@ -204,7 +243,7 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
                    .blocks = blocks,
                    .sequence = sequence,
                    .pinned = TRUE};
-    kv_metrics_moved(instance->metrics, &copy, now);
+    instance->observer->class->moved(instance->observer, &copy, now);
     instance->executor->class->copy(instance->executor, &copy, now);
     return;
   }
@@ -216,7 +255,8 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
   instance->n_running++;
 }
 
-void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence, guint32 tokens) {
+void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
+                           guint32 tokens) {
   g_assert(tokens > 0 && sequence->computed_tokens + tokens <= sequence->target_tokens);
   KvChunk chunk = {.sequence = sequence,
                    .past = sequence->computed_tokens,
@@ -237,21 +277,47 @@ static void remove_chunk(KvBatch *batch, KvSequence *sequence) {
       g_array_remove_index(batch->chunks, i);
 }
 
-/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is copied. */
+/* Real executors: move the contents. Ids on the host are taken from and given back to a stack, last
+ * out first in, and kept in the sequence meanwhile. */
+static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 blocks,
+                          gboolean out) {
+  KvExecutor *executor = instance->executor;
+  if (!instance->host_free_ids)
+    return;
+  if (out)
+    sequence->swapped_ids = g_renew(guint32, sequence->swapped_ids, blocks);
+  for (guint64 i = 0; i < blocks; i++) {
+    guint32 *host = &sequence->swapped_ids[i];
+    if (out) {
+      *host = instance->host_free_ids[instance->host_free_blocks - 1 - i];
+      executor->class->move_block(executor, KV_TIER_HBM, sequence->block_ids[i], KV_TIER_DRAM,
+                                  *host);
+    } else {
+      instance->host_free_ids[instance->host_free_blocks + i] = *host;
+      executor->class->move_block(executor, KV_TIER_DRAM, *host, KV_TIER_HBM,
+                                  sequence->block_ids[i]);
+    }
+  }
+}
+
+/* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is
+ * copied. */
 static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
   KvCopy copy = {.from = out ? KV_TIER_HBM : KV_TIER_DRAM,
                  .to = out ? KV_TIER_DRAM : KV_TIER_HBM,
                  .bytes = (double)blocks * instance->demand.block_bytes,
                  .blocks = blocks};
   instance->executor->class->copy(instance->executor, &copy, instance->now);
-  kv_metrics_moved(instance->metrics, &copy, instance->now);
+  instance->observer->class->moved(instance->observer, &copy, instance->now);
+  swap_contents(instance, sequence, blocks, out);
   if (out)
     instance->host_free_blocks -= blocks;
   else
     instance->host_free_blocks += blocks;
   double end = instance->now;
   KvCopy done;
-  for (double next; (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
+  for (double next;
+       (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
     if (instance->executor->class->pop_copy(instance->executor, next, &done))
       end = next;
   return end - instance->now;
@@ -272,16 +338,16 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   victim->preemptions++;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
-      instance->host_free_blocks >= blocks && instance->executor->class->closed_form) {
+      instance->host_free_blocks >= blocks) {
     batch->wait_seconds = MAX(batch->wait_seconds, swap(instance, victim, blocks, TRUE));
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
     queue_push_tail(&instance->swapped, victim);
-    kv_metrics_preempted(instance->metrics, 0, instance->now);
+    instance->observer->class->preempted(instance->observer, 0, instance->now);
     return TRUE;
   }
-  kv_metrics_preempted(instance->metrics, victim->computed_tokens, instance->now);
+  instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
   victim->recomputed_tokens += victim->computed_tokens;
   give_back(instance, victim, TRUE);
   victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
@@ -294,9 +360,9 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
 
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   queue_remove(&instance->swapped, sequence);
+  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
   batch->wait_seconds =
       MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
-  kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
   sequence->swapped_blocks = 0;
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;
@@ -357,7 +423,7 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
                      .bytes = (double)blocks * instance->demand.block_bytes,
                      .blocks = blocks,
                      .pinned = TRUE};
-      kv_metrics_moved(instance->metrics, &copy, batch->end);
+      instance->observer->class->moved(instance->observer, &copy, batch->end);
       instance->executor->class->copy(instance->executor, &copy, batch->end);
     }
   }
@@ -400,13 +466,18 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
 }
 
 static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error) {
-  KvStep step;
-  batch->open = FALSE;
   if (!instance->executor->class->closed_form && batch->decodes)
     prepare_members(instance);
-  step_of(instance, batch, &step);
-  if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
-    return FALSE;
+  if (batch->open) {
+    instance->executor->class->cost(instance->executor, batch->pricing, batch->repeat,
+                                    &batch->cost);
+  } else {
+    KvStep step;
+    step_of(instance, batch, &step);
+    if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
+      return FALSE;
+  }
+  batch->open = FALSE;
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
@@ -419,7 +490,7 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
     }
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
-  kv_metrics_batch(instance->metrics, instance, batch);
+  instance->observer->class->batch(instance->observer, instance, batch);
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
     instance->joined_since_decode = 0;
@@ -442,8 +513,8 @@ static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
       instance->config->step_by_step)
     return 1;
-  guint64 steps = MIN(kv_decode_set_until_finish(instance->decode),
-                      kv_decode_set_until_bend(instance->decode));
+  guint64 steps =
+      MIN(kv_decode_set_until_finish(instance->decode), kv_decode_set_until_bend(instance->decode));
   if (!instance->buddy)
     steps = kv_decode_set_affordable(instance->decode, kv_pool_free_blocks(instance->pool), steps);
   return MAX(steps, 1);
@@ -457,11 +528,18 @@ static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
 }
 
 static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
-  KvStep step;
   if (repeats == 0)
     return 0.0;
+  return batch->wait_seconds + instance->executor->class->seconds(batch->pricing, repeats);
+}
+
+/* Price the jump; it becomes as long as one price covers. */
+static void price_jump(KvInstance *instance, KvBatch *batch) {
+  KvStep step;
   step_of(instance, batch, &step);
-  return batch->wait_seconds + instance->executor->class->seconds(instance->executor, &step, repeats);
+  if (!batch->pricing)
+    batch->pricing = instance->executor->class->pricing_new(instance->executor);
+  batch->repeat = instance->executor->class->price(instance->executor, &step, batch->pricing);
 }
 
 static void set_due(KvInstance *instance, KvBatch *batch) {
@@ -499,6 +577,7 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   batch->open = batch->repeat > 1;
   if (!batch->open)
     return close_batch(instance, batch, error);
+  price_jump(instance, batch);
   set_due(instance, batch);
   return TRUE;
 }
@@ -506,7 +585,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
 /* The first step of the open jump that ends at `when` or later. */
 static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) {
   double elapsed = when - batch->start;
-  guint64 low = 0, high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
+  guint64 low = 0,
+          high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
   double low_seconds = 0.0, guess = elapsed / jump_seconds(instance, batch, 1);
   for (guint round = 0; high - low > 1; round++) {
     guint64 middle = low + (high - low) / 2;
@@ -556,7 +636,7 @@ static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->state = KV_SEQUENCE_FINISHED;
   give_back(instance, sequence, FALSE);
   instance->n_running--;
-  kv_metrics_finished(instance->metrics, sequence);
+  instance->observer->class->finished(instance->observer, sequence);
   if (instance->executor->class->forget)
     instance->executor->class->forget(instance->executor, sequence);
   instance->finished(instance, sequence, instance->user);
@@ -574,9 +654,10 @@ static void take_results(KvInstance *instance) {
       continue;
     if (sequence->first_token_seconds < 0.0) {
       sequence->first_token_seconds = batch->end;
-      kv_metrics_first_token(instance->metrics, sequence);
+      instance->observer->class->first_token(instance->observer, sequence);
     } else {
-      kv_metrics_stalled_token(instance->metrics, batch->end - sequence->last_token_seconds);
+      instance->observer->class->stalled_token(instance->observer,
+                                               batch->end - sequence->last_token_seconds);
     }
   }
   for (guint i = 0; i < batch->ending->len; i++)
@@ -598,7 +679,8 @@ double kv_instance_next(KvInstance *instance) {
     return instance->now;
   double next = G_MAXDOUBLE;
   if (instance->n_batches > 0) {
-    const KvBatch *oldest = instance->batches[0], *newest = instance->batches[instance->n_batches - 1];
+    const KvBatch *oldest = instance->batches[0],
+                  *newest = instance->batches[instance->n_batches - 1];
     if (!oldest->open)
       next = oldest->end;
     if (newest->open)
@@ -618,7 +700,8 @@ static void take_copies(KvInstance *instance) {
     instance->n_loading--;
     copy.sequence->state = KV_SEQUENCE_WAITING;
     queue_push_head(&instance->waiting, copy.sequence);
-    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle poll. */
+    /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle
+     * poll. */
     if (instance->n_batches == 0)
       instance->nothing_to_decide = FALSE;
     else if (instance->batches[instance->n_batches - 1]->open)

@@ -1,13 +1,14 @@
 /* One serving instance: its queues, its blocks, its pipeline of batches.
  *
- * An instance is driven by its wake-up times. At a wake-up it takes in the results of batches that have ended and lets
- * its scheduler decide the next one. Synchronous scheduling keeps one batch in flight. Asynchronous scheduling keeps two:
- * the batch after next is decided when a batch ends, so an arrival waits out one more step, and the blocks
- * and the slot of a finished sequence are seen free one step later.
+ * An instance is driven by its wake-up times. At a wake-up it takes in the results of batches that
+ * have ended and lets its scheduler decide the next one. Synchronous scheduling keeps one batch in
+ * flight. Asynchronous scheduling keeps two: the batch after next is decided when a batch ends, so
+ * an arrival waits out one more step, and the blocks and the slot of a finished sequence are seen
+ * free one step later.
  *
- * A batch of decoding sequences only is decided as a jump of many steps: as many as nothing can change. The
- * jump is open until its last step but one (asynchronous) or its last (synchronous) has ended, and an arrival shortens it.
- * State advances when a jump is closed.
+ * A batch of decoding sequences only is decided as a jump of many steps: as many as nothing can
+ * change. The jump is open until its last step but one (asynchronous) or its last (synchronous) has
+ * ended, and an arrival shortens it. State advances when a jump is closed.
  *
  * Running sequences stand in admission order; the last is the first to be preempted.
  */
@@ -21,10 +22,9 @@
 #include "sim/engine/decode_set.h"
 #include "sim/engine/demand.h"
 #include "sim/engine/executor.h"
+#include "sim/engine/observer.h"
 #include "sim/engine/pool.h"
 #include "sim/engine/scheduler.h"
-
-typedef struct KvMetrics KvMetrics;
 
 typedef struct {
   KvSequence *head, *tail;
@@ -32,16 +32,17 @@ typedef struct {
 } KvQueue;
 
 struct KvBatch {
-  GArray *chunks;     /* of KvChunk */
-  GPtrArray *ending;  /* sequences whose last token it emits */
-  gboolean decodes;   /* the decoding sequences take part */
+  GArray *chunks;    /* of KvChunk */
+  GPtrArray *ending; /* sequences whose last token it emits */
+  gboolean decodes;  /* the decoding sequences take part */
   guint64 decode_n, padding, repeat;
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
   gboolean open, shortened;
-  double start, end;  /* end: known once closed */
-  double due;         /* open: when it is closed and the next batch decided */
+  double start, end;   /* end: known once closed */
+  double due;          /* open: when it is closed and the next batch decided */
   double wait_seconds; /* extra time before it may start: copies that it waits for */
+  KvPricing *pricing;  /* of a jump; made when first needed */
   KvStepCost cost;
 };
 
@@ -50,39 +51,43 @@ struct KvInstance {
   const KvEngineConfig *config;
   const KvSchedulerClass *scheduler;
   KvExecutor *executor;
-  KvMetrics *metrics;
+  KvObserver *observer;
   KvDemand demand;
-  KvPool *pool;    /* paged */
-  KvBuddy *buddy;  /* reserved: then the pool has no blocks */
+  KvPool *pool;   /* paged */
+  KvBuddy *buddy; /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
   KvDecodeSet *decode;
+  guint share_multiple; /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
-  GPtrArray *prefilling;   /* running sequences with prompt left, in admission order */
-  guint n_running;         /* running, those whose last token is in flight counted */
+  GPtrArray *prefilling; /* running sequences with prompt left, in admission order */
+  guint n_running;       /* running, those whose last token is in flight counted */
   guint n_loading;
-  guint depth;             /* batches in flight at most */
-  KvBatch *batches[2];     /* the first is the older */
+  guint depth;         /* batches in flight at most */
+  KvBatch *batches[2]; /* the first is the older */
   guint n_batches;
   KvBatch *spare[3];
   guint n_spare;
-  gboolean blocked;        /* the head of the queue waits for blocks or a slot: an arrival changes nothing */
+  gboolean
+      blocked; /* the head of the queue waits for blocks or a slot: an arrival changes nothing */
   gboolean nothing_to_decide; /* until a batch ends, something arrives or a copy completes */
-  GPtrArray *held_rows;    /* finished sequences whose rows are computed on (static batching) */
-  KvTier tier;             /* the prefix cache's lower tier; KV_TIER_HBM: none */
-  guint64 host_free_blocks; /* of the swap space */
-  guint64 taken_private;   /* blocks taken for decoding sequences as a whole */
+  GPtrArray *held_rows;       /* finished sequences whose rows are computed on (static batching) */
+  KvTier tier;                /* the prefix cache's lower tier; KV_TIER_HBM: none */
+  guint64 host_free_blocks;   /* of the swap space */
+  guint32 *host_free_ids;     /* a stack of them, where the executor needs ids */
+  guint64 taken_private;      /* blocks taken for decoding sequences as a whole */
   double now;
   double last_decode_end, last_prefill_end;
   guint64 joined_since_decode; /* sequences that joined since decoding sequences last took part */
-  double tokens_held;      /* in caches of running sequences that do not decode */
-  void (*finished)(KvInstance *instance, KvSequence *sequence, gpointer user); /* the sequence is freed after it */
+  double tokens_held;          /* in caches of running sequences that do not decode */
+  void (*finished)(KvInstance *instance, KvSequence *sequence,
+                   gpointer user); /* the sequence is freed after it */
   gpointer user;
 };
 
 /* Everything is borrowed. `blocks` the pool's size, `hash_block_tokens` the trace's. */
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
-                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
-                            guint hash_block_tokens, gboolean shareable);
+                            KvExecutor *executor, KvObserver *observer, guint64 blocks,
+                            guint hash_block_tokens, const KvPlan *plan);
 void kv_instance_free(KvInstance *instance);
 
 /* A request arrives at `now`; the instance owns it until it calls finished(). */
@@ -91,7 +96,8 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now);
 /* Whether the request could ever be served. */
 gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence *sequence);
 
-/* When it must be woken next (G_MAXDOUBLE: never), and the waking. FALSE with *error set if the executor failed. */
+/* When it must be woken next (G_MAXDOUBLE: never), and the waking. FALSE with *error set if the
+ * executor failed. */
 double kv_instance_next(KvInstance *instance);
 gboolean kv_instance_wake(KvInstance *instance, double now, GError **error);
 
@@ -101,23 +107,37 @@ guint kv_instance_running(const KvInstance *instance);
 
 /* For schedulers. */
 
-/* Blocks that may be given out, after the decoding sequences' own needs of this step if they take part. */
+/* Blocks that may be given out, after the decoding sequences' own needs of this step if they take
+ * part. */
 guint64 kv_instance_available(const KvInstance *instance, gboolean decodes);
+/* What the prefix cache holds of the sequence's first `limit_tokens` tokens, at a multiple at which
+ * the plan allows sharing. */
+KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
+                               guint32 limit_tokens);
 /* Blocks that the sequence needs for `tokens` tokens beyond those it holds. */
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens);
 /* Reserve contiguous room for the sequence's whole life; FALSE if there is no hole for it now. */
 gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence);
-/* Take a waiting sequence into the running list with the blocks found by `hit` (NULL: it holds what it needs). What the
- * lower tier has begins to load, and the sequence comes back to the head of the queue when it is there. */
-void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit, double now);
+/* Take a waiting sequence into the running list with the blocks found by `hit` (NULL: it holds what
+ * it needs). What the lower tier has begins to load, and the sequence comes back to the head of the
+ * queue when it is there. */
+void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
+                       double now);
 /* Give the running sequence a chunk of `tokens` in this batch, with blocks. */
-void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence, guint32 tokens);
-/* Preempt the last running sequence: recompute it later, or swap its blocks out. FALSE if there is none. */
+void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
+                           guint32 tokens);
+/* Preempt the last running sequence: recompute it later, or swap its blocks out. FALSE if there is
+ * none. */
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 /* Bring a swapped sequence back: it decodes in this batch, which waits for the copy. */
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
 /* Preempt until the decoding sequences can take one more step. TRUE if anybody was preempted. */
 gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch);
+
+/* Give the prefix cache a lower tier of `blocks` blocks. */
+void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks);
+/* Blocks of the swap space that the settings allow. */
+guint64 kv_instance_swap_blocks(const KvEngineConfig *config, const KvDemand *demand);
 
 /* For tests: NULL, or which invariant does not hold. */
 const char *kv_instance_check(const KvInstance *instance);

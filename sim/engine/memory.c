@@ -5,13 +5,13 @@
 #include "sim/base/error.h"
 #include "sim/base/format.h"
 
-/* CUDA context, NCCL and the framework's own: chosen so that weights + activations + this reproduces the 2,588 blocks that
- * a real vLLM 0.19 found for Llama-3.1-8B on an RTX 4090 of which CUDA shows 25,250,627,584 bytes (2,048 batched tokens,
- * 256 sequences, utilization 0.9). */
+/* CUDA context, NCCL and the framework's own: chosen so that weights + activations + this
+ * reproduces the 2,588 blocks that a real vLLM 0.19 found for Llama-3.1-8B on an RTX 4090 of which
+ * CUDA shows 25,250,627,584 bytes (2,048 batched tokens, 256 sequences, utilization 0.9). */
 static const double FRAMEWORK_BYTES = 0.71 * 1024 * 1024 * 1024;
 
-/* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product, and the sampler's logits in
- * fp32, twice. */
+/* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product, and
+ * the sampler's logits in fp32, twice. */
 static double activation_bytes(const KvModel *model, const KvEngineConfig *config, guint tp) {
   double widest = 0.0;
   for (guint g = 0; g < model->n_groups; g++) {
@@ -27,8 +27,8 @@ static double activation_bytes(const KvModel *model, const KvEngineConfig *confi
 gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error) {
-  double tp = tensor_parallel, weights = (double)kv_model_parameters(model) *
-                                         plan->weights.bytes_per_parameter;
+  double tp = tensor_parallel,
+         weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
   double usable = platform->device->memory_bytes * config->memory_utilization;
   memory->weight_bytes = weights * plan->weights.share[KV_TIER_HBM] / tp;
   memory->activation_bytes = activation_bytes(model, config, tensor_parallel);

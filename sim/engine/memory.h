@@ -1,7 +1,9 @@
-/* How an engine divides a GPU's memory: weights, activations of the largest step, the framework, and the rest for blocks.
+/* How an engine divides a GPU's memory: weights, activations of the largest step, the framework,
+ * and the rest for blocks.
  *
- * After vLLM v1 (section 4e of its notes): requested = total * utilization; what the weights, the peak of a profiling
- * pass over max_batched_tokens tokens with max_seqs sampled rows, and the context leave is divided into blocks.
+ * After vLLM v1 (section 4e of its notes): requested = total * utilization; what the weights, the
+ * peak of a profiling pass over max_batched_tokens tokens with max_seqs sampled rows, and the
+ * context leave is divided into blocks.
  */
 #ifndef KV_SIM_ENGINE_MEMORY_H
 #define KV_SIM_ENGINE_MEMORY_H
@@ -15,11 +17,12 @@
 
 typedef struct {
   double weight_bytes, activation_bytes, framework_bytes, cache_bytes; /* per GPU */
-  guint64 blocks;                                                     /* of one instance */
+  guint64 blocks;                                                      /* of one instance */
 } KvMemory;
 
-/* FALSE, with a line that names the numbers, if the weights and one block do not fit. That a request fits is checked when it
- * arrives: vLLM would not start if one of max_model_len tokens did not. */
+/* FALSE, with a line that names the numbers, if the weights and one block do not fit. That a
+ * request fits is checked when it arrives: vLLM would not start if one of max_model_len tokens did
+ * not. */
 gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error);

@@ -21,7 +21,13 @@ typedef struct {
   double n, sum, min, max;
 } Sketch;
 
+/* How many sequences an instance has. */
+typedef struct {
+  double running, waiting;
+} Level;
+
 struct KvMetrics {
+  KvObserver observer;
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
   Samples samples[KV_N_LATENCIES];
@@ -37,6 +43,8 @@ struct KvMetrics {
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
   double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
+  GArray *levels;                  /* of Level, by instance: as of its last batch */
+  double running_now, waiting_now; /* over instances */
   double interval_seconds;
   GArray *timeline; /* of KvInterval */
 };
@@ -54,6 +62,7 @@ KvMetrics *kv_metrics_new(double slo_ttft_seconds, double slo_tpot_seconds, KvOu
   metrics->first_arrival = G_MAXDOUBLE;
   metrics->interval_seconds = 0.001;
   metrics->timeline = g_array_new(FALSE, TRUE, sizeof(KvInterval));
+  metrics->levels = g_array_new(FALSE, TRUE, sizeof(Level));
   metrics->itl.min = G_MAXDOUBLE;
   if (requests)
     kv_output_write(requests, header, sizeof header - 1);
@@ -69,6 +78,7 @@ void kv_metrics_free(KvMetrics *metrics) {
   for (guint l = 0; l < KV_N_LATENCIES; l++)
     g_free(metrics->samples[l].values);
   g_array_unref(metrics->timeline);
+  g_array_unref(metrics->levels);
   g_free(metrics);
 }
 
@@ -214,7 +224,19 @@ static double blocks_held(const KvInstance *instance) {
   return (double)(kv_pool_total(instance->pool) - kv_pool_free_blocks(instance->pool));
 }
 
-void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch) {
+static void note_level(KvMetrics *metrics, guint instance, double running, double waiting) {
+  if (instance >= metrics->levels->len)
+    g_array_set_size(metrics->levels, instance + 1);
+  Level *level = &g_array_index(metrics->levels, Level, instance);
+  metrics->running_now += running - level->running;
+  metrics->waiting_now += waiting - level->waiting;
+  *level = (Level){running, waiting};
+  metrics->peak_running = MAX(metrics->peak_running, metrics->running_now);
+  metrics->peak_waiting = MAX(metrics->peak_waiting, metrics->waiting_now);
+}
+
+static void observe_batch(KvObserver *observer, const KvInstance *instance, const KvBatch *batch) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   const KvStepCost *cost = &batch->cost;
   double repeat = (double)batch->repeat, chunk_tokens = 0.0;
   guint64 emitted = 0;
@@ -266,8 +288,7 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
   metrics->running_integral += running * cost->seconds;
   metrics->waiting_integral += waiting * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
-  metrics->peak_running = MAX(metrics->peak_running, running);
-  metrics->peak_waiting = MAX(metrics->peak_waiting, waiting);
+  note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
       .running = running,
       .waiting = waiting,
@@ -294,7 +315,8 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
                     cost->flops, cost->hbm_bytes);
 }
 
-void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
+static void observe_first_token(KvObserver *observer, const KvSequence *sequence) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double ttft = sequence->first_token_seconds - sequence->arrival_seconds;
   add_sample(&metrics->samples[KV_LATENCY_TTFT], ttft);
   KvInterval *interval = interval_at(metrics, sequence->first_token_seconds);
@@ -305,17 +327,20 @@ void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
   metrics->looked_up_tokens += sequence->input_tokens;
 }
 
-void kv_metrics_stalled_token(KvMetrics *metrics, double seconds) {
+static void observe_stalled_token(KvObserver *observer, double seconds) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   sketch_add(&metrics->itl, seconds, seconds, 1.0, seconds);
 }
 
-void kv_metrics_preempted(KvMetrics *metrics, guint64 recomputed_tokens, double now) {
+static void observe_preempted(KvObserver *observer, guint64 recomputed_tokens, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   metrics->preemptions++;
   metrics->recomputed_tokens += recomputed_tokens;
   interval_at(metrics, now)->preemptions++;
 }
 
-void kv_metrics_moved(KvMetrics *metrics, const KvCopy *copy, double now) {
+static void observe_moved(KvObserver *observer, const KvCopy *copy, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   gboolean up = copy->to < copy->from;
   if (up)
     metrics->fetched[copy->from] += copy->bytes;
@@ -369,7 +394,8 @@ void kv_metrics_rejected(KvMetrics *metrics, const KvSequence *sequence) {
     write_request(metrics, sequence, "rejected", -1.0, -1.0, -1.0, -1.0);
 }
 
-void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
+static void observe_finished(KvObserver *observer, const KvSequence *s) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double queue = s->scheduled_seconds - s->arrival_seconds;
   double ttft = s->first_token_seconds - s->arrival_seconds;
   double e2e = s->last_token_seconds - s->arrival_seconds;
@@ -389,6 +415,20 @@ void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
   metrics->good += good;
   if (metrics->requests)
     write_request(metrics, s, "finished", MAX(0.0, queue), ttft, tpot, e2e);
+}
+
+static const KvObserverClass metrics_class = {
+    .batch = observe_batch,
+    .first_token = observe_first_token,
+    .stalled_token = observe_stalled_token,
+    .finished = observe_finished,
+    .preempted = observe_preempted,
+    .moved = observe_moved,
+};
+
+KvObserver *kv_metrics_observer(KvMetrics *metrics) {
+  metrics->observer.class = &metrics_class;
+  return &metrics->observer;
 }
 
 /* Sort non-negative floats: their bits order as integers. */

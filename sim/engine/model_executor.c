@@ -21,6 +21,13 @@ typedef struct {
   double total_seconds, link_bytes, kernels;
 } Dense;
 
+/* Prices by size, worked out when first asked for; twins share them. */
+typedef struct {
+  guint references;
+  Dense layers[MEMO_TOKENS]; /* by tokens */
+  Dense heads[MEMO_TOKENS];  /* lm head and sampling, by rows */
+} Memo;
+
 typedef struct {
   KvExecutor base;
   const KvModel *model;
@@ -32,10 +39,11 @@ typedef struct {
   guint tp;
   double activation_bytes; /* of one element */
   guint graph_max_tokens;
-  double written_bytes[KV_N_TIERS]; /* of cache per new token, whole model */
+  double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
-  Dense *layers; /* by tokens */
-  Dense *heads;  /* lm head and sampling, by rows */
+  Memo *memo;
+  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
+  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -70,8 +78,8 @@ static void add_gemm(Model *m, Dense *dense, KvComponent component, const char *
 }
 
 static void add_elementwise(Model *m, Dense *dense, const char *name, double count, double bytes) {
-  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count,
-           kv_kernel_elementwise(m->device, bytes), NULL);
+  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count, kv_kernel_elementwise(m->device, bytes),
+           NULL);
 }
 
 /* Projections of attention: the formulas of each kind stand beside its GEMMs. */
@@ -80,13 +88,14 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
   double layers = group->count, hidden = m->model->hidden, tp = m->tp;
   double kv_heads = MAX(1.0, a->n_kv_heads / tp), heads = a->n_heads / tp;
   if (a->kind == KV_ATTENTION_LATENT) {
-    /* DeepSeek-V2, section 2.1: queries through a latent of q_lora_rank, keys and values through one of kv_lora_rank; the
-     * down-projections are replicated on every GPU. */
+    /* DeepSeek-V2, section 2.1: queries through a latent of q_lora_rank, keys and values through
+     * one of kv_lora_rank; the down-projections are replicated on every GPU. */
     double query = heads * a->head_dim;
     if (a->q_lora_rank) {
       add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
                a->q_lora_rank + a->kv_lora_rank + a->rope_head_dim);
-      add_gemm(m, dense, KV_COMPONENT_QKV, "q up-projection", layers, tokens, a->q_lora_rank, query);
+      add_gemm(m, dense, KV_COMPONENT_QKV, "q up-projection", layers, tokens, a->q_lora_rank,
+               query);
     } else {
       add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
                query + a->kv_lora_rank + a->rope_head_dim);
@@ -156,7 +165,8 @@ static void price_head(Model *m, Dense *dense, double rows) {
 
 typedef void (*PriceDense)(Model *m, Dense *dense, double size);
 
-static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 size, Dense *scratch) {
+static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 size,
+                             Dense *scratch) {
   if (size < MEMO_TOKENS && !m->trace) {
     if (!memo[size].known)
       price(m, &memo[size], (double)size);
@@ -181,8 +191,8 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     for (guint i = 0; i < step->n_chunks; i++) {
       KvCost one = kv_kernel_prefill_attention(
           m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
-          a->head_dim, a->value_head_dim,
-          a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, m->plan->element_bytes);
+          a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
+          m->plan->element_bytes);
       sum.seconds += one.seconds - (i ? MIN(fixed, one.seconds) : 0.0);
       sum.flops += one.flops;
       sum.bytes += one.bytes;
@@ -190,11 +200,13 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     }
     sum.seconds *= m->plan->prefill_flops_scale;
     sum.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum, NULL);
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum,
+             NULL);
   }
 }
 
-/* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and computed. */
+/* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and
+ * computed. */
 typedef struct {
   double seconds, flops, bytes;
   double host_seconds, host_bytes; /* attention on a CPU */
@@ -215,7 +227,7 @@ static Attention price_attention(const Model *m, const KvDecodeBatch *decode, do
       flops += m->curves->readers[r].flops[c] * value;
       tokens += m->curves->readers[r].tokens[c] * value;
       host_bytes += m->curves->readers[r].host_bytes[c] * value;
-      for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
+      for (guint t = KV_TIER_DRAM; t < KV_N_TIERS && m->fetches[r]; t++) {
         sum.fetched_bytes[t] += m->curves->readers[r].fetched_bytes[t][c] * value / tp;
         fetched += m->curves->readers[r].fetched_bytes[t][c] * value;
       }
@@ -253,12 +265,17 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
       const KvChunk *chunk = &step->chunks[c];
       if (work->moment == KV_MOMENT_PREFILL_END && !chunk->last)
         continue;
+      if (chunk->past + (double)chunk->tokens <= work->over_tokens)
+        continue;
       times += work->moment == KV_MOMENT_PREFILL_TOKEN ? chunk->tokens : 1.0;
       context += work->moment == KV_MOMENT_PREFILL_TOKEN
                      ? chunk->tokens * (chunk->past + 0.5 * chunk->tokens)
                      : chunk->past + (double)chunk->tokens;
     }
-    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n) {
+    /* Decoding sequences are known by their sums only: their mean context decides for all of them.
+     */
+    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n &&
+        step->decode.context_tokens > work->over_tokens * (double)step->decode.n) {
       double share = 1.0 / MAX(1, work->every_steps);
       times = share * (double)step->decode.n;
       context = share * (step->decode.context_tokens + at * (double)step->decode.n);
@@ -268,7 +285,8 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
     double bytes = (work->bytes * times + work->bytes_per_token * context) / m->tp;
     double flops = (work->flops * times + work->flops_per_token * context) / m->tp;
     KvCost cost = kv_kernel_elementwise(m->device, bytes);
-    double rate = work->processor == KV_PROCESSOR_GPU ? m->device->fp32_flops : m->platform->cpu_flops;
+    double rate =
+        work->processor == KV_PROCESSOR_GPU ? m->device->fp32_flops : m->platform->cpu_flops;
     cost.seconds = fmax(cost.seconds, rate > 0.0 ? flops / rate : 0.0) +
                    fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
     cost.flops = flops;
@@ -278,13 +296,15 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
 }
 
 /* What streaming from lower tiers adds to a step whose GPU part takes `compute` seconds.
- * FlexGen, section 4.3: the five streams of a step overlap, so the longest decides; the first layer's weights come
- * before anything can be computed. Without overlap they add up. */
+ * FlexGen, section 4.3: the five streams of a step overlap, so the longest decides; the first
+ * layer's weights come before anything can be computed. Without overlap they add up. */
 static double price_streams(const Model *m, const KvStep *step, const Attention *attention,
                             double tokens, double compute) {
   const KvPlatform *p = m->platform;
-  double up = p->host_link->peak_Bps * p->host_link->achievable_share, layers = kv_model_layers(m->model);
-  double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD], disk_written = 0.0;
+  double up = p->host_link->peak_Bps * p->host_link->achievable_share,
+         layers = kv_model_layers(m->model);
+  double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD],
+         disk_written = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
     written += m->written_bytes[t] * tokens / m->tp;
     fetched += attention->fetched_bytes[t];
@@ -306,14 +326,16 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   return longest - compute + weights / up / layers;
 }
 
-static gboolean streams_anything(const Model *m) {
+static void find_streams(Model *m) {
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
-    if (m->streamed_bytes[t] > 0.0 || m->written_bytes[t] > 0.0)
-      return TRUE;
-  for (guint r = 0; r < m->curves->n_readers; r++)
-    if (m->curves->readers[r].reader.processor == KV_PROCESSOR_CPU)
-      return TRUE;
-  return FALSE;
+    m->streams |= m->streamed_bytes[t] > 0.0 || m->written_bytes[t] > 0.0;
+  for (guint r = 0; r < m->curves->n_readers; r++) {
+    m->streams |= m->curves->readers[r].reader.processor == KV_PROCESSOR_CPU;
+    for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+      for (guint c = 0; c < m->curves->n_channels; c++)
+        m->fetches[r] |= m->curves->readers[r].fetched_bytes[t][c] > 0.0;
+    m->streams |= m->fetches[r];
+  }
 }
 
 /* vLLM 0.19's capture sizes: 1, 2, 4, multiples of 8 below 256, multiples of 16 from there on. */
@@ -345,8 +367,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
-  priced->layers = dense_of(m, m->layers, price_layers, size, &priced->layers_scratch);
-  priced->head = dense_of(m, m->heads, price_head, rows, &priced->head_scratch);
+  priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
+  priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
@@ -358,101 +380,126 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
 static double repeat_seconds(const Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, double *transfer, double *launch) {
   *attention = step->decode.n ? price_attention(m, &step->decode, at) : (Attention){0};
-  double kernels = priced->layers->kernels + priced->head->kernels + priced->rest.kernels +
-                   attention->launches;
+  double kernels =
+      priced->layers->kernels + priced->head->kernels + priced->rest.kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
                priced->rest.total_seconds + attention->seconds;
   double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
   *launch = launched - gpu;
-  *transfer = streams_anything(m) ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
+  *transfer = m->streams ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
   return launched + *transfer;
 }
 
-/* Sums over repeats [first, first + count) of every varying quantity of a step. */
+/* Every quantity of a step that varies from repeat to repeat. */
 typedef struct {
   double seconds, attention, transfer, launch, flops, bytes, launches;
   double fetched[KV_N_TIERS];
-} Sums;
+} Varying;
 
-enum { N_SUMS = sizeof(Sums) / sizeof(double) };
+enum { N_VARYING = sizeof(Varying) / sizeof(double), SAMPLES = 5 };
 
-static Sums sample(const Model *m, const KvStep *step, const Priced *priced, double at) {
+static Varying sample(const Model *m, const KvStep *step, const Priced *priced, double at) {
   Attention a;
-  Sums s = {0};
-  s.seconds = repeat_seconds(m, step, priced, at, &a, &s.transfer, &s.launch);
-  s.attention = a.seconds;
-  s.flops = a.flops;
-  s.bytes = a.bytes;
-  s.launches = a.launches;
+  Varying v = {0};
+  v.seconds = repeat_seconds(m, step, priced, at, &a, &v.transfer, &v.launch);
+  v.attention = a.seconds;
+  v.flops = a.flops;
+  v.bytes = a.bytes;
+  v.launches = a.launches;
   for (guint t = 0; t < KV_N_TIERS; t++)
-    s.fetched[t] = a.fetched_bytes[t];
-  return s;
+    v.fetched[t] = a.fetched_bytes[t];
+  return v;
 }
 
-static void add_scaled(Sums *sum, const Sums *term, double scale) {
-  double *to = (double *)sum;
-  const double *from = (const double *)term;
-  for (guint i = 0; i < N_SUMS; i++)
-    to[i] += scale * from[i];
-}
-
-/* With u_i = -1 + 2 i / (k - 1), i = 0 .. k-1: the sums of u^2 and u^4 over the points, from Faulhaber's formulas; odd powers
- * vanish. The interpolating quartic through u = -1, -1/2, 0, 1/2, 1 has even coefficients
- * c0 = f(0), c2 = (-(f(-1) + f(1)) + 16 (f(-1/2) + f(1/2)) - 30 f(0)) / 6, c4 = (f(-1) + f(1)) / 2 - c0 - c2. */
-static void sum_repeats(const Model *m, const KvStep *step, const Priced *priced, double first,
-                        guint64 count, Sums *sum) {
-  if (count <= 5) {
-    for (guint64 i = 0; i < count; i++) {
-      Sums s = sample(m, step, priced, first + (double)i);
-      add_scaled(sum, &s, 1.0);
-    }
-    return;
-  }
-  double k = (double)count, half = 0.5 * (k - 1.0), middle = first + half;
-  double s2 = k * (k + 1.0) / (3.0 * (k - 1.0));
-  double s4 = k * (k + 1.0) * (3.0 * k * k - 7.0) / (15.0 * pow(k - 1.0, 3.0));
-  Sums at[5];
-  for (guint i = 0; i < 5; i++)
-    at[i] = sample(m, step, priced, middle + half * (0.5 * i - 1.0));
-  double ends = at[0].seconds + at[4].seconds, inner = at[1].seconds + at[3].seconds;
-  double c0 = at[2].seconds, c2 = (-ends + 16.0 * inner - 30.0 * c0) / 6.0;
-  double c4 = 0.5 * ends - c0 - c2;
-  double quartic = c0 * k + c2 * s2 + c4 * s4, quadratic = c0 * k + (0.5 * ends - c0) * s2;
-  if (fabs(quartic - quadratic) > 1e-7 * fabs(quartic) && count > 10) {
-    sum_repeats(m, step, priced, first, count / 2, sum);
-    sum_repeats(m, step, priced, first + (double)(count / 2), count - count / 2, sum);
-    return;
-  }
-  /* Weight of each sample in c0 k + c2 s2 + c4 s4. */
-  double w_end = -s2 / 6.0 + (0.5 + 1.0 / 6.0) * s4, w_inner = 16.0 / 6.0 * (s2 - s4);
-  double w_middle = k - 5.0 * s2 + 4.0 * s4;
-  const double weight[5] = {w_end, w_inner, w_middle, w_inner, w_end};
-  for (guint i = 0; i < 5; i++)
-    add_scaled(sum, &at[i], weight[i]);
-}
-
-static double model_seconds(KvExecutor *executor, const KvStep *step, guint64 repeats) {
-  Model *m = (Model *)executor;
+struct KvPricing {
   Priced priced;
-  Sums sum = {0};
-  price_fixed_part(m, step, &priced);
-  sum_repeats(m, step, &priced, 0.0, repeats, &sum);
-  return sum.seconds;
+  guint64 repeats; /* covered */
+  Varying at[SAMPLES];
+};
+
+static KvPricing *model_pricing_new(KvExecutor *executor) {
+  return g_new0(KvPricing, 1);
 }
 
-static gboolean model_step(KvExecutor *executor, const KvStep *step, KvStepCost *cost,
-                           GError **error) {
+static void model_pricing_free(KvPricing *pricing) {
+  g_free(pricing);
+}
+
+/* Weights of the five samples in the sum over the first `j` of `k` repeats, k > SAMPLES.
+ * With u_i = -1 + h i, h = 2 / (k - 1), the samples stand at u = -1, -1/2, 0, 1/2, 1 and the
+ * interpolating quartic is their Lagrange form. The sums of u_i^p over i < j follow from
+ * Faulhaber's sums of i^p. */
+static void weights_of(guint64 j, guint64 k, double weight[SAMPLES]) {
+  double n = (double)j - 1.0, h = 2.0 / ((double)k - 1.0); /* the last index summed */
+  double s0 = n + 1.0, s1 = n * s0 / 2.0, s2 = n * s0 * (2.0 * n + 1.0) / 6.0, s3 = s1 * s1;
+  double s4 = s2 * (3.0 * n * n + 3.0 * n - 1.0) / 5.0;
+  double h2 = h * h, h3 = h2 * h, h4 = h2 * h2;
+  double u1 = h * s1 - s0, u2 = h2 * s2 - 2.0 * h * s1 + s0;
+  double u3 = h3 * s3 - 3.0 * h2 * s2 + 3.0 * h * s1 - s0;
+  double u4 = h4 * s4 - 4.0 * h3 * s3 + 6.0 * h2 * s2 - 4.0 * h * s1 + s0;
+  weight[0] = 2.0 / 3.0 * (u4 - u3 - 0.25 * u2 + 0.25 * u1);
+  weight[1] = -8.0 / 3.0 * (u4 - 0.5 * u3 - u2 + 0.5 * u1);
+  weight[2] = 4.0 * u4 - 5.0 * u2 + s0;
+  weight[3] = -8.0 / 3.0 * (u4 + 0.5 * u3 - u2 - 0.5 * u1);
+  weight[4] = 2.0 / 3.0 * (u4 + u3 - 0.25 * u2 - 0.25 * u1);
+}
+
+static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *pricing) {
   Model *m = (Model *)executor;
-  Priced priced;
-  Sums sum = {0};
-  double repeat = (double)step->repeat;
-  price_fixed_part(m, step, &priced);
-  sum_repeats(m, step, &priced, 0.0, step->repeat, &sum);
-  *cost = (KvStepCost){.seconds = sum.seconds};
-  cost->first_seconds = step->repeat == 1 ? sum.seconds : sample(m, step, &priced, 0.0).seconds;
+  price_fixed_part(m, step, &pricing->priced);
+  guint64 k = step->repeat;
+  pricing->at[0] = sample(m, step, &pricing->priced, 0.0);
+  if (k <= SAMPLES) {
+    for (guint i = 1; i < k; i++)
+      pricing->at[i] = sample(m, step, &pricing->priced, i);
+    return pricing->repeats = k;
+  }
+  for (;; k = (k + 1) / 2) { /* more than ten repeats stay more than SAMPLES */
+    double quarter = ((double)k - 1.0) / 4.0;
+    for (guint i = 1; i < SAMPLES; i++)
+      pricing->at[i] = sample(m, step, &pricing->priced, i * quarter);
+    /* At the inner samples the quadratic through the outer three differs from the quartic the most.
+     */
+    const Varying *f = pricing->at;
+    double left = 0.375 * f[0].seconds + 0.75 * f[2].seconds - 0.125 * f[4].seconds;
+    double right = -0.125 * f[0].seconds + 0.75 * f[2].seconds + 0.375 * f[4].seconds;
+    double off = fabs(left - f[1].seconds) + fabs(right - f[3].seconds);
+    if (off <= 1e-7 * f[2].seconds || k <= 10)
+      return pricing->repeats = k;
+  }
+}
+
+static void pricing_weights(const KvPricing *pricing, guint64 repeats, double weight[SAMPLES]) {
+  g_assert(repeats <= pricing->repeats);
+  if (pricing->repeats > SAMPLES)
+    weights_of(repeats, pricing->repeats, weight);
+  else
+    for (guint i = 0; i < SAMPLES; i++)
+      weight[i] = i < repeats ? 1.0 : 0.0;
+}
+
+static double model_seconds(const KvPricing *pricing, guint64 repeats) {
+  double weight[SAMPLES], seconds = 0.0;
+  pricing_weights(pricing, repeats, weight);
+  for (guint i = 0; i < SAMPLES; i++)
+    seconds += weight[i] * pricing->at[i].seconds;
+  return seconds;
+}
+
+static void model_cost(KvExecutor *executor, const KvPricing *pricing, guint64 repeats,
+                       KvStepCost *cost) {
+  const Model *m = (const Model *)executor;
+  const Priced *priced = &pricing->priced;
+  double weight[SAMPLES], repeat = (double)repeats;
+  Varying sum = {0};
+  pricing_weights(pricing, repeats, weight);
+  for (guint i = 0; i < SAMPLES; i++)
+    for (guint v = 0; v < N_VARYING && weight[i] != 0.0; v++)
+      ((double *)&sum)[v] += weight[i] * ((const double *)&pricing->at[i])[v];
+  *cost = (KvStepCost){.seconds = sum.seconds, .first_seconds = pricing->at[0].seconds};
   cost->last_seconds =
-      step->repeat == 1 ? sum.seconds : sample(m, step, &priced, repeat - 1.0).seconds;
-  const Dense *parts[] = {priced.layers, priced.head, &priced.rest};
+      repeats == 1 ? cost->first_seconds : sum.seconds - model_seconds(pricing, repeats - 1);
+  const Dense *parts[] = {priced->layers, priced->head, &priced->rest};
   for (guint p = 0; p < G_N_ELEMENTS(parts); p++) {
     for (guint c = 0; c < KV_N_COMPONENTS; c++) {
       cost->component_seconds[c] += repeat * parts[p]->seconds[c];
@@ -474,6 +521,13 @@ static gboolean model_step(KvExecutor *executor, const KvStep *step, KvStepCost 
   }
   for (guint t = 0; t < KV_N_TIERS; t++)
     cost->fetched_bytes[t] = sum.fetched[t] + repeat * m->streamed_bytes[t];
+}
+
+static gboolean model_step(KvExecutor *executor, const KvStep *step, KvStepCost *cost,
+                           GError **error) {
+  KvPricing pricing;
+  model_price(executor, step, &pricing);
+  model_cost(executor, &pricing, 1, cost);
   return TRUE;
 }
 
@@ -527,8 +581,8 @@ static gboolean model_pop_copy(KvExecutor *executor, double now, KvCopy *copy) {
 static void model_destroy(KvExecutor *executor) {
   Model *m = (Model *)executor;
   kv_transfers_free(m->transfers);
-  g_free(m->layers);
-  g_free(m->heads);
+  if (--m->memo->references == 0)
+    g_free(m->memo);
   g_free(m);
 }
 
@@ -537,7 +591,11 @@ const KvExecutorClass kv_model_executor_class = {
     .description = "analytic cost models, virtual time",
     .closed_form = TRUE,
     .step = model_step,
+    .pricing_new = model_pricing_new,
+    .pricing_free = model_pricing_free,
+    .price = model_price,
     .seconds = model_seconds,
+    .cost = model_cost,
     .copy = model_copy,
     .next_copy = model_next_copy,
     .pop_copy = model_pop_copy,
@@ -573,8 +631,8 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->tp = tensor_parallel;
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;
-  m->layers = g_new0(Dense, MEMO_TOKENS);
-  m->heads = g_new0(Dense, MEMO_TOKENS);
+  m->memo = g_new0(Memo, 1);
+  m->memo->references = 1;
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
@@ -585,6 +643,16 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   double weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
+  find_streams(m);
+  set_paths(m);
+  return &m->base;
+}
+
+KvExecutor *kv_model_executor_twin(KvExecutor *like) {
+  g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
+  Model *m = g_memdup2(like, sizeof *m);
+  m->memo->references++;
+  m->transfers = kv_transfers_new();
   set_paths(m);
   return &m->base;
 }

@@ -1,20 +1,22 @@
-/* The block pool and the prefix index of one instance, with the semantics of vLLM v1's KV cache manager.
+/* The block pool and the prefix index of one instance, with the semantics of vLLM v1's KV cache
+ * manager.
  *
- * A pool has `total` blocks of `block_tokens` tokens. Free blocks stand in a queue; allocation takes from
- * its head, freeing appends at its tail, a sequence's last block first, so that among blocks freed together the
- * deepest is reused first. A free block whose content is known stays findable until it is reused: this is the prefix
- * cache, LRU by construction.
+ * A pool has `total` blocks of `block_tokens` tokens. Free blocks stand in a queue; allocation
+ * takes from its head, freeing appends at its tail, a sequence's last block first, so that among
+ * blocks freed together the deepest is reused first. A free block whose content is known stays
+ * findable until it is reused: this is the prefix cache, LRU by construction.
  *
- * The queue holds extents, not blocks: the blocks of one prefix node (the tokens that one prefix hash names), or a run of
- * blocks that nobody can find. An operation costs O(extents), however long the prompts are, and takes the same
- * blocks in the same order as a block-by-block queue would. Deviation: a node is referenced as a whole, so a request
- * that must recompute the last block of a fully cached prompt also refreshes that block's age.
+ * The queue holds extents, not blocks: the blocks of one prefix node (the tokens that one prefix
+ * hash names), or a run of blocks that nobody can find. An operation costs O(extents), however long
+ * the prompts are, and takes the same blocks in the same order as a block-by-block queue would.
+ * Deviation: a node is referenced as a whole, so a request that must recompute the last block of a
+ * fully cached prompt also refreshes that block's age.
  *
- * With `explicit_ids` the pool also tracks which physical block is where, for executors with real memory: node and extent
- * carry ids, and kv_pool_* keep sequence->block_ids in token order.
+ * With `explicit_ids` the pool also tracks which physical block is where, for executors with real
+ * memory: node and extent carry ids, and kv_pool_* keep sequence->block_ids in token order.
  *
- * A sequence that is preempted leaves its private blocks in the queue under its own name and finds what is left of
- * them when it resumes.
+ * A sequence that is preempted leaves its private blocks in the queue under its own name and finds
+ * what is left of them when it resumes.
  */
 #ifndef KV_SIM_ENGINE_POOL_H
 #define KV_SIM_ENGINE_POOL_H
@@ -25,19 +27,8 @@
 
 typedef struct KvPool KvPool;
 
-/* Blocks that hold the tokens named by one prefix hash, from its first token on. */
-struct KvPrefixNode {
-  guint64 hash;
-  guint32 blocks;      /* of it that are in the pool */
-  guint32 references;  /* sequences that hold it */
-  guint32 tier_blocks; /* of it that are on the lower tier */
-  guint32 loading;     /* blocks on their way up */
-  struct KvExtent *extent; /* its place in the free queue, when nobody holds it */
-  KvPrefixNode *tier_previous, *tier_next; /* the lower tier's own order */
-  guint32 *ids; /* explicit ids only: `blocks` of them */
-};
-
-/* `hash_block_tokens`: tokens that a prefix hash covers (0: no prefix index). One of the two block sizes must divide the other. */
+/* `hash_block_tokens`: tokens that a prefix hash covers (0: no prefix index). One of the two block
+ * sizes must divide the other. */
 KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
                     gboolean prefix_caching, gboolean explicit_ids);
 void kv_pool_free(KvPool *pool);
@@ -64,16 +55,17 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
 /* Blocks that the sequence holds now. */
 guint64 kv_pool_held(const KvPool *pool, const KvSequence *sequence);
 
-/* Hold `blocks` in all, of which the tokens up to `computed_tokens` will be findable from now on. The blocks must be free. */
+/* Hold `blocks` in all, of which the tokens up to `computed_tokens` will be findable from now on.
+ * The blocks must be free. */
 void kv_pool_grow(KvPool *pool, KvSequence *sequence, guint64 blocks, guint32 computed_tokens);
 
-/* Take or return `blocks` private blocks of decoding sequences as a whole (their own counts are settled later with
- * kv_pool_settle). */
+/* Take or return `blocks` private blocks of decoding sequences as a whole (their own counts are
+ * settled later with kv_pool_settle). */
 void kv_pool_take_private(KvPool *pool, guint64 blocks);
 void kv_pool_settle(KvSequence *sequence, guint64 private_blocks);
 
-/* Let go of everything the sequence holds. With `keep` its private blocks stay findable to itself, as far as computed_tokens
- * filled them. */
+/* Let go of everything the sequence holds. With `keep` its private blocks stay findable to itself,
+ * as far as computed_tokens filled them. */
 void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep);
 /* Forget the private blocks kept for the sequence (it will not come back). */
 void kv_pool_forget(KvPool *pool, KvSequence *sequence);
@@ -84,17 +76,22 @@ void kv_pool_shrink(KvPool *pool, KvSequence *sequence, guint64 blocks);
 /* Match length for a router: tokens of the sequence's prompt that the index holds. */
 guint64 kv_pool_match_tokens(const KvPool *pool, const KvSequence *sequence);
 
-/* The lower tier of the prefix cache: `capacity` blocks, LRU; write-through. */
-void kv_pool_set_tier(KvPool *pool, guint64 capacity_blocks);
+/* The lower tier of the prefix cache: `capacity` blocks, LRU; write-through. With explicit ids its
+ * blocks are numbered from `first_id`, and `move` (may be NULL) is told each block that is copied:
+ * down to the tier, or up from it. */
+typedef void (*KvPoolMove)(gboolean down, guint32 pool_id, guint32 tier_id, gpointer user);
+void kv_pool_set_tier(KvPool *pool, guint64 capacity_blocks, guint32 first_id, KvPoolMove move,
+                      gpointer user);
 guint64 kv_pool_tier_blocks(const KvPool *pool);
-/* Blocks of the sequence's nodes that are not on the lower tier yet: mark them as stored there, evicting what is least recently
- * used, and return their number. */
+/* Blocks of the sequence's nodes that are not on the lower tier yet: mark them as stored there,
+ * evicting what is least recently used, and return their number. */
 guint64 kv_pool_store(KvPool *pool, KvSequence *sequence);
-/* Hold and fill from the lower tier the nodes that `hit.tier_tokens` covers; their blocks must be free. */
+/* Hold and fill from the lower tier the nodes that `hit.tier_tokens` covers; their blocks must be
+ * free. */
 void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit);
 
-/* Check every invariant by walking everything (tests): blocks are conserved, counts agree. NULL if all hold, otherwise what
- * does not. `sequences` are all that hold blocks. */
+/* Check every invariant by walking everything (tests): blocks are conserved, counts agree. NULL if
+ * all hold, otherwise what does not. `sequences` are all that hold blocks. */
 const char *kv_pool_check(const KvPool *pool, KvSequence *const *sequences, guint n_sequences,
                           guint64 taken_private);
 

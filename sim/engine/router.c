@@ -6,7 +6,8 @@ static guint round_robin(KvInstance *const *instances, guint n, const KvSequence
   return (guint)(sequence->index % n);
 }
 
-/* vLLM v1's internal balancer (section 6 of its notes): 4 * waiting + running, the first of the smallest. */
+/* vLLM v1's internal balancer (section 6 of its notes): 4 * waiting + running, the first of the
+ * smallest. */
 static guint64 load(const KvInstance *instance) {
   return 4 * (guint64)kv_instance_waiting(instance) + kv_instance_running(instance);
 }
@@ -19,8 +20,8 @@ static guint least_loaded(KvInstance *const *instances, guint n, const KvSequenc
   return best;
 }
 
-/* The longest cached prefix, the least loaded among equals; but the least loaded where loads are far apart (by more than 32
- * and a half: SGLang's cache-aware router uses such a guard). */
+/* The longest cached prefix, the least loaded among equals; but the least loaded where loads are
+ * far apart (by more than 32 and a half: SGLang's cache-aware router uses such a guard). */
 static guint longest_prefix(KvInstance *const *instances, guint n, const KvSequence *sequence) {
   guint idle = least_loaded(instances, n, sequence), best = idle;
   guint64 heaviest = 0, longest = 0, lightest = load(instances[idle]);

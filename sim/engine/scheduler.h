@@ -1,8 +1,9 @@
 /* Schedulers: which sequences take part in the next batch of an instance.
  *
- * One file and one entry of kv_schedulers each. A scheduler decides only: it fills the batch through the helpers of
- * sim/engine/instance.h, which keep blocks, queues and counts right. schedule() is called at the moments at which the
- * real engine would decide, with the state that it would see then.
+ * One file and one entry of kv_schedulers each. A scheduler decides only: it fills the batch
+ * through the helpers of sim/engine/instance.h, which keep blocks, queues and counts right.
+ * schedule() is called at the moments at which the real engine would decide, with the state that it
+ * would see then.
  */
 #ifndef KV_SIM_ENGINE_SCHEDULER_H
 #define KV_SIM_ENGINE_SCHEDULER_H
@@ -14,9 +15,11 @@ typedef struct KvBatch KvBatch;
 
 typedef struct {
   const char *name, *description;
-  /* Decide the next batch: chunks, and whether the decoding sequences take part. An empty batch: nothing to do now. */
+  /* Decide the next batch: chunks, and whether the decoding sequences take part. An empty batch:
+   * nothing to do now. */
   void (*schedule)(KvInstance *instance, double now, KvBatch *batch);
-  gboolean holds_rows; /* a finished sequence's row is computed until its whole batch ends (static batching) */
+  gboolean holds_rows; /* a finished sequence's row is computed until its whole batch ends (static
+                          batching) */
   gboolean async;      /* may run one step ahead (vLLM v1's asynchronous scheduling) */
 } KvSchedulerClass;
 

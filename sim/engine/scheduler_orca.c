@@ -1,8 +1,8 @@
 /* Orca (OSDI 2022, algorithm 1): iteration-level scheduling, first come first served.
  *
- * Every running request takes part in every iteration. A request enters with its whole prompt when there is a row for
- * it (max_seqs) and its worst case can be reserved; the scan stops at the first that cannot. A reservation is held to
- * the end, so nobody is ever preempted. */
+ * Every running request takes part in every iteration. A request enters with its whole prompt when
+ * there is a row for it (max_seqs) and its worst case can be reserved; the scan stops at the first
+ * that cannot. A reservation is held to the end, so nobody is ever preempted. */
 #include "sim/engine/instance.h"
 #include "sim/engine/schedulers.h"
 

@@ -1,18 +1,20 @@
-/* Static batching: a batch is taken whole, runs until its last member is done, and only then the next one is taken.
+/* Static batching: a batch is taken whole, runs until its last member is done, and only then the
+ * next one is taken.
  *
- * "static" is FasterTransformer behind a simple batcher: the earliest arrivals, as many as fit. "flexgen" takes
- * blocks of gpu_batch * n_gpu_batches sequences; that a block is computed in gpu batches with
- * weights streamed once is priced by the executor. Rows of finished members are computed on; answers come back when the
- * batch ends. */
+ * "static" is FasterTransformer behind a simple batcher: the earliest arrivals, as many as fit.
+ * "flexgen" takes blocks of gpu_batch * n_gpu_batches sequences; that a block is computed in gpu
+ * batches with weights streamed once is priced by the executor. Rows of finished members are
+ * computed on; answers come back when the batch ends. */
 #include "sim/engine/instance.h"
 #include "sim/engine/schedulers.h"
 
 static void take_batch(KvInstance *instance, KvBatch *batch, guint rows, double now) {
   while (instance->waiting.n > 0 && instance->n_running < rows) {
     KvSequence *head = instance->waiting.head;
-    if (instance->buddy ? !kv_instance_reserve(instance, head)
-                        : kv_instance_needed(instance, head, head->target_tokens + head->output_tokens) >
-                              kv_instance_available(instance, FALSE))
+    if (instance->buddy
+            ? !kv_instance_reserve(instance, head)
+            : kv_instance_needed(instance, head, head->target_tokens + head->output_tokens) >
+                  kv_instance_available(instance, FALSE))
       break;
     kv_instance_admit(instance, head, NULL, now);
     kv_instance_add_chunk(instance, batch, head, head->target_tokens);

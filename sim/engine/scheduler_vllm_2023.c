@@ -1,9 +1,10 @@
 /* vLLM of 2023, in its two forms.
  *
- * "vllm-2023" (v0.1.3 to v0.2): an iteration runs either newly admitted whole prompts or the decoding sequences, prompts first.
- * "vllm-2023-mixed" (v0.1.0 to v0.1.2, the system of the paper): decoding sequences and newly admitted prompts together.
- * A watermark of blocks is kept free at admission and swap-in only. The youngest is preempted, by recomputation
- * (single sequences) or by swapping; while anybody is swapped out nobody new is admitted. */
+ * "vllm-2023" (v0.1.3 to v0.2): an iteration runs either newly admitted whole prompts or the
+ * decoding sequences, prompts first. "vllm-2023-mixed" (v0.1.0 to v0.1.2, the system of the paper):
+ * decoding sequences and newly admitted prompts together. A watermark of blocks is kept free at
+ * admission and swap-in only. The youngest is preempted, by recomputation (single sequences) or by
+ * swapping; while anybody is swapped out nobody new is admitted. */
 #include "sim/engine/instance.h"
 #include "sim/engine/schedulers.h"
 
@@ -11,14 +12,16 @@ static guint64 watermark_blocks(const KvInstance *instance) {
   return (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
 }
 
-/* Admit whole prompts from the head of the queue while `used` tokens of the budget and the blocks allow. */
+/* Admit whole prompts from the head of the queue while `used` tokens of the budget and the blocks
+ * allow. */
 static void admit_prompts(KvInstance *instance, KvBatch *batch, guint64 used, double now) {
   const KvEngineConfig *config = instance->config;
   while (instance->waiting.n > 0 && instance->swapped.n == 0) {
     KvSequence *head = instance->waiting.head;
     guint64 available = kv_instance_available(instance, batch->decodes);
     guint64 needed = kv_instance_needed(instance, head, head->target_tokens);
-    if (needed + watermark_blocks(instance) > available || instance->n_running >= config->max_seqs) {
+    if (needed + watermark_blocks(instance) > available ||
+        instance->n_running >= config->max_seqs) {
       instance->blocked = TRUE;
       break;
     }
@@ -34,7 +37,8 @@ static void admit_prompts(KvInstance *instance, KvBatch *batch, guint64 used, do
 static void swap_in(KvInstance *instance, KvBatch *batch) {
   while (instance->swapped.n > 0 && instance->n_running < instance->config->max_seqs) {
     KvSequence *head = instance->swapped.head;
-    if (head->swapped_blocks + 1 + watermark_blocks(instance) > kv_instance_available(instance, TRUE))
+    if (head->swapped_blocks + 1 + watermark_blocks(instance) >
+        kv_instance_available(instance, TRUE))
       break;
     kv_instance_swap_in(instance, batch, head);
   }

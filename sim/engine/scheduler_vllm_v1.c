@@ -1,9 +1,10 @@
 /* vLLM v1 (0.19): one token budget for everything, running sequences first, in admission order.
  *
- * Running pass: every decoding sequence takes one token; unfinished prompts take chunks of what the budget leaves;
- * while blocks are short, the sequence admitted last is preempted and will be recomputed. Waiting pass, only if nobody was
- * preempted: the head is admitted while the budget, the slots and the blocks of its whole prompt allow; the first
- * that cannot be admitted blocks all behind it. */
+ * Running pass: every decoding sequence takes one token; unfinished prompts take chunks of what the
+ * budget leaves; while blocks are short, the sequence admitted last is preempted and will be
+ * recomputed. Waiting pass, only if nobody was preempted: the head is admitted while the budget,
+ * the slots and the blocks of its whole prompt allow; the first that cannot be admitted blocks all
+ * behind it. */
 #include "sim/engine/instance.h"
 #include "sim/engine/schedulers.h"
 
@@ -16,10 +17,10 @@ static guint32 chunk_want(const KvEngineConfig *config, guint32 want, guint64 bu
 /* Unfinished prompts, oldest first. TRUE if anybody was preempted. */
 static gboolean continue_prompts(KvInstance *instance, KvBatch *batch, guint64 *budget) {
   gboolean preempted = FALSE;
-  for (guint i = 0; i < instance->prefilling->len && *budget > 0; i++) {
+  for (guint i = 0; i<instance->prefilling->len && * budget> 0; i++) {
     KvSequence *sequence = g_ptr_array_index(instance->prefilling, i);
-    guint32 want = chunk_want(instance->config,
-                              sequence->target_tokens - sequence->computed_tokens, *budget);
+    guint32 want =
+        chunk_want(instance->config, sequence->target_tokens - sequence->computed_tokens, *budget);
     while (kv_instance_needed(instance, sequence, sequence->computed_tokens + want) >
            kv_instance_available(instance, batch->decodes)) {
       gboolean itself = instance->running.tail == sequence;
@@ -42,7 +43,7 @@ static gboolean admit_head(KvInstance *instance, KvBatch *batch, guint64 *budget
   gboolean loaded = head->computed_tokens > 0; /* its prefix has come up from the lower tier */
   KvPrefixHit hit = {0};
   if (!loaded)
-    hit = kv_pool_lookup(instance->pool, head, head->target_tokens - 1);
+    hit = kv_instance_lookup(instance, head, head->target_tokens - 1);
   guint32 cached = loaded ? head->computed_tokens : (guint32)(hit.tokens + hit.tier_tokens);
   guint32 want = head->target_tokens - cached;
   if (!config->chunked_prefill && want > *budget)

@@ -1,10 +1,11 @@
 /* A request inside the engine, from its arrival to its last token.
  *
- * Positions: a sequence's tokens are its prompt followed by what it has generated. `computed` tokens have their keys and
- * values in the cache. A decoding sequence is not touched at every step: its context is derived from the
- * instance's count of decode steps (kv_sequence_context).
+ * Positions: a sequence's tokens are its prompt followed by what it has generated. `computed`
+ * tokens have their keys and values in the cache. A decoding sequence is not touched at every step:
+ * its context is derived from the instance's count of decode steps (kv_sequence_context).
  *
- * Times are seconds of the simulation's clock. The struct is owned by the simulation; hashes and tokens belong to it.
+ * Times are seconds of the simulation's clock. The struct is owned by the simulation; hashes and
+ * tokens belong to it.
  */
 #ifndef KV_SIM_ENGINE_SEQUENCE_H
 #define KV_SIM_ENGINE_SEQUENCE_H
@@ -14,12 +15,12 @@
 typedef struct KvPrefixNode KvPrefixNode; /* sim/engine/pool.h */
 
 typedef enum {
-  KV_SEQUENCE_WAITING,  /* in the queue */
-  KV_SEQUENCE_LOADING,  /* its blocks are held, its prefix is on the way from a lower tier */
-  KV_SEQUENCE_PREFILL,  /* running, with prompt tokens still to compute */
-  KV_SEQUENCE_DECODE,   /* running, one token a step */
-  KV_SEQUENCE_ENDING,   /* its last token is in a batch that is still executing */
-  KV_SEQUENCE_SWAPPED,  /* its blocks are on the host */
+  KV_SEQUENCE_WAITING, /* in the queue */
+  KV_SEQUENCE_LOADING, /* its blocks are held, its prefix is on the way from a lower tier */
+  KV_SEQUENCE_PREFILL, /* running, with prompt tokens still to compute */
+  KV_SEQUENCE_DECODE,  /* running, one token a step */
+  KV_SEQUENCE_ENDING,  /* its last token is in a batch that is still executing */
+  KV_SEQUENCE_SWAPPED, /* its blocks are on the host */
   KV_SEQUENCE_FINISHED,
 } KvSequenceState;
 
@@ -35,38 +36,44 @@ struct KvSequence {
   guint32 *tokens;
 
   KvSequenceState state;
-  guint32 target_tokens;   /* tokens to compute before decoding (again): prompt, plus what a preemption lost */
+  guint32 target_tokens;   /* tokens to compute before decoding (again): prompt, plus what a
+                              preemption lost */
   guint32 computed_tokens; /* not decoding: tokens in the cache */
   guint32 emitted_tokens;  /* not decoding: tokens generated so far */
-  guint64 join_step;       /* decoding: the instance's decode step at which it joined with computed_tokens */
-  guint64 finish_step;     /* decoding: the step count at which its last token is scheduled */
-  guint heap_index;        /* place in the instance's finish heap */
-  guint32 piece_context;   /* context at which its laws were last evaluated */
-  guint64 bend_step;       /* step at which one of them bends next; G_MAXUINT64: never */
+  guint64
+      join_step; /* decoding: the instance's decode step at which it joined with computed_tokens */
+  guint64 finish_step;   /* decoding: the step count at which its last token is scheduled */
+  guint heap_index;      /* place in the instance's finish heap */
+  guint32 piece_context; /* context at which its laws were last evaluated */
+  guint64 bend_step;     /* step at which one of them bends next; G_MAXUINT64: never */
 
   KvSequence *previous, *next; /* running list (admission order) or waiting queue */
   KvPrefixNode **nodes;        /* prefix blocks held, in order */
   guint n_nodes, nodes_size;
-  guint64 node_end_blocks; /* blocks, from the prompt's first, that its last node covered when it was looked at */
   guint64 private_blocks;  /* blocks held that no other sequence can see */
+  guint64 node_end_blocks; /* blocks, from the prompt's first, that its last node covered when it
+                              was looked at */
   struct KvExtent *kept;   /* private blocks that a preemption left in the free queue */
   guint64 reserved_start, reserved_blocks; /* of the reserved allocator */
-  guint64 swapped_blocks;  /* on the host */
-  guint32 *block_ids;      /* physical ids in token order; only when the executor needs them */
+  guint64 swapped_blocks;                  /* on the host */
+  guint32 *swapped_ids;                    /* and which, when the executor needs ids */
+  guint32 *block_ids; /* physical ids in token order; only when the executor needs them */
   guint32 n_block_ids, block_ids_size;
 
   guint32 prompt_hit_tokens; /* prompt tokens found in the cache at the first admission */
   guint32 lower_tier_tokens; /* of them, those loaded from a lower tier */
   guint32 preemptions;
   guint64 recomputed_tokens;
-  double arrival_seconds, drained_seconds, scheduled_seconds, first_token_seconds, last_token_seconds;
-  double deadline_seconds, think_seconds;
-  guint32 instance; /* which one serves it */
+  double arrival_seconds, drained_seconds, scheduled_seconds, first_token_seconds,
+      last_token_seconds;
+  double deadline_seconds, think_seconds, session_start_seconds;
+  guint32 instance;        /* which one serves it */
   gpointer executor_state; /* the executor's own, released through its forget() */
 };
 
-/* Token id at position `i` of the prompt in a vocabulary of `vocab`: the trace's own where known; otherwise a
- * function of the prefix block that covers it, so that equal prefixes have equal tokens. */
+/* Token id at position `i` of the prompt in a vocabulary of `vocab`: the trace's own where known;
+ * otherwise a function of the prefix block that covers it, so that equal prefixes have equal
+ * tokens. */
 guint32 kv_sequence_prompt_token(const KvSequence *sequence, guint32 i, guint32 hash_block_tokens,
                                  guint32 vocab);
 

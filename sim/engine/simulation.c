@@ -16,8 +16,12 @@
 /* Events between looks at the clock and at interruptions. */
 enum { PROGRESS_EVERY = 4096 };
 
-/* Settings that vLLM derives from the GPU (section 3 of its notes): a GPU with at least 70 GiB that is not an A100
- * gets 8,192 tokens and 1,024 sequences, any other 2,048 and 256. */
+/* The host executor holds its cache in this machine's memory: more than this must be asked for by
+ * engine.num_blocks. */
+static const double HOST_CACHE_BYTES = 1073741824.0;
+
+/* Settings that vLLM derives from the GPU (section 3 of its notes): a GPU with at least 70 GiB that
+ * is not an A100 gets 8,192 tokens and 1,024 sequences, any other 2,048 and 256. */
 static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform *platform) {
   KvEngineConfig *e = &s->engine;
   gboolean big = platform->device->memory_bytes >= 70.0 * 1073741824.0 &&
@@ -100,6 +104,9 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
   if (with_memory && !kv_memory_divide(setup->model, setup->plan, &setup->demand, setup->platform,
                                        &s->engine, s->tensor_parallel, &setup->memory, error))
     return NULL;
+  if (strcmp(s->executor, "host") == 0 && s->engine.num_blocks == 0) /* fp32: twice the bytes */
+    setup->memory.blocks =
+        MIN(setup->memory.blocks, (guint64)(HOST_CACHE_BYTES / (2.0 * setup->demand.block_bytes)));
   return g_steal_pointer(&setup);
 }
 
@@ -136,14 +143,28 @@ static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) 
   run->in_flight--;
 }
 
+/* Blocks of one instance's lower tier of the prefix cache. */
+static guint64 tier_blocks(const Run *run) {
+  const KvScenario *s = run->setup->scenario;
+  const KvPlatform *p = run->setup->platform;
+  const KvStorage *storage = s->tier == 1 ? p->host_memory : s->tier == 2 ? p->ssd : NULL;
+  if (!storage || !s->engine.prefix_caching)
+    return 0;
+  double bytes =
+      s->tier_GB > 0.0 ? s->tier_GB * 1e9 : storage->capacity_bytes * p->n_nodes / s->replicas;
+  return (guint64)(bytes / run->setup->demand.block_bytes);
+}
+
 static KvExecutor *new_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
   if (strcmp(s->executor, "host") == 0) {
-    guint64 host_blocks = (guint64)(s->engine.swap_bytes / u->demand.block_bytes);
+    guint64 host_blocks = kv_instance_swap_blocks(&s->engine, &u->demand) + tier_blocks(run);
     return kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks, host_blocks,
                                 run->hash_block_tokens, s->seed, error);
   }
+  if (run->executors[0])
+    return kv_model_executor_twin(run->executors[0]);
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
                                s->tensor_parallel);
 }
@@ -160,25 +181,13 @@ static gboolean check_blocks(Run *run, const char *trace, GError **error) {
   return FALSE;
 }
 
-static void set_tier(Run *run, KvInstance *instance) {
-  const KvScenario *s = run->setup->scenario;
-  const KvPlatform *p = run->setup->platform;
-  const KvStorage *storage = s->tier == 1 ? p->host_memory : s->tier == 2 ? p->ssd : NULL;
-  if (!storage || !s->engine.prefix_caching)
-    return;
-  double bytes = s->tier_GB > 0.0 ? s->tier_GB * 1e9
-                                  : storage->capacity_bytes * p->n_nodes / s->replicas;
-  instance->tier = s->tier == 1 ? KV_TIER_DRAM : KV_TIER_SSD;
-  kv_pool_set_tier(instance->pool, (guint64)(bytes / run->setup->demand.block_bytes));
-}
-
 static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
   const KvScenario *s = run->setup->scenario;
   run->hash_block_tokens = kv_trace_reader_block_tokens(reader);
   run->metrics = kv_metrics_new(s->slo_ttft_seconds, s->slo_tpot_seconds, run->options->requests,
                                 run->options->operations);
-  run->source = kv_arrival_source_new(reader, s->arrivals, s->concurrency, s->rate_scale, s->requests,
-                                      error);
+  run->source =
+      kv_arrival_source_new(reader, s->arrivals, s->concurrency, s->rate_scale, s->requests, error);
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
@@ -190,13 +199,14 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
     if (!(run->executors[i] = new_executor(run, error)))
       return FALSE;
     run->instances[i] =
-        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i], run->metrics,
-                        run->setup->memory.blocks,
-                        s->engine.prefix_caching ? run->hash_block_tokens : 0,
-                        run->setup->plan->shareable);
+        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i],
+                        kv_metrics_observer(run->metrics), run->setup->memory.blocks,
+                        s->engine.prefix_caching ? run->hash_block_tokens : 0, run->setup->plan);
     run->instances[i]->finished = finished;
     run->instances[i]->user = run;
-    set_tier(run, run->instances[i]);
+    if (tier_blocks(run) > 0)
+      kv_instance_set_tier(run->instances[i], s->tier == 1 ? KV_TIER_DRAM : KV_TIER_SSD,
+                           tier_blocks(run));
   }
   return TRUE;
 }
@@ -216,7 +226,8 @@ static void run_end(Run *run) {
       free_queue(&instance->running);
       free_queue(&instance->swapped);
       for (guint b = 0; b < instance->n_batches; b++)
-        g_ptr_array_foreach(instance->batches[b]->ending, (GFunc)(void (*)(void))kv_sequence_free, NULL);
+        g_ptr_array_foreach(instance->batches[b]->ending, (GFunc)(void (*)(void))kv_sequence_free,
+                            NULL);
       g_ptr_array_foreach(instance->held_rows, (GFunc)(void (*)(void))kv_sequence_free, NULL);
       kv_instance_free(instance);
     }
@@ -276,7 +287,8 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
       kv_event_queue_set(run->events, source, kv_instance_next(instance));
       const char *broken = run->options->check ? kv_instance_check(instance) : NULL;
       if (broken) {
-        g_set_error(error, KV_ERROR, KV_ERROR_FAILED, "instance %u at %.6f s: %s", source, wake, broken);
+        g_set_error(error, KV_ERROR, KV_ERROR_FAILED, "instance %u at %.6f s: %s", source, wake,
+                    broken);
         return FALSE;
       }
     }
@@ -298,14 +310,16 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
   return TRUE;
 }
 
-/* Board power by phase times busy time, idle power for the rest, the hosts, and the facility's overhead. */
+/* Board power by phase times busy time, idle power for the rest, the hosts, and the facility's
+ * overhead. */
 static void price_run(const KvSetup *setup, KvSummary *s) {
   const KvPlatform *p = setup->platform;
   const KvDevice *d = p->device;
   double gpu_seconds = s->makespan_seconds * s->n_gpus;
   double busy = s->busy_share * gpu_seconds, prefill = busy * s->prefill_busy_share;
-  double watts = d->tdp_watts * (prefill * d->prefill_watts_share + (busy - prefill) * d->decode_watts_share +
-                                 (gpu_seconds - busy) * d->idle_watts_share);
+  double watts =
+      d->tdp_watts * (prefill * d->prefill_watts_share + (busy - prefill) * d->decode_watts_share +
+                      (gpu_seconds - busy) * d->idle_watts_share);
   double nodes = ceil((double)s->n_gpus / p->n_gpus_per_node);
   /* A host is charged for the share of its GPUs that the deployment uses. */
   double host = p->host_watts * nodes * s->makespan_seconds *
@@ -315,7 +329,7 @@ static void price_run(const KvSetup *setup, KvSummary *s) {
   s->energy_joules_per_output_token =
       s->output_tokens ? s->energy_joules / (double)s->output_tokens : 0.0;
   double price = setup->scenario->usd_per_gpu_hour >= 0.0 ? setup->scenario->usd_per_gpu_hour
-                                                         : d->price_per_hour;
+                                                          : d->price_per_hour;
   s->cost_usd = price * gpu_seconds / 3600.0;
   s->usd_per_million_output_tokens =
       s->output_tokens ? s->cost_usd / (double)s->output_tokens * 1e6 : 0.0;
@@ -351,8 +365,8 @@ static KvSummary *summarize(Run *run, const char *trace) {
   return s;
 }
 
-KvSummary *kv_simulate(const KvSetup *setup, KvTraceReader *reader, const KvSimulateOptions *options,
-                       GError **error) {
+KvSummary *kv_simulate(const KvSetup *setup, KvTraceReader *reader,
+                       const KvSimulateOptions *options, GError **error) {
   static const KvSimulateOptions none = {0};
   Run run = {.setup = setup, .options = options ? options : &none};
   gint64 began = g_get_monotonic_time();

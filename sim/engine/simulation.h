@@ -1,7 +1,8 @@
 /* A run: a scenario, a trace, and what comes of them.
  *
- * kv_setup_new() resolves a scenario into the things it names (model, plan, platform, memory), without a trace: `predict`,
- * `show` and `fit` use it too. kv_simulate() replays a trace through it.
+ * kv_setup_new() resolves a scenario into the things it names (model, plan, platform, memory),
+ * without a trace: `predict`, `show` and `fit` use it too. kv_simulate() replays a trace through
+ * it.
  */
 #ifndef KV_SIM_ENGINE_SIMULATION_H
 #define KV_SIM_ENGINE_SIMULATION_H
@@ -30,7 +31,8 @@ typedef struct {
   KvMemory memory;
 } KvSetup;
 
-/* Everything that a scenario names, checked. `with_memory` FALSE leaves memory undivided (a price needs no room). */
+/* Everything that a scenario names, checked. `with_memory` FALSE leaves memory undivided (a price
+ * needs no room). */
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error);
 void kv_setup_free(KvSetup *setup);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvSetup, kv_setup_free)
@@ -40,11 +42,12 @@ typedef struct {
   void (*progress)(double share, guint64 done, double now_seconds, gpointer user); /* or NULL */
   gpointer user;
   const volatile gint *interrupted; /* stop when it becomes non-zero; may be NULL */
-  gboolean check; /* verify the engine's invariants at every decision (tests) */
+  gboolean check;                   /* verify the engine's invariants at every decision (tests) */
 } KvSimulateOptions;
 
-/* Replay `reader` (borrowed). NULL with *error set if the trace is bad, the run was interrupted, or an executor failed. */
-KvSummary *kv_simulate(const KvSetup *setup, KvTraceReader *reader, const KvSimulateOptions *options,
-                       GError **error);
+/* Replay `reader` (borrowed). NULL with *error set if the trace is bad, the run was interrupted, or
+ * an executor failed. */
+KvSummary *kv_simulate(const KvSetup *setup, KvTraceReader *reader,
+                       const KvSimulateOptions *options, GError **error);
 
 #endif

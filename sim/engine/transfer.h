@@ -1,8 +1,9 @@
 /* Copies between tiers under way at the same time: each path (a pair of tiers) is shared fairly.
  *
- * Every copy of a path and direction gets an equal part of its rate; a path whose two directions are busy at once gets
- * `duplex_share` of the sum of both. A copy first waits out its fixed time (latency and the issue of its pieces), which
- * it shares with nobody. Times are absolute seconds; they never run backwards.
+ * Every copy of a path and direction gets an equal part of its rate; a path whose two directions
+ * are busy at once gets `duplex_share` of the sum of both. A copy first waits out its fixed time
+ * (latency and the issue of its pieces), which it shares with nobody. Times are absolute seconds;
+ * they never run backwards.
  */
 #ifndef KV_SIM_ENGINE_TRANSFER_H
 #define KV_SIM_ENGINE_TRANSFER_H
@@ -28,7 +29,8 @@ void kv_transfers_set_path(KvTransfers *transfers, KvTier upper, KvTier lower, c
 /* Begin `copy` (of `pieces` separate pieces) at `now`. */
 void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double pieces, double now);
 
-/* The next moment at which kv_transfers_pop() is worth calling; G_MAXDOUBLE if no copy is under way. */
+/* The next moment at which kv_transfers_pop() is worth calling; G_MAXDOUBLE if no copy is under
+ * way. */
 double kv_transfers_next(KvTransfers *transfers);
 
 /* Take off a copy that has completed by `now`. */

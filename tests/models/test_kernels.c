@@ -89,7 +89,7 @@ static void test_gemm_counts_waves(void) {
   g_assert_cmpfloat(part, <=, full);
 }
 
-static void test_power_limit_slows_many_rows_only(void) {
+static void test_sustained_rate_slows_many_rows_only(void) {
   KvDevice device = round_device(), limited = round_device();
   limited.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].sustained_share = 0.8;
   double few = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 256, 4096, 28672).seconds;
@@ -132,7 +132,8 @@ static void test_prefill_in_chunks_does_the_same_work(void) {
   assert_near(flops, whole.flops, 1e-12);
   g_assert_cmpfloat(seconds, >, whole.seconds);
   g_assert_cmpfloat(seconds, <, 1.2 * whole.seconds);
-  assert_near(whole.seconds, whole.flops / 8e14, 0.05);
+  /* A head of 128 with its exponentials costs 144, and half a tile more a token on the diagonal. */
+  assert_near(whole.seconds, whole.flops * 144 / 128 * (8192 + 128) / 8192 / 8e14, 0.05);
 }
 
 /* One layer of a Llama-3-8B decode step. */
@@ -201,8 +202,9 @@ static void test_all_reduce_takes_the_better_algorithm(void) {
   /* Large: 2 (r-1)/r of the bytes at the fitted share. */
   assert_near(kv_kernel_all_reduce(&device, &link, 1e9, 8).seconds,
               2 * 7. / 8 * 1e9 / (450e9 * 0.9), 0.02);
-  /* Small: one hop, not 2 (r-1). */
-  assert_near(kv_kernel_all_reduce(&device, &link, 8192, 8).seconds, 4e-6 + 2e-6, 0.05);
+  /* Small: one phase, and everyone's operands. */
+  assert_near(kv_kernel_all_reduce(&device, &link, 8192, 8).seconds,
+              4e-6 + 2e-6 + 7 * 8192 / (450e9 * 0.9), 0.001);
   assert_near(kv_kernel_send(&link, 36e9).seconds, 0.1, 0.001);
 }
 
@@ -232,7 +234,8 @@ static void test_launches_bound_small_steps(void) {
 static void test_types_without_a_fit_use_bf16(void) {
   KvDevice device = round_device();
   double wide = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 16384, 8192, 8192).seconds;
-  assert_near(kv_kernel_gemm(&device, KV_DTYPE_FP8, 1, 16384, 8192, 8192).seconds, wide / 2, 0.02);
+  assert_near(kv_kernel_gemm(&device, KV_DTYPE_FP8, 1, 16384, 8192, 8192).seconds,
+              wide / 2 + 5 * 16384. * 8192 / 3.6e12, 0.02); /* activations scaled: 5 bytes each */
   /* No fp4 rate: operands are widened. */
   assert_near(kv_kernel_gemm(&device, KV_DTYPE_FP4, 0.5, 16384, 8192, 8192).seconds, wide, 0.02);
 }
@@ -269,9 +272,10 @@ static GArray *synthetic_rows(const KvDevice *device, double noise) {
 
 static void test_fit_recovers_a_device_despite_outliers(void) {
   KvDevice truth = round_device();
-  truth.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16] = (KvEfficiency){6e-6, 0.72, 0.86, 3.4, 0, 0.88, 0};
+  truth.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16] =
+      (KvEfficiency){6e-6, 0.72, 0.86, 3.4, 0, 0.88, 0, 0};
   truth.efficiency[KV_KERNEL_DECODE_ATTENTION][KV_DTYPE_BF16] =
-      (KvEfficiency){9e-6, 0.25, 0.77, 3, 0, 1, 2e-6};
+      (KvEfficiency){9e-6, 0.25, 0.77, 3, 0, 1, 2e-6, 0};
   g_autoptr(GArray) rows = synthetic_rows(&truth, 0.02);
   KvDevice fitted = round_device();
   KvMeasuring measuring = {0};
@@ -294,7 +298,8 @@ static void test_fit_recovers_a_device_despite_outliers(void) {
 }
 
 /* Whole steps of Llama-3-8B on an H200 (PyTorch 2.11, one CUDA graph a decode step; microseconds,
- * measured by this project on 2026-11-23) stay within 3 % with the device file of the catalogue. */
+ * measured by this project on 2026-11-23) stay within 3 % with the device file of the catalogue,
+ * which was fitted to them: this guards against change and says nothing of other models. */
 static void test_h200_steps_stay_accurate(void) {
   static const struct {
     double batch, past, chunk, us;
@@ -384,6 +389,8 @@ static void test_wrong_tables_are_refused(void) {
       {"a.csv", "m,n,k\n1,2,3\n", "a.csv:1: no columns op_name and latency"},
       {"a.csv", "op_name,gemm_dtype,m,n,k,latency\ngemm,fp8,128,4096,,0.012\n",
        "a.csv:2: a number is missing"},
+      {"a.csv", "", "a.csv: is empty"},
+      {"a.csv.gz", "\x1f\x8b\x08 no gzip", "a.csv.gz: "},
       {"a.txt", "hello", "a.txt: unknown table format"},
   };
   for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
@@ -406,8 +413,7 @@ static void test_command_says_what_is_missing(void) {
     g_auto(GStrv) arguments = g_strdupv((char **)cases[i].arguments);
     g_autofree char **passed =
         g_memdup2(arguments, sizeof(char *) * (g_strv_length(arguments) + 1));
-    g_assert_cmpint(kv_calibrate_command((int)g_strv_length(arguments), passed, &error), ==,
-                    2 - (i == 2 && kv_error_exit_status(error) == 1));
+    g_assert_cmpint(kv_calibrate_command((int)g_strv_length(arguments), passed, &error), ==, 2);
     g_assert_nonnull(error);
     g_assert_true(g_str_has_prefix(error->message, cases[i].message));
   }
@@ -419,7 +425,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/gemm/roofline", test_gemm_is_bound_as_a_roofline_says);
   g_test_add_func("/kernels/gemm/rows", test_gemm_grows_with_rows);
   g_test_add_func("/kernels/gemm/waves", test_gemm_counts_waves);
-  g_test_add_func("/kernels/gemm/power-limit", test_power_limit_slows_many_rows_only);
+  g_test_add_func("/kernels/gemm/sustained", test_sustained_rate_slows_many_rows_only);
   g_test_add_func("/kernels/gemm/types", test_types_without_a_fit_use_bf16);
   g_test_add_func("/kernels/prefill/pairs", test_prefill_counts_causal_pairs);
   g_test_add_func("/kernels/prefill/chunks", test_prefill_in_chunks_does_the_same_work);

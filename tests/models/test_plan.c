@@ -106,6 +106,16 @@ static void test_lines_are_exact_where_valid(void) {
   }
 }
 
+/* Nothing of a window has no end, so it must not stop the engine where the window fills. */
+static void test_nothing_is_valid_for_ever(void) {
+  KvLaw law = kv_law(KV_LAW_LAST, 128);
+  law.scale = 0;
+  double slope, valid;
+  g_assert_cmpfloat(kv_law_value(&law, 100, 0, TRUE, &slope, &valid), ==, 0);
+  g_assert_cmpfloat(slope, ==, 0);
+  g_assert_cmpfloat(valid, ==, G_MAXDOUBLE);
+}
+
 static void test_describe(void) {
   KvLaw law = kv_law(KV_LAW_LAST, 128);
   g_autofree char *last = kv_law_describe(&law);
@@ -208,6 +218,26 @@ static void test_index_and_scaled_reads(void) {
   g_assert_cmpfloat(cost.attention_flops, ==, 10.0 * (256 * 4 * 8 * 128 + 1000 * 32));
 }
 
+/* A new token goes to the most recent role whatever the order of segments, and shares of tiers are
+ * a mean. */
+static void test_written_bytes(void) {
+  KvModel model = full_model(10, 8, 2);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvCache *cache = &g_array_index(plan->caches, KvCache, 0);
+  cache->n_segments = 3;
+  cache->segments[0].role = KV_ROLE_RECENT;
+  cache->segments[0].tokens.scale = 0.25;
+  cache->segments[1] = cache->segments[0];
+  cache->segments[1].tier = KV_TIER_DRAM;
+  cache->segments[2] = cache->segments[0];
+  cache->segments[2].role = KV_ROLE_MIDDLE;
+  cache->segments[2].key_bytes = cache->segments[2].value_bytes = 1;
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  g_assert_cmpfloat(kv_plan_cost(plan, &curves, 100, 50, TRUE).written_bytes, ==,
+                    10.0 * 2 * 2 * 128 * 2);
+}
+
 static void test_too_many_laws(void) {
   KvModel model = full_model(1, 8, 8);
   g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
@@ -229,12 +259,14 @@ int main(int argc, char **argv) {
   g_test_add_func("/plan/law/scale-cap-and-kept-prompt", test_scale_cap_and_kept_prompt);
   g_test_add_func("/plan/law/valid-tokens", test_valid_tokens_end_where_the_slope_changes);
   g_test_add_func("/plan/law/lines-are-exact-where-valid", test_lines_are_exact_where_valid);
+  g_test_add_func("/plan/law/nothing-is-valid-for-ever", test_nothing_is_valid_for_ever);
   g_test_add_func("/plan/law/describe", test_describe);
   g_test_add_func("/plan/full-attention", test_full_attention);
   g_test_add_func("/plan/sliding-and-recurrent-groups", test_sliding_and_recurrent_groups);
   g_test_add_func("/plan/latent-attention", test_latent_attention);
   g_test_add_func("/plan/lower-tiers", test_lower_tiers);
   g_test_add_func("/plan/index-and-scaled-reads", test_index_and_scaled_reads);
+  g_test_add_func("/plan/written-bytes", test_written_bytes);
   g_test_add_func("/plan/too-many-laws", test_too_many_laws);
   return g_test_run();
 }

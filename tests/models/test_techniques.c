@@ -137,6 +137,9 @@ static void test_gqa_refusals(void) {
       "gqa: num_kv_heads is 5, expected a divisor of the 32 query and 32 KV heads of llama-2-7b");
   refused(llama3_8b(), "gqa:num_kv_heads=16",
           "gqa: num_kv_heads is 16, but llama-3-8b has 8 KV heads, expected at most 8");
+  /* 4 divides the query heads, but 6 KV heads cannot be averaged into 4. */
+  refused(model_of("made-up", 32, 24, 6), "gqa:num_kv_heads=4",
+          "gqa: num_kv_heads is 4, expected a divisor of the 24 query and 6 KV heads of made-up");
   KvModel latent = model_of("deepseek-v2", 60, 128, 128);
   group.attention.kind = KV_ATTENTION_LATENT;
   refused(latent, "gqa",
@@ -174,6 +177,10 @@ static void test_kivi_plan(void) {
   g_assert_cmpuint(work_of(&ideal, "quantize a block of keys")->every_steps, ==, 128);
   /* Copies of the packed values: 2*L*Hkv*d*nV*(q/8+4/G) = 2*32*8*128*372*0.375, and of the
    * residuals: 128 values and on average 63.5 keys. */
+  g_assert_cmpfloat(ideal.curves.readers[0].reader.extra_launches, ==, 0);
+  g_assert_cmpfloat(released.curves.readers[0].reader.extra_launches, ==, 6);
+  g_assert_cmpfloat(work_of(&ideal, "quantize a block of keys")->launches, ==, 32);
+  g_assert_cmpfloat(work_of(&released, "quantize a block of keys")->launches, ==, 8 * 32);
   const KvWork *copies = work_of(&released, "concatenate values and residuals");
   g_assert_cmpfloat(copies->bytes + 500 * copies->bytes_per_token, ==,
                     2.0 * 32 * 8 * 128 * (372 * 0.375 + 128 * 2 + 63.5 * 2));
@@ -239,6 +246,15 @@ static void test_snapkv_plan(void) {
   g_assert_cmpfloat(vote->over_tokens, ==, 2048);
   g_assert_cmpfloat(work_of(&x, "gather the kept tokens")->bytes, ==,
                     2.0 * 2048 * 2 * 32 * 8 * 128 * 2);
+  kv_plan_free(x.plan);
+}
+
+/* Once every query head has its own keys, the released kernels re-read nothing. */
+static void test_snapkv_released_after_kivi_released(void) {
+  Applied x = apply(llama3_8b(), "kivi:impl=released,snapkv:impl=released");
+  KvPlanCost c = cost(&x, 1000, 500);
+  g_assert_cmpfloat(c.read_bytes, ==, c.resident_bytes[KV_TIER_HBM] + 32.0 * 6 * 32 * 1000 * 2);
+  g_assert_cmpuint(x.curves.readers[0].reader.n_kv_heads, ==, 32);
   kv_plan_free(x.plan);
 }
 
@@ -321,6 +337,7 @@ static void test_flexgen_compression(void) {
   g_assert_cmpfloat(c.read_bytes, ==, 512 * elements * (4.5 / 8 + 4));
   g_assert_cmpfloat(x.plan->weights.bytes_per_parameter, ==, 4.5 / 8);
   g_assert_cmpint(x.curves.readers[0].reader.processor, ==, KV_PROCESSOR_GPU);
+  g_assert_cmpfloat(x.curves.readers[0].reader.extra_launches, ==, 2);
   g_assert_cmpfloat(work_of(&x, "compress the new token")->bytes, ==, elements * (2 + 4.5 / 8));
   kv_plan_free(x.plan);
 }
@@ -463,6 +480,11 @@ static void test_page(void) {
   g_assert_nonnull(strstr(page, "| `R` | 128 | 32 to 128 | tokens |"));
   g_assert_nonnull(strstr(page, "| LLaMA-2-7B-32K | RULER avg | 2 bit G=32 R=128 | 56.4 | 39.78 | "
                                 "KVQuant Table 4, seen in text copy |"));
+  /* n = 4000: 3968 packed keys and 3872 packed values of 1536 bytes a layer, 32 and 128 of 8192.
+   * Total 2097.2 MB before. */
+  g_assert_nonnull(
+      strstr(page, "| keys, packed | whole blocks of 128 | 3968 | 1536 | hbm | `####` |"));
+  g_assert_nonnull(strstr(page, "Stored: 427.3 MB, 20.4 % of it. A decode step reads 427.3 MB"));
   g_autofree char *exact = kv_technique_page(kv_technique_find("orca", NULL));
   g_assert_nonnull(strstr(exact, "Exact: outputs equal those of dense attention"));
 }
@@ -479,6 +501,8 @@ int main(int argc, char **argv) {
   g_test_add_func("/techniques/kivi/refusals", test_kivi_refusals);
   g_test_add_func("/techniques/snapkv/bytes", test_snapkv_bytes);
   g_test_add_func("/techniques/snapkv/plan", test_snapkv_plan);
+  g_test_add_func("/techniques/snapkv/released-after-kivi-released",
+                  test_snapkv_released_after_kivi_released);
   g_test_add_func("/techniques/snapkv/refusals", test_snapkv_refusals);
   g_test_add_func("/techniques/snapkv/with-kivi", test_snapkv_with_kivi);
   g_test_add_func("/techniques/flexgen/tiers", test_flexgen_tiers);

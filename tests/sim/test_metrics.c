@@ -13,8 +13,10 @@ typedef struct {
   KvExecutor executor;
   KvEngineConfig config;
   KvPlanCurves curves;
+  KvPlan plan;
   KvInstance *instance;
   KvMetrics *metrics;
+  KvObserver *observer;
   KvBatch batch;
 } Bench;
 
@@ -27,7 +29,11 @@ static Bench *bench_new(double slo_ttft, double slo_tpot, KvOutput *requests) {
   b->curves.laws[0] = kv_law(KV_LAW_ALL, 0);
   b->curves.stored_bytes[KV_TIER_HBM][0] = 1000.0;
   b->metrics = kv_metrics_new(slo_ttft, slo_tpot, requests, NULL);
-  b->instance = kv_instance_new(0, &b->config, &b->curves, &b->executor, b->metrics, 100, 16, TRUE);
+  b->observer = kv_metrics_observer(b->metrics);
+  b->plan.shareable = TRUE;
+  b->plan.share_multiple = 1;
+  b->instance =
+      kv_instance_new(0, &b->config, &b->curves, &b->executor, b->observer, 100, 16, &b->plan);
   b->batch.chunks = g_array_new(FALSE, FALSE, sizeof(KvChunk));
   return b;
 }
@@ -58,7 +64,7 @@ static void record(Bench *b, double start, double seconds, guint prompt_tokens, 
   b->batch.decode_n = decode_n;
   b->batch.repeat = repeat;
   b->batch.cost.seconds = seconds;
-  kv_metrics_batch(b->metrics, b->instance, &b->batch);
+  b->observer->class->batch(b->observer, b->instance, &b->batch);
 }
 
 /* A request that arrives at `arrival`, waits, has its first token after `ttft` and its last after
@@ -73,8 +79,8 @@ static void serve(Bench *b, double arrival, double queue, double ttft, double e2
                   .first_token_seconds = arrival + ttft,
                   .last_token_seconds = arrival + e2e};
   kv_metrics_arrived(b->metrics, &s);
-  kv_metrics_first_token(b->metrics, &s);
-  kv_metrics_finished(b->metrics, &s);
+  b->observer->class->first_token(b->observer, &s);
+  b->observer->class->finished(b->observer, &s);
 }
 
 static int compare_doubles(const void *a, const void *b) {
@@ -199,7 +205,7 @@ static void inter_token_sketch_is_close(void) {
     g_autofree double *values = g_new(double, N);
     for (guint i = 0; i < N; i++) {
       values[i] = 0.02 * kv_random_lognormal(&random, 0.0, spreads[k]);
-      kv_metrics_stalled_token(b->metrics, values[i]);
+      b->observer->class->stalled_token(b->observer, values[i]);
     }
     g_autoptr(KvSummary) s = summary_of(b);
     const KvDistribution *d = &s->latency[KV_LATENCY_ITL];
@@ -301,8 +307,8 @@ static void timeline_conserves(void) {
       output += (double)(n * repeat);
       if (kv_random_integer(&random, 0, 9) == 0) {
         KvCopy copy = {.from = KV_TIER_HBM, .to = KV_TIER_DRAM, .bytes = 1000.0, .blocks = 1};
-        kv_metrics_preempted(b->metrics, 7, now);
-        kv_metrics_moved(b->metrics, &copy, now);
+        b->observer->class->preempted(b->observer, 7, now);
+        b->observer->class->moved(b->observer, &copy, now);
         preemptions++;
         moved += 1000.0;
       }
@@ -399,11 +405,11 @@ static void rows_of_requests(void) {
                   .scheduled_seconds = 1.25,
                   .first_token_seconds = 2.0,
                   .last_token_seconds = 4.0};
-  kv_metrics_finished(b->metrics, &s);
+  b->observer->class->finished(b->observer, &s);
   s.output_tokens = 1;
   s.session = -1;
   s.last_token_seconds = 2.0;
-  kv_metrics_finished(b->metrics, &s);
+  b->observer->class->finished(b->observer, &s);
   kv_metrics_rejected(b->metrics, &s);
   bench_free(b);
   g_assert_true(kv_output_commit(output, &error));

@@ -502,7 +502,7 @@ static void world_init(World *w, guint block_tokens, guint hash_tokens, gboolean
                .prefix_caching = prefix_caching,
                .explicit_ids = explicit_ids};
   w->pool = kv_pool_new(total, block_tokens, hash_tokens, prefix_caching, explicit_ids);
-  kv_pool_set_tier(w->pool, tier);
+  kv_pool_set_tier(w->pool, tier, 0, NULL, NULL);
   w->queue = g_array_new(FALSE, FALSE, sizeof(guint32));
   w->nodes = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, node_free);
   w->tier = g_ptr_array_new();
@@ -779,7 +779,7 @@ static void lower_tier_by_hand(void) {
   Prompt a, b;
   prompt_init(&a, 33, 100);
   prompt_init(&b, 33, 200);
-  kv_pool_set_tier(pool, 3);
+  kv_pool_set_tier(pool, 3, 0, NULL, NULL);
   kv_pool_grow(pool, &a.sequence, 3, 33);
   g_assert_cmpuint(kv_pool_store(pool, &a.sequence), ==, 2);
   g_assert_cmpuint(kv_pool_store(pool, &a.sequence), ==, 0); /* already there */

@@ -135,6 +135,26 @@ static void a_wrong_script_says_why(void) {
   }
 }
 
+/* A gnuplot that dies at once, before it has read a script longer than a pipe holds. */
+static void a_gnuplot_that_dies_is_survived(void) {
+  static const char program[] = "#!/bin/sh\necho 'no such library' >&2\nexit 3\n";
+  g_autofree char *root = g_dir_make_tmp("kvsim-viz-XXXXXX", NULL);
+  g_autofree char *fake = g_build_filename(root, "gnuplot", NULL),
+                  *path = g_strdup(g_getenv("PATH"));
+  g_autofree char *script = g_strnfill(1 << 20, '#');
+  g_assert_true(g_file_set_contents(fake, program, -1, NULL));
+  g_assert_cmpint(g_chmod(fake, 0755), ==, 0);
+  g_setenv("PATH", root, TRUE);
+  KvDrawing drawing;
+  kv_gnuplot_draw((const char *const[]){script}, 1, &drawing);
+  g_setenv("PATH", path, TRUE);
+  g_assert_null(drawing.svg);
+  g_assert_true(g_str_has_prefix(drawing.reason, "gnuplot failed: "));
+  g_free(drawing.reason);
+  g_unlink(fake);
+  g_rmdir(root);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/viz/plots/one-run", every_picture_of_one_run);
@@ -145,5 +165,6 @@ int main(int argc, char **argv) {
   g_test_add_func("/viz/plots/hostile-label", labels_cannot_reach_gnuplot);
   g_test_add_func("/viz/plots/no-gnuplot", without_gnuplot_the_run_goes_on);
   g_test_add_func("/viz/plots/wrong-script", a_wrong_script_says_why);
+  g_test_add_func("/viz/plots/dying-gnuplot", a_gnuplot_that_dies_is_survived);
   return g_test_run();
 }

@@ -14,10 +14,11 @@ static void says_what_limits(void) {
   g_autoptr(KvSummary) slower = fixture_slower();
   g_autoptr(KvSummary) empty = fixture_empty();
   expect_limit(empty, "No request finished");
-  expect_limit(run, "the load");
+  expect_limit(run, "kept up with the load; its pace is set by memory bandwidth");
   expect_limit(slower, "memory for the KV cache");
-  run->busy_share = 0.99;
-  expect_limit(run, "memory bandwidth");
+  run->peak_blocks_held_share = 0.8;
+  run->latency[KV_LATENCY_QUEUE].mean = 2;
+  expect_limit(run, "Limited by memory bandwidth");
   run->mfu = 0.7;
   expect_limit(run, "arithmetic");
   run->component_seconds[KV_COMPONENT_TRANSFER] = 5000;
