@@ -274,11 +274,12 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     sketch_add(&metrics->itl, old_gap, old_gap, old, old * old_gap);
     sketch_add(&metrics->itl, fresh_gap, fresh_gap, fresh, fresh * fresh_gap);
     if (batch->repeat > 1)
-      sketch_add(&metrics->itl, MIN(cost->first_seconds, cost->last_seconds),
-                 MAX(cost->first_seconds, cost->last_seconds), n * (repeat - 1.0),
-                 n * (cost->seconds - cost->first_seconds));
+      sketch_add(&metrics->itl, MIN(cost->first_seconds, cost->last_seconds) + batch->gap_seconds,
+                 MAX(cost->first_seconds, cost->last_seconds) + batch->gap_seconds,
+                 n * (repeat - 1.0),
+                 n * (cost->seconds - cost->first_seconds + (repeat - 1.0) * batch->gap_seconds));
   }
-  double held = blocks_held(instance), seconds = MAX(cost->seconds, 1e-12);
+  double held = blocks_held(instance), seconds = MAX(batch->end - batch->start, 1e-12);
   double running = kv_instance_running(instance), waiting = kv_instance_waiting(instance);
   double tokens = kv_decode_set_context_tokens(instance->decode);
   for (guint i = 0; i < instance->prefilling->len; i++)
@@ -297,7 +298,7 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
       .link_bytes = cost->link_bytes / seconds,
       .prompt_tokens = chunk_tokens / seconds,
       .output_tokens = (decoded + (double)emitted) / seconds,
-      .busy_seconds = 1.0,
+      .busy_seconds = cost->seconds / seconds,
   };
   state.blocks_free = (instance->buddy ? (double)kv_buddy_free_units(instance->buddy)
                                        : (double)kv_pool_free_blocks(instance->pool)) -

@@ -99,7 +99,7 @@ static void odd_space_by_hand(void) {
   kv_buddy_free(buddy);
 }
 
-static void exact_only_counts(void) {
+static void exact_stands_one_behind_another(void) {
   KvBuddy *buddy = kv_buddy_new(10, TRUE);
   guint64 start = 99;
   g_assert_true(kv_buddy_can_ever_fit(buddy, 10));
@@ -109,6 +109,7 @@ static void exact_only_counts(void) {
   g_assert_cmpuint(kv_buddy_free_units(buddy), ==, 3);
   g_assert_false(kv_buddy_reserve(buddy, 4, &start));
   g_assert_true(kv_buddy_reserve(buddy, 3, &start));
+  g_assert_cmpuint(start, ==, 7); /* behind the first */
   g_assert_false(kv_buddy_fits(buddy, 1));
   kv_buddy_release(buddy, 0, 7);
   g_assert_cmpuint(kv_buddy_free_units(buddy), ==, 7);
@@ -147,7 +148,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/buddy/rounds-to-powers-of-two", check_rounding);
   g_test_add_func("/buddy/follows-a-map", follows_a_map);
   g_test_add_func("/buddy/odd-space-by-hand", odd_space_by_hand);
-  g_test_add_func("/buddy/exact-only-counts", exact_only_counts);
+  g_test_add_func("/buddy/exact-stands-one-behind-another", exact_stands_one_behind_another);
   g_test_add_func("/buddy/nothing-fits-into-nothing", nothing_fits_into_nothing);
   g_test_add_func("/buddy/huge-requests-are-refused", huge_requests_are_refused);
   return g_test_run();
