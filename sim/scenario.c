@@ -87,7 +87,7 @@ const KvScenarioField kv_scenario_fields[] = {
      "debugging: price every step by itself"},
     {"engine", "static_batch", KV_FIELD_COUNT, ENGINE(static_batch), 0, 1e6, NULL,
      "sequences of a static batch; 0: as memory allows"},
-    {"engine", "gpu_batch", KV_FIELD_COUNT, ENGINE(gpu_batch), 1, 1e6, NULL,
+    {"engine", "gpu_batch", KV_FIELD_COUNT, ENGINE(gpu_batch), 1, 1e5, NULL,
      "FlexGen: sequences of a GPU batch"},
     {"engine", "n_gpu_batches", KV_FIELD_COUNT, ENGINE(n_gpu_batches), 1, 1e4, NULL,
      "FlexGen: GPU batches of a block"},

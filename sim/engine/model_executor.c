@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "sim/engine/transfer.h"
 
@@ -367,6 +368,29 @@ typedef struct {
   gboolean graph;
 } Priced;
 
+/* FlexGen computes a block of sequences in n_gpu_batches parts, one after the other, layer by
+ * layer. */
+static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense *scratch) {
+  guint first = m->trace ? m->trace->len : 0;
+  price_layers(m, scratch, ceil((double)tokens / parts));
+  for (guint i = first; m->trace && i < m->trace->len; i++) {
+    KvPricedKernel *kernel = &g_array_index(m->trace, KvPricedKernel, i);
+    kernel->count *= parts;
+    kernel->cost.seconds *= parts;
+    kernel->cost.flops *= parts;
+    kernel->cost.bytes *= parts;
+  }
+  for (guint c = 0; c < KV_N_COMPONENTS; c++) {
+    scratch->seconds[c] *= parts;
+    scratch->flops[c] *= parts;
+    scratch->bytes[c] *= parts;
+  }
+  scratch->total_seconds *= parts;
+  scratch->link_bytes *= parts;
+  scratch->kernels *= parts;
+  return scratch;
+}
+
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 chunk_tokens = 0, rows = step->decode.n + step->decode.padding;
@@ -380,7 +404,10 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
-  priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
+  if (strcmp(m->config->scheduler, "flexgen") == 0)
+    priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
+  else
+    priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
   priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
