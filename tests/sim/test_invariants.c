@@ -30,8 +30,7 @@ static const char *const stacks[] = {
     "use=snapkv:budget=64,vllm",
     "model=gemma-3-1b engine.num_blocks=250",
     "platform=8xh200 deployment.replicas=3 deployment.router=prefix",
-    "platform=8xh200 deployment.replicas=2 deployment.router=least-loaded "
-    "deployment.tensor_parallel=4",
+    "platform=8xh200 deployment.replicas=2 deployment.tensor_parallel=4 deployment.router=prefix",
 };
 
 /* The least a step can take: the weights once through HBM at its peak. */
@@ -313,6 +312,17 @@ static void test_deterministic(void) {
   }
 }
 
+/* What a run costs the simulator is its decisions; longer answers do not make more of them. */
+static void test_decisions(void) {
+  g_autoptr(Workload) workload = generated(9);
+  g_autoptr(Replay) once = replay(workload, "arrivals.output_scale=1");
+  g_autoptr(Replay) twice = replay(workload, "arrivals.output_scale=2");
+  g_autoptr(Replay) often = replay(workload, "arrivals.output_scale=16");
+  g_assert_cmpuint(twice->summary->steps, >, once->summary->steps);
+  g_assert_cmpuint(10 * twice->n_operations, <=, 11 * once->n_operations);
+  g_assert_cmpuint(10 * often->n_operations, <=, 11 * once->n_operations);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   for (guint i = 0; i < G_N_ELEMENTS(stacks); i++) {
@@ -327,6 +337,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/sim/invariants/ideal-hits", test_ideal_hits);
   g_test_add_func("/sim/invariants/idle-tier", test_idle_tier);
   g_test_add_func("/sim/invariants/busy-tier", test_busy_tier);
+  g_test_add_func("/sim/invariants/decisions", test_decisions);
   g_test_add_func("/sim/invariants/deterministic", test_deterministic);
   return g_test_run();
 }
