@@ -32,6 +32,12 @@ typedef struct {
   gboolean nothing, operations, no_plots, as_json;
 } Wanted;
 
+static void wanted_clear(Wanted *wanted) {
+  g_free(wanted->directory);
+  g_free(wanted->format);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Wanted, wanted_clear)
+
 static gboolean replay_one(const KvScenario *scenario, const char *trace, const Wanted *wanted,
                            GError **error) {
   g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
@@ -62,8 +68,8 @@ static gboolean replay_one(const KvScenario *scenario, const char *trace, const 
 }
 
 gboolean kv_command_run(int argc, char **argv, GError **error) {
-  KvScenarioOptions options = {0};
-  Wanted wanted = {0};
+  g_auto(KvScenarioOptions) options = {0};
+  g_auto(Wanted) wanted = {0};
   gboolean only_scenario = FALSE;
   const GOptionEntry extra[] = {
       {"output", 'o', 0, G_OPTION_ARG_FILENAME, &wanted.directory,
@@ -82,15 +88,8 @@ gboolean kv_command_run(int argc, char **argv, GError **error) {
   };
   g_autofree GOptionEntry *entries = kv_scenario_option_entries(&options, extra);
   g_autoptr(KvScenario) scenario = NULL;
-  gboolean ok = kv_cli_parse(kv_command_find("run"), entries, &argc, &argv, error) &&
-                (scenario = kv_scenario_options_apply(&options, error));
-  if (ok && options.use && options.use[0]) {
-    g_autofree char *stack = g_strjoinv(",", options.use);
-    g_free(scenario->use);
-    scenario->use = g_steal_pointer(&stack);
-  }
-  kv_scenario_options_clear(&options);
-  if (!ok)
+  if (!kv_cli_parse(kv_command_find("run"), entries, &argc, &argv, error) ||
+      !(scenario = kv_scenario_options_apply_all(&options, error)))
     return FALSE;
   if (only_scenario) {
     g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
@@ -102,8 +101,5 @@ gboolean kv_command_run(int argc, char **argv, GError **error) {
                 argc < 2 ? "no trace given" : "more than one trace given");
     return FALSE;
   }
-  ok = replay_one(scenario, argv[1], &wanted, error);
-  g_free(wanted.directory);
-  g_free(wanted.format);
-  return ok;
+  return replay_one(scenario, argv[1], &wanted, error);
 }
