@@ -288,6 +288,26 @@ static void test_busy_tier(void) {
   g_assert_cmpfloat(with->summary->fetched_bytes[KV_TIER_DRAM], >, 0.0);
 }
 
+/* Blocks so few that loaded prefixes and unfinished prompts crowd one another out: it goes on. */
+static void test_tight_tier(void) {
+  guint64 loaded = 0, preempted = 0;
+  for (guint seed = 0; seed < 40; seed++) {
+    KvRandom random;
+    kv_random_seed(&random, seed, 5);
+    g_autoptr(Workload) workload = workload_random(&random, 50, 600, 30, 50.0, 16, 0.7);
+    g_autoptr(Replay) run = replay(
+        workload,
+        "prefix_cache.tier=dram engine.num_blocks=%d engine.max_batched_tokens=300 "
+        "engine.long_prefill_threshold=%d engine.async_scheduling=%s engine.max_seqs=8",
+        (int)kv_random_integer(&random, 40, 50), seed % 4 ? 60 : 0, seed % 3 ? "false" : "true");
+    assert_sound(run);
+    loaded += (guint64)run->summary->fetched_bytes[KV_TIER_DRAM];
+    preempted += run->summary->preemptions;
+  }
+  g_assert_cmpuint(loaded, >, 0);
+  g_assert_cmpuint(preempted, >, 0);
+}
+
 /* Equal inputs give equal bytes; the seed matters to nothing that is not random. */
 static void test_deterministic(void) {
   static const char *const settings[] = {
@@ -319,8 +339,8 @@ static void test_decisions(void) {
   g_autoptr(Replay) twice = replay(workload, "arrivals.output_scale=2");
   g_autoptr(Replay) often = replay(workload, "arrivals.output_scale=16");
   g_assert_cmpuint(twice->summary->steps, >, once->summary->steps);
-  g_assert_cmpuint(10 * twice->n_operations, <=, 11 * once->n_operations);
-  g_assert_cmpuint(10 * often->n_operations, <=, 11 * once->n_operations);
+  g_assert_cmpfloat(twice->n_operations, <=, 1.1 * once->n_operations);
+  g_assert_cmpfloat(often->n_operations, <=, 1.1 * once->n_operations);
 }
 
 int main(int argc, char **argv) {
@@ -337,6 +357,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/sim/invariants/ideal-hits", test_ideal_hits);
   g_test_add_func("/sim/invariants/idle-tier", test_idle_tier);
   g_test_add_func("/sim/invariants/busy-tier", test_busy_tier);
+  g_test_add_func("/sim/invariants/tight-tier", test_tight_tier);
   g_test_add_func("/sim/invariants/decisions", test_decisions);
   g_test_add_func("/sim/invariants/deterministic", test_deterministic);
   return g_test_run();
