@@ -18,7 +18,7 @@ enum { PROGRESS_EVERY = 4096 };
 
 /* The host executor holds its cache in this machine's memory: more than this must be asked for by
  * engine.num_blocks. */
-static const double HOST_CACHE_BYTES = 1073741824.0;
+static const double HOST_CACHE_BYTES = 67108864.0;
 
 /* Settings that vLLM derives from the GPU (section 3 of its notes): a GPU with at least 70 GiB that
  * is not an A100 gets 8,192 tokens and 1,024 sequences, any other 2,048 and 256. */
