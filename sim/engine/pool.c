@@ -14,6 +14,7 @@ struct KvExtent {
 typedef struct {
   KvExtent extent;
   KvSequence *owner; /* preempted sequence that may reclaim them, or NULL */
+  guint64 full;      /* with an owner: blocks from the first that were complete */
   guint32 *ids;      /* explicit ids, in the order they were filled */
 } Run;
 
@@ -332,7 +333,8 @@ KvPrefixHit kv_pool_lookup(KvPool *pool, const KvSequence *sequence, guint32 lim
       break;
   }
   if (sequence->kept && blocks == named && limit > named) {
-    hit.own_blocks = MIN(sequence->kept->blocks, limit - named);
+    guint64 complete = MIN(sequence->kept->blocks, ((const Run *)sequence->kept)->full);
+    hit.own_blocks = MIN(complete, limit - named);
     hit.free_blocks += hit.own_blocks;
   }
   hit.tokens = (blocks + hit.own_blocks) * pool->block_tokens;
@@ -384,21 +386,31 @@ guint64 kv_pool_held(const KvPool *pool, const KvSequence *sequence) {
   return shared_blocks(pool, sequence) + sequence->private_blocks;
 }
 
-/* Explicit ids: let the sequence's table cover what its last node holds by now. */
-static void sync_last_node(KvPool *pool, KvSequence *sequence) {
-  if (!pool->explicit_ids || sequence->n_nodes == 0)
-    return;
-  guint i = sequence->n_nodes - 1;
-  KvPrefixNode *node = sequence->nodes[i];
+/* Another sequence that holds the last node may have completed more of it: these blocks are the
+ * sequence's, too, and blocks of its own that they make superfluous go back. */
+static void adopt_last_node(KvPool *pool, KvSequence *sequence) {
+  KvPrefixNode *node = sequence->n_nodes > 0 ? sequence->nodes[sequence->n_nodes - 1] : NULL;
   if (!node)
     return;
-  guint64 start = (guint64)i * pool->node_blocks;
+  guint i = sequence->n_nodes - 1;
+  guint64 start = (guint64)i * pool->node_blocks, had = MAX(start, sequence->node_end_blocks);
   guint64 end = start + MIN(node->extent.blocks, node_share(pool, i, named_blocks(pool, sequence)));
-  if (sequence->n_block_ids < end) {
-    guint64 have = sequence->n_block_ids;
-    memcpy(more_block_ids(sequence, end - have), node->ids + (have - start),
-           (end - have) * sizeof(guint32));
+  if (end <= had)
+    return;
+  guint64 in_table = kv_pool_held(pool, sequence) - (end - had);
+  guint64 surplus = MIN(end, in_table) - had;
+  sequence->private_blocks -= surplus;
+  sequence->node_end_blocks = end;
+  if (!pool->explicit_ids) {
+    queue_append_anonymous(pool, surplus);
+    return;
   }
+  if (surplus > 0)
+    queue_append_run(pool, surplus)->ids =
+        g_memdup2(sequence->block_ids + had, surplus * sizeof(guint32));
+  if (end > in_table)
+    more_block_ids(sequence, end - in_table);
+  memcpy(sequence->block_ids + had, node->ids + (had - start), (end - had) * sizeof(guint32));
 }
 
 void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit) {
@@ -406,7 +418,7 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
     KvPrefixNode *node = index_find(pool, node_key(pool, sequence, i));
     node_hold(pool, node);
     remember_node(sequence, node);
-    sync_last_node(pool, sequence);
+    adopt_last_node(pool, sequence);
   }
   if (hit->own_blocks > 0) {
     KvExtent *kept = sequence->kept;
@@ -453,11 +465,12 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
       node->extent.blocks = share;
       sequence->private_blocks -= fresh;
     }
+    sequence->node_end_blocks = MAX(sequence->node_end_blocks, i * pool->node_blocks + share);
   }
 }
 
 void kv_pool_grow(KvPool *pool, KvSequence *sequence, guint64 blocks, guint32 computed_tokens) {
-  sync_last_node(pool, sequence);
+  adopt_last_node(pool, sequence);
   guint64 held = kv_pool_held(pool, sequence);
   if (blocks > held) {
     guint64 count = blocks - held;
@@ -480,11 +493,11 @@ void kv_pool_settle(KvSequence *sequence, guint64 private_blocks) {
 /* The ids of the sequence's private blocks, in token order, newly allocated. */
 static guint32 *private_ids(const KvPool *pool, const KvSequence *sequence) {
   guint32 *ids = g_new(guint32, sequence->private_blocks + 1);
-  guint64 n = 0;
+  guint64 n = 0, named = named_blocks(pool, sequence);
   for (guint64 at = 0; at < sequence->n_block_ids && n < sequence->private_blocks; at++) {
     guint64 i = at / pool->node_blocks;
     const KvPrefixNode *node = i < sequence->n_nodes ? sequence->nodes[i] : NULL;
-    if (!node || at % pool->node_blocks >= node->extent.blocks)
+    if (!node || at >= named || at % pool->node_blocks >= node->extent.blocks)
       ids[n++] = sequence->block_ids[at];
   }
   g_assert(n == sequence->private_blocks);
@@ -492,10 +505,11 @@ static guint32 *private_ids(const KvPool *pool, const KvSequence *sequence) {
 }
 
 void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
-  gboolean has_duplicates = FALSE;
-  for (guint i = 0; i < sequence->n_nodes; i++)
-    has_duplicates |= sequence->nodes[i] == NULL;
-  keep = keep && pool->prefix_caching && !has_duplicates;
+  /* Only full blocks can be found again, and only those that follow all the named ones. */
+  guint64 full = sequence->computed_tokens / pool->block_tokens;
+  guint64 named = named_blocks(pool, sequence);
+  adopt_last_node(pool, sequence);
+  keep = keep && pool->prefix_caching && full > named && shared_blocks(pool, sequence) == named;
   kv_pool_forget(pool, sequence);
   if (sequence->private_blocks > 0 && (keep || pool->explicit_ids)) {
     Run *run = queue_append_run(pool, sequence->private_blocks);
@@ -503,6 +517,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
       run->ids = private_ids(pool, sequence);
     if (keep) {
       run->owner = sequence;
+      run->full = full - named;
       sequence->kept = &run->extent;
     }
   } else {
@@ -514,6 +529,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
       queue_append_node(pool, node);
   }
   sequence->n_nodes = 0;
+  sequence->node_end_blocks = 0;
   sequence->private_blocks = 0;
   sequence->n_block_ids = 0;
 }
@@ -649,7 +665,7 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
       for (guint32 b = share - fresh; b < share && pool->explicit_ids && pool->move; b++)
         pool->move(FALSE, node->ids[b], tier_ids(pool, node)[b], pool->move_user);
     }
-    sync_last_node(pool, sequence);
+    adopt_last_node(pool, sequence);
   }
 }
 
