@@ -5,8 +5,8 @@
 /* A place in the free queue: the start of a node or of a run. */
 typedef struct KvExtent KvExtent;
 struct KvExtent {
-  KvExtent *previous, *next; /* towards the head and the tail of the free queue */
-  guint64 blocks : 60;       /* a node's: in the pool, queued or not */
+  guint64 position;    /* in the free queue, counted from the first that was ever appended */
+  guint64 blocks : 60; /* a node's: in the pool, queued or not */
   guint64 is_node : 1, queued : 1, pinned : 1;
 };
 
@@ -42,8 +42,12 @@ struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
   gboolean prefix_caching, explicit_ids;
-  KvExtent queue; /* sentinel of a circular list: next is the head, previous the tail */
-  Slot *table;    /* open addressing, linear probing */
+  /* The free queue: a ring of places, NULL where an extent was taken out of the middle. A ring and
+   * not a list, so that what comes next is known, and can be fetched, before what comes now is
+   * touched. */
+  KvExtent **ring;
+  guint64 head, tail, ring_mask; /* positions [head, tail) are in use */
+  Slot *table;                   /* open addressing, linear probing */
   gsize table_mask, table_used;
   guint table_shift;
   KvPrefixNode *spare; /* nodes to use again, linked by tier_next */
@@ -143,9 +147,8 @@ static void node_drop_if_nowhere(KvPool *pool, KvPrefixNode *node) {
 /* Free queue. */
 
 /* Take the extent out of the queue. A run is freed. */
-static void extent_remove(KvExtent *extent) {
-  extent->previous->next = extent->next;
-  extent->next->previous = extent->previous;
+static void extent_remove(KvPool *pool, KvExtent *extent) {
+  pool->ring[extent->position & pool->ring_mask] = NULL;
   extent->queued = FALSE;
   if (!extent->is_node) {
     Run *run = (Run *)extent;
@@ -156,12 +159,43 @@ static void extent_remove(KvExtent *extent) {
   }
 }
 
+/* Close the gaps of a full ring, and double it if there are few. */
+static void ring_make_room(KvPool *pool) {
+  guint64 size = pool->ring_mask + 1, used = 0;
+  KvExtent **old = pool->ring;
+  for (guint64 at = pool->head; at < pool->tail; at++)
+    used += old[at & pool->ring_mask] != NULL;
+  guint64 new_mask = (2 * used > size ? 2 * size : size) - 1, new_tail = pool->head;
+  KvExtent **ring = g_new0(KvExtent *, new_mask + 1);
+  for (guint64 at = pool->head; at < pool->tail; at++) {
+    KvExtent *extent = old[at & pool->ring_mask];
+    if (extent) {
+      extent->position = new_tail;
+      ring[new_tail++ & new_mask] = extent;
+    }
+  }
+  g_free(old);
+  pool->ring = ring;
+  pool->ring_mask = new_mask;
+  pool->tail = new_tail;
+}
+
 static void queue_append(KvPool *pool, KvExtent *extent) {
+  if (pool->tail - pool->head > pool->ring_mask)
+    ring_make_room(pool);
   extent->queued = TRUE;
-  extent->previous = pool->queue.previous;
-  extent->next = &pool->queue;
-  extent->previous->next = pool->queue.previous = extent;
+  extent->position = pool->tail;
+  pool->ring[pool->tail++ & pool->ring_mask] = extent;
   pool->free_blocks += extent->blocks;
+}
+
+/* The extent at the head of the queue, which is not empty. */
+static KvExtent *queue_head(KvPool *pool) {
+  while (!pool->ring[pool->head & pool->ring_mask])
+    pool->head++;
+  for (guint ahead = 1; ahead <= 3; ahead++)
+    __builtin_prefetch(pool->ring[(pool->head + ahead) & pool->ring_mask]);
+  return pool->ring[pool->head & pool->ring_mask];
 }
 
 static Run *queue_append_run(KvPool *pool, guint64 blocks) {
@@ -174,10 +208,10 @@ static Run *queue_append_run(KvPool *pool, guint64 blocks) {
 /* Append blocks that nobody can find; runs of them merge while it does not matter which is which.
  */
 static void queue_append_anonymous(KvPool *pool, guint64 blocks) {
-  KvExtent *tail = pool->queue.previous;
+  KvExtent *tail = pool->tail > pool->head ? pool->ring[(pool->tail - 1) & pool->ring_mask] : NULL;
   if (blocks == 0)
     return;
-  if (tail != &pool->queue && !tail->is_node && !((Run *)tail)->owner && !pool->explicit_ids) {
+  if (tail && !tail->is_node && !((Run *)tail)->owner && !pool->explicit_ids) {
     tail->blocks += blocks;
     pool->free_blocks += blocks;
   } else {
@@ -199,7 +233,7 @@ static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
   g_assert(count <= pool->free_blocks);
   pool->free_blocks -= count;
   while (count > 0) {
-    KvExtent *extent = pool->queue.next;
+    KvExtent *extent = queue_head(pool);
     KvPrefixNode *node = extent->is_node ? (KvPrefixNode *)extent : NULL;
     guint64 taken = MIN(count, extent->blocks);
     if (ids) {
@@ -212,7 +246,7 @@ static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
     if (node)
       pool->cached_blocks -= taken;
     if (extent->blocks == 0) {
-      extent_remove(extent);
+      extent_remove(pool, extent);
       if (node)
         node_drop_if_nowhere(pool, node);
     }
@@ -223,7 +257,7 @@ static void node_hold(KvPool *pool, KvPrefixNode *node) {
   if (node->references++ == 0 && node->extent.queued) {
     pool->free_blocks -= node->extent.blocks;
     pool->cached_blocks -= node->extent.blocks;
-    extent_remove(&node->extent);
+    extent_remove(pool, &node->extent);
   }
 }
 
@@ -241,7 +275,8 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
   pool->node_blocks = pool->node_tokens / block_tokens;
   pool->prefix_caching = prefix_caching;
   pool->explicit_ids = explicit_ids;
-  pool->queue.previous = pool->queue.next = &pool->queue;
+  pool->ring_mask = 1023;
+  pool->ring = g_new0(KvExtent *, pool->ring_mask + 1);
   pool->tier.tier_previous = pool->tier.tier_next = &pool->tier;
   pool->table_mask = 1023;
   pool->table_shift = 64 - 10;
@@ -260,9 +295,10 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
 void kv_pool_free(KvPool *pool) {
   if (!pool)
     return;
-  while (pool->queue.next != &pool->queue) {
-    extent_remove(pool->queue.next);
-  }
+  for (guint64 at = pool->head; at < pool->tail; at++)
+    if (pool->ring[at & pool->ring_mask])
+      extent_remove(pool, pool->ring[at & pool->ring_mask]);
+  g_free(pool->ring);
   for (gsize i = 0; i <= pool->table_mask; i++) {
     if (pool->table[i].node)
       node_release(pool, pool->table[i].node);
@@ -431,7 +467,7 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
     pool->free_blocks -= hit->own_blocks;
     sequence->private_blocks += hit->own_blocks;
     if (kept->blocks == 0) {
-      extent_remove(kept);
+      extent_remove(pool, kept);
     }
   }
   kv_pool_forget(pool, sequence);
@@ -674,11 +710,14 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
 const char *kv_pool_check(const KvPool *pool, KvSequence *const *sequences, guint n_sequences,
                           guint64 taken_private) {
   guint64 queued = 0, cached = 0, held = taken_private;
-  for (const KvExtent *e = pool->queue.next; e != &pool->queue; e = e->next) {
+  for (guint64 at = pool->head; at < pool->tail; at++) {
+    const KvExtent *e = pool->ring[at & pool->ring_mask];
+    if (!e)
+      continue;
     const Run *run = e->is_node ? NULL : (const Run *)e;
     if (e->blocks == 0)
       return "an empty extent is queued";
-    if (!e->queued)
+    if (!e->queued || e->position != at)
       return "a queued extent does not know it";
     if (e->is_node && ((const KvPrefixNode *)e)->references > 0)
       return "a held node is queued";
