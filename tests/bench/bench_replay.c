@@ -92,6 +92,16 @@ static const Case cases[] = {
      NULL},
 };
 
+static void must(const char *command) {
+  int status;
+  g_autoptr(GError) error = NULL;
+  if (!g_spawn_command_line_sync(command, NULL, NULL, &status, &error) ||
+      !g_spawn_check_wait_status(status, &error)) {
+    fprintf(stderr, "bench_replay: %s: %s\n", command, error->message);
+    exit(1);
+  }
+}
+
 /* The file of a case's trace, made on first use. */
 static const char *make_trace(const char *kvsim, const char *traces, const char *key) {
   static char *azure, *mooncake;
@@ -111,10 +121,7 @@ static const char *make_trace(const char *kvsim, const char *traces, const char 
     command = g_strdup_printf("'%s' trace generate --preset=%s -n %d -o '%s'", kvsim,
                               is_azure ? "azure-conv" : "mooncake-conversation",
                               is_azure ? 1000000 : 114380, *file);
-  if (system(command) != 0) {
-    fprintf(stderr, "bench_replay: failed: %s\n", command);
-    exit(1);
-  }
+  must(command);
   return *file;
 }
 
@@ -205,5 +212,6 @@ int main(int argc, char **argv) {
   if (markdown)
     rewrite_page(markdown, table->str);
   g_autofree char *remove = g_strdup_printf("rm -rf '%s'", folder);
-  return system(remove) == 0 ? 0 : 1;
+  must(remove);
+  return 0;
 }
