@@ -35,6 +35,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "instances behind the router"},
     {"deployment", "tensor_parallel", KV_FIELD_COUNT, AT(tensor_parallel), 1, 1024, NULL,
      "GPUs of one instance"},
+    {"deployment", "expert_parallel", KV_FIELD_COUNT, ENGINE(expert_parallel), 0, 4096, NULL,
+     "GPUs, of all instances, that whole experts are spread over; 0: split as other weights"},
     {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,
      "which instance a request goes to"},
     {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names,

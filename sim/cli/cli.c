@@ -26,6 +26,8 @@ const KvCommand kv_commands[] = {
     {"calibrate", "", "fit a device file to measured operations",
      "kvsim calibrate --device h200 --from ceilings.json --from steps.json -o h200.json",
      kv_command_calibrate},
+    {"validate", "", "replay measured runs of real engines: predicted beside measured",
+     "kvsim validate --measured e2e/H100/Llama-3.1-8B/vllm/requests.jsonl", kv_command_validate},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -36,6 +36,7 @@ gboolean kv_command_predict(int argc, char **argv, GError **error);
 gboolean kv_command_trace(int argc, char **argv, GError **error);
 gboolean kv_command_list(int argc, char **argv, GError **error);
 gboolean kv_command_show(int argc, char **argv, GError **error);
+gboolean kv_command_validate(int argc, char **argv, GError **error);
 gboolean kv_command_calibrate(int argc, char **argv, GError **error);
 
 #endif

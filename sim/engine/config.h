@@ -21,6 +21,8 @@ typedef struct {
   const char *scheduler; /* interned; "vllm-v1" */
   const char *allocator; /* interned; "paged", "reserved", "chunked" */
   const char *router;    /* interned; "round-robin", "least-loaded", "prefix" */
+  guint expert_parallel; /* GPUs, of all instances, over which routed experts are spread whole; 0:
+                            split like other weights */
   guint block_tokens;
   guint max_batched_tokens;     /* token budget of a step; 0: by platform */
   guint max_seqs;               /* running sequences; 0: by platform */

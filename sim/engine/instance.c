@@ -619,8 +619,23 @@ static void shorten_jump(KvInstance *instance, KvBatch *batch, double now) {
   }
 }
 
+/* When the engine takes in what arrives now: its loop looks at its input when a step has ended. */
+static double drained_at(KvInstance *instance, double now) {
+  for (guint b = 0; b < instance->n_batches; b++) {
+    const KvBatch *batch = instance->batches[b];
+    if (!batch->open && batch->end >= now)
+      return batch->end;
+    if (batch->open)
+      return now <= batch->start
+                 ? batch->start
+                 : batch->start + jump_seconds(instance, batch, step_at(instance, batch, now));
+  }
+  return now;
+}
+
 void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->state = KV_SEQUENCE_WAITING;
+  sequence->drained_seconds = drained_at(instance, now);
   sequence->instance = instance->index;
   queue_push_tail(&instance->waiting, sequence);
   if (instance->n_batches == 0) {

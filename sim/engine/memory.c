@@ -10,6 +10,45 @@
  * (section 10 of the vLLM notes: 1.1 to 1.2 GiB in all). */
 static const double FRAMEWORK_BYTES = 0.62 * 1024 * 1024 * 1024;
 
+static gboolean as_published(const KvModel *model, const KvPlan *plan) {
+  return plan->weights.dtype == model->weight_dtype;
+}
+
+static double expert_weights(const KvModel *model) {
+  double weights = 0.0;
+  for (guint g = 0; g < model->n_groups; g++) {
+    const KvMlp *mlp = &model->groups[g].mlp;
+    weights += (double)model->groups[g].count * mlp->n_experts * (double)mlp->expert_intermediate *
+               model->hidden * (mlp->gated ? 3.0 : 2.0);
+  }
+  return weights;
+}
+
+double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan) {
+  if (!as_published(model, plan) || model->expert_dtype == model->weight_dtype)
+    return plan->weights.bytes_per_parameter;
+  /* MXFP4: an 8-bit scale for 32 elements. */
+  return kv_dtype_bytes(model->expert_dtype) +
+         (model->expert_dtype == KV_DTYPE_FP4 ? 1.0 / 32 : 0.0);
+}
+
+double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan) {
+  double all = (double)kv_model_parameters(model), experts = expert_weights(model);
+  double tables =
+      (double)model->vocab * model->embedding_dim * (model->tied_embeddings ? 1.0 : 2.0);
+  double each = plan->weights.bytes_per_parameter;
+  return (all - experts - tables) * each + tables * MAX(each, 2.0) +
+         experts * kv_memory_expert_bytes(model, plan);
+}
+
+/* Of one GPU: experts are spread over every GPU that shares them. */
+static double own_weight_bytes(const KvModel *model, const KvPlan *plan,
+                               const KvEngineConfig *config, guint tp) {
+  double experts = expert_weights(model) * kv_memory_expert_bytes(model, plan);
+  double others = kv_memory_weight_bytes(model, plan) - experts;
+  return others / tp + experts / MAX(tp, config->expert_parallel);
+}
+
 /* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product, and
  * the sampler's logits in fp32, twice. */
 static double activation_bytes(const KvModel *model, const KvEngineConfig *config, guint tp) {
@@ -27,10 +66,10 @@ static double activation_bytes(const KvModel *model, const KvEngineConfig *confi
 gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error) {
-  double tp = tensor_parallel,
-         weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
+  double tp = tensor_parallel, weights = kv_memory_weight_bytes(model, plan);
   double usable = platform->device->memory_bytes * config->memory_utilization;
-  memory->weight_bytes = weights * plan->weights.share[KV_TIER_HBM] / tp;
+  memory->weight_bytes =
+      own_weight_bytes(model, plan, config, tensor_parallel) * plan->weights.share[KV_TIER_HBM];
   memory->activation_bytes = activation_bytes(model, config, tensor_parallel);
   memory->framework_bytes = FRAMEWORK_BYTES;
   memory->cache_bytes =

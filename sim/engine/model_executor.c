@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "sim/engine/memory.h"
 #include "sim/engine/transfer.h"
 
 enum { MEMO_TOKENS = 16384, MAX_KERNELS = 32 };
@@ -29,8 +30,11 @@ typedef struct {
   const KvPlatform *platform;
   const KvDevice *device;
   const KvEngineConfig *config;
-  guint tp;
-  double activation_bytes; /* of one element */
+  guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
+  double peers; /* instances that share the experts, this one counted */
+  double activation_bytes;          /* of one element */
+  KvDtype expert_dtype, head_dtype; /* operands of the routed experts, and of the lm head */
+  double expert_bytes, head_bytes;  /* of one of their weights */
   guint graph_max_tokens;
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
@@ -109,6 +113,27 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
                   tokens * e * (2.0 * heads * a->head_dim + 4.0 * kv_heads * a->head_dim));
 }
 
+/* Routed experts. Split like other weights, every GPU holds a slice of each; spread whole over `ep`
+ * GPUs, each holds its share of them and computes the tokens of every instance that are routed
+ * there. Instances gather each other's tokens before and scatter the sums after: an all-gather and
+ * a reduce-scatter, as long as one all-reduce of them all (vLLM's data parallelism with experts
+ * spread, its default exchange). The others' batches are taken to be like this one's. */
+static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layers, double tokens) {
+  double hidden = m->model->hidden, all_tokens = tokens * m->peers;
+  double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
+  add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
+           kv_kernel_moe(m->device, m->expert_dtype, m->expert_bytes, all_tokens, hidden,
+                         (double)mlp->expert_intermediate / slices, mlp->gated,
+                         (double)mlp->n_experts / m->ep, (double)mlp->n_experts_per_token / m->ep),
+           NULL);
+  if (m->peers > 1.0) {
+    double bytes = all_tokens * hidden * m->activation_bytes;
+    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "expert exchange", layers,
+             kv_kernel_all_reduce(m->device, m->platform->gpu_link, bytes, (guint)m->peers), NULL);
+    dense->link_bytes += layers * bytes;
+  }
+}
+
 static void price_mlp(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
   const KvMlp *mlp = &group->mlp;
   double layers = group->count, hidden = m->model->hidden, e = m->activation_bytes, tp = m->tp;
@@ -121,12 +146,7 @@ static void price_mlp(Model *m, Dense *dense, const KvLayerGroup *group, double 
     add_gemm(m, dense, KV_COMPONENT_MLP, "down projection", layers, tokens, intermediate, hidden);
   }
   if (mlp->n_experts > 0) {
-    add_gemm(m, dense, KV_COMPONENT_MLP, "router", layers, tokens, hidden, mlp->n_experts);
-    add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
-             kv_kernel_moe(m->device, m->plan->weights.dtype, m->plan->weights.bytes_per_parameter,
-                           tokens, hidden, (double)mlp->expert_intermediate / tp, mlp->gated,
-                           mlp->n_experts, mlp->n_experts_per_token),
-             NULL);
+    price_experts(m, dense, mlp, layers, tokens);
   }
 }
 
@@ -151,8 +171,14 @@ static void price_head(Model *m, Dense *dense, double rows) {
   *dense = (Dense){.known = TRUE};
   if (rows <= 0.0)
     return;
-  add_gemm(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0, rows, m->model->hidden,
-           (double)m->model->vocab / m->tp);
+  char operands[64] = "";
+  double columns = (double)m->model->vocab / m->tp;
+  if (m->trace)
+    snprintf(operands, sizeof operands, "m=%.0f k=%u n=%.0f %s", rows, m->model->hidden, columns,
+             kv_dtype_names[m->head_dtype]);
+  add_line(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0,
+           kv_kernel_gemm(m->device, m->head_dtype, m->head_bytes, rows, m->model->hidden, columns),
+           operands);
   add_line(m, dense, KV_COMPONENT_SAMPLING, "sampling", 1.0,
            kv_kernel_sampling(m->device, rows, m->model->vocab), NULL);
 }
@@ -611,6 +637,19 @@ static void set_paths(Model *m) {
   }
 }
 
+/* Quantized checkpoints leave the lm head in 16 bits; published ones may store experts smaller than
+ * the rest. */
+static void set_dtypes(Model *m) {
+  const KvWeights *w = &m->plan->weights;
+  gboolean as_published = w->dtype == m->model->weight_dtype;
+  gboolean quantized = w->bytes_per_parameter < 2.0;
+  m->expert_dtype = as_published ? m->model->expert_dtype : w->dtype;
+  m->expert_bytes =
+      as_published ? kv_memory_expert_bytes(m->model, m->plan) : w->bytes_per_parameter;
+  m->head_dtype = quantized ? KV_DTYPE_BF16 : w->dtype;
+  m->head_bytes = quantized ? 2.0 : w->bytes_per_parameter;
+}
+
 KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
                                   const KvPlanCurves *curves, const KvPlatform *platform,
                                   const KvEngineConfig *config, guint tensor_parallel) {
@@ -623,6 +662,9 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->device = platform->device;
   m->config = config;
   m->tp = tensor_parallel;
+  m->ep = config->expert_parallel ? config->expert_parallel : 1;
+  m->peers = fmax(1.0, (double)m->ep / m->tp);
+  set_dtypes(m);
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;
   m->layers = g_new0(Dense, MEMO_TOKENS);
@@ -634,7 +676,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
     for (guint t = 0; t < KV_N_TIERS; t++)
       m->written_bytes[t] += curves->stored_bytes[t][c] * slope;
   }
-  double weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
+  double weights = kv_memory_weight_bytes(model, plan);
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
   find_streams(m);

@@ -138,6 +138,8 @@ typedef struct {
 
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
   Run *run = user;
+  if (run->options->finished)
+    run->options->finished(sequence, run->options->user);
   kv_arrival_source_finished(run->source, sequence, instance->now);
   kv_sequence_free(sequence);
   run->in_flight--;

@@ -40,6 +40,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvSetup, kv_setup_free)
 typedef struct {
   KvOutput *requests, *operations; /* CSV outputs, or NULL; borrowed */
   void (*progress)(double share, guint64 done, double now_seconds, gpointer user); /* or NULL */
+  void (*finished)(const KvSequence *sequence,
+                   gpointer user); /* each request, as it finishes; or NULL */
   gpointer user;
   const volatile gint *interrupted; /* stop when it becomes non-zero; may be NULL */
   gboolean check;                   /* verify the engine's invariants at every decision (tests) */
