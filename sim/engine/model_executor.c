@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "sim/engine/memory.h"
+#include "sim/engine/mixed_attention.h"
 #include "sim/engine/transfer.h"
 
 enum { MEMO_TOKENS = 16384, MAX_KERNELS = 32 };
@@ -40,6 +41,8 @@ typedef struct {
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
   Dense *layers;                     /* by tokens */
   Dense *heads;                      /* lm head and sampling, by rows */
+  KvMixedAttention mixed;
+  guint plan_groups[KV_MAX_READERS]; /* the model's layer group that each reader belongs to */
   gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
   gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
   KvTransfers *transfers;
@@ -234,7 +237,9 @@ typedef struct {
   double launches;
 } Attention;
 
-static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at) {
+/* `mixed`: prompt chunks are in the same step. */
+static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at,
+                                 gboolean mixed) {
   Attention sum = {0};
   double n = (double)(decode->n + decode->padding), tp = m->tp;
   double pad = decode->n ? n / (double)decode->n : 1.0;
@@ -262,6 +267,15 @@ static Attention price_attention(const Model *m, const KvDecodeBatch *decode, do
     KvCost one = kv_kernel_decode_attention(m->device, reader->format, n,
                                             (bytes + fetched) / layers / tp, flops / layers / tp,
                                             fmax(1.0, reader->n_kv_heads / tp), tokens / n);
+    if (mixed && m->mixed != KV_MIXED_APART) {
+      double kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+      const KvAttention *a = &m->model->groups[m->plan_groups[r]].attention;
+      double group = a->kind == KV_ATTENTION_LATENT ? 1.0 : (double)a->n_heads / a->n_kv_heads;
+      one.seconds =
+          fmax(one.seconds, kv_mixed_attention_seconds(m->device, m->mixed, reader->format,
+                                                       (bytes + fetched) / layers / tp,
+                                                       flops / layers / tp, kv_heads, group));
+    }
     sum.seconds += layers * one.seconds / reader->efficiency;
     sum.flops += flops / tp;
     sum.bytes += (bytes + fetched) / tp;
@@ -399,12 +413,15 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
 /* The step's time at repeat `at`, and what of it is not kernels. */
 static double repeat_seconds(const Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, double *transfer, double *launch) {
-  *attention = step->decode.n ? price_attention(m, &step->decode, at) : (Attention){0};
+  *attention =
+      step->decode.n ? price_attention(m, &step->decode, at, step->n_chunks > 0) : (Attention){0};
   double kernels =
       priced->layers->kernels + priced->head->kernels + priced->rest.kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
                priced->rest.total_seconds + attention->seconds;
   double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
+  if (!priced->graph) /* the framework's own work to launch a kernel may keep the GPU waiting */
+    launched = fmax(launched, kernels * m->config->eager_kernel_seconds);
   *launch = launched - gpu;
   *transfer = m->streams ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
   return launched + *transfer;
@@ -679,6 +696,9 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   double weights = kv_memory_weight_bytes(model, plan);
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
+  m->mixed = kv_mixed_attention_of(m->device);
+  for (guint r = 0; r < curves->n_readers; r++)
+    m->plan_groups[r] = g_array_index(plan->caches, KvCache, curves->readers[r].reader.cache).group;
   find_streams(m);
   set_paths(m);
   return &m->base;

@@ -133,6 +133,8 @@ typedef struct {
   KvInstance **instances;
   KvExecutor **executors;
   KvEventQueue *events; /* by instance */
+  double tokenized;     /* when the prompt that came last is tokenized */
+  GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
 } Run;
 
@@ -191,6 +193,7 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
+  run->sent = g_sequence_new(NULL);
   run->n = s->replicas;
   run->instances = g_new0(KvInstance *, run->n);
   run->executors = g_new0(KvExecutor *, run->n);
@@ -237,12 +240,53 @@ static void run_end(Run *run) {
   g_free(run->instances);
   g_free(run->executors);
   kv_event_queue_free(run->events);
+  if (run->sent) {
+    g_sequence_foreach(run->sent, (GFunc)(void (*)(void))kv_sequence_free, NULL);
+    g_sequence_free(run->sent);
+  }
   kv_arrival_source_free(run->source);
   kv_metrics_free(run->metrics);
 }
 
+static gint by_seen(gconstpointer a, gconstpointer b, gpointer user) {
+  const KvSequence *x = a, *y = b;
+  if (x->seen_seconds != y->seen_seconds)
+    return x->seen_seconds < y->seen_seconds ? -1 : 1;
+  return x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* When the engine sees a request that is on its way; G_MAXDOUBLE if there is none. */
+static double next_seen(const Run *run) {
+  GSequenceIter *first = g_sequence_get_begin_iter(run->sent);
+  return g_sequence_iter_is_end(first) ? G_MAXDOUBLE
+                                       : ((KvSequence *)g_sequence_get(first))->seen_seconds;
+}
+
+static void enter(Run *run, KvSequence *sequence, double now);
+
+/* A client sends a request. */
 static void arrive(Run *run, double now) {
   KvSequence *sequence = kv_arrival_source_take(run->source);
+  const KvScenario *s = run->setup->scenario;
+  /* One thread tokenizes, prompt after prompt. */
+  run->tokenized = MAX(run->tokenized, now + s->client_request_seconds) +
+                   s->client_token_seconds * (double)sequence->input_tokens;
+  sequence->seen_seconds = run->tokenized;
+  if (sequence->seen_seconds > now)
+    g_sequence_insert_sorted(run->sent, sequence, by_seen, NULL);
+  else
+    enter(run, sequence, now);
+}
+
+static void enter_next(Run *run) {
+  GSequenceIter *first = g_sequence_get_begin_iter(run->sent);
+  KvSequence *sequence = g_sequence_get(first);
+  g_sequence_remove(first);
+  enter(run, sequence, sequence->seen_seconds);
+}
+
+/* The engine sees it. */
+static void enter(Run *run, KvSequence *sequence, double now) {
   double scale = run->setup->scenario->output_scale;
   if (scale != 1.0)
     sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
@@ -276,9 +320,13 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
     if (!kv_arrival_source_next(run->source, &arrival, error))
       return FALSE;
     double wake = kv_event_queue_next(run->events, &source);
-    if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE)
+    double seen = next_seen(run);
+    if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE && seen == G_MAXDOUBLE)
       break;
-    if (arrival <= wake) { /* what arrives as a step ends is seen by the decision made then */
+    if (seen <= wake && seen <= arrival) {
+      enter_next(run);
+    } else if (arrival <=
+               wake) { /* what arrives as a step ends is seen by the decision made then */
       arrive(run, arrival);
     } else {
       KvInstance *instance = run->instances[source];

@@ -62,6 +62,7 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
   e->memory_utilization = server->memory_utilization;
   e->prefix_caching = FALSE;
   e->max_model_len = loop->input_tokens + loop->output_tokens + 256;
+  kv_measured_over_http(s);
   run->workload = kv_measured_closed_workload(10 * (guint64)loop->concurrency, loop->input_tokens,
                                               loop->output_tokens, 0.8);
   run->name = g_strdup_printf("%s %s on %s, %s, %u/%u tokens, %u in flight", s->model,

@@ -102,6 +102,9 @@ gboolean kv_measured_name(KvMeasuredRun *run, const char *place, const char *mod
                           const char *device, guint n_gpus, const KvMeasuredOptions *options,
                           GError **error);
 
+/* The client sent text over HTTP: set the time until the engine sees a request. */
+void kv_measured_over_http(KvScenario *scenario);
+
 /* Prompt and output lengths drawn uniformly from [share, 1] times nominal, as a workload. */
 char *kv_measured_closed_workload(guint64 n, guint32 input_tokens, guint32 output_tokens,
                                   double share);

@@ -107,6 +107,7 @@ static gboolean fill(KvMeasuredRun *run, const char *path, KvJson *json,
     run->scenario->cache_dtype = KV_DTYPE_FP8;
   }
   run->scenario->arrivals = KV_ARRIVE_TRACE;
+  kv_measured_over_http(run->scenario);
   run->workload = workload_of((guint64)n, rate, in / (double)n, out / (double)n);
   run->name = g_strdup_printf("%s on %s, vLLM, %g requests/s", run->scenario->model,
                               run->scenario->platform, rate);
