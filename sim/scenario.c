@@ -35,6 +35,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "instances behind the router"},
     {"deployment", "tensor_parallel", KV_FIELD_COUNT, AT(tensor_parallel), 1, 1024, NULL,
      "GPUs of one instance"},
+    {"deployment", "data_parallel", KV_FIELD_COUNT, ENGINE(data_parallel), 1, 1024, NULL,
+     "ranks of tensor_parallel GPUs in an instance that attend apart and step together"},
     {"deployment", "expert_parallel", KV_FIELD_COUNT, ENGINE(expert_parallel), 0, 4096, NULL,
      "GPUs, of all instances, that whole experts are spread over; 0: split as other weights"},
     {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,

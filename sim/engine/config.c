@@ -10,6 +10,7 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .scheduler = g_intern_static_string("vllm-v1"),
       .allocator = g_intern_static_string("paged"),
       .router = g_intern_static_string("round-robin"),
+      .data_parallel = 1,
       .block_tokens = 16,
       .chunked_prefill = TRUE,
       .prefix_caching = TRUE,

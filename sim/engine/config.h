@@ -23,6 +23,8 @@ typedef struct {
   const char *router;    /* interned; "round-robin", "least-loaded", "prefix" */
   guint expert_parallel; /* GPUs, of all instances, over which routed experts are spread whole; 0:
                             split like other weights */
+  guint data_parallel;   /* ranks of one instance that attend to sequences of their own and step
+                            together (vLLM's and SGLang's data-parallel attention); 1: none */
   guint block_tokens;
   guint max_batched_tokens;     /* token budget of a step; 0: by platform */
   guint max_seqs;               /* running sequences; 0: by platform */

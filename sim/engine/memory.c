@@ -110,6 +110,7 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
   /* vLLM: block 0 is the null block. */
   if (!config->num_blocks && memory->blocks > 0)
     memory->blocks -= 1;
+  memory->blocks *= config->data_parallel; /* each rank has its own */
   if (memory->blocks == 0) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%s on %s: no block of the cache fits beside the weights in %s per GPU", model->id,

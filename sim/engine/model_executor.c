@@ -32,7 +32,8 @@ typedef struct {
   const KvDevice *device;
   const KvEngineConfig *config;
   guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
-  double peers; /* instances that share the experts, this one counted */
+  double ranks; /* that attend apart and step together */
+  double peers; /* ranks and instances that share the experts, this one counted */
   double activation_bytes;          /* of one element */
   KvDtype expert_dtype, head_dtype; /* operands of the routed experts, and of the lm head */
   double expert_bytes, head_bytes;  /* of one of their weights */
@@ -118,9 +119,10 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
 
 /* Routed experts. Split like other weights, every GPU holds a slice of each; spread whole over `ep`
  * GPUs, each holds its share of them and computes the tokens of every instance that are routed
- * there. Instances gather each other's tokens before and scatter the sums after: an all-gather and
- * a reduce-scatter, as long as one all-reduce of them all (vLLM's data parallelism with experts
- * spread, its default exchange). The others' batches are taken to be like this one's. */
+ * there. Ranks gather each other's tokens before and scatter the sums after: an all-gather and a
+ * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange), each priced
+ * as an all-reduce of half the bytes. All ranks run padded to the fullest, so the others' batches
+ * are like this one's. */
 static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layers, double tokens) {
   double hidden = m->model->hidden, all_tokens = tokens * m->peers;
   double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
@@ -131,8 +133,9 @@ static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layer
            NULL);
   if (m->peers > 1.0) {
     double bytes = all_tokens * hidden * m->activation_bytes;
-    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "expert exchange", layers,
-             kv_kernel_all_reduce(m->device, m->platform->gpu_link, bytes, (guint)m->peers), NULL);
+    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "expert exchange", 2.0 * layers,
+             kv_kernel_all_reduce(m->device, m->platform->gpu_link, 0.5 * bytes, (guint)m->peers),
+             NULL);
     dense->link_bytes += layers * bytes;
   }
 }
@@ -199,6 +202,11 @@ static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 si
   return scratch;
 }
 
+/* Of all chunks' work, what falls on one rank: a single chunk wholly, many evenly. */
+static double prefill_share(const Model *m, const KvStep *step) {
+  return step->n_chunks ? 1.0 / MIN(m->ranks, (double)step->n_chunks) : 1.0;
+}
+
 /* Attention of prompt chunks: one kernel over all of them, so the fixed cost counts once. */
 static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
   for (guint g = 0; g < m->model->n_groups; g++) {
@@ -221,7 +229,7 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
       sum.bytes += one.bytes;
       sum.bound = one.bound;
     }
-    sum.seconds *= m->plan->prefill_flops_scale;
+    sum.seconds *= m->plan->prefill_flops_scale * prefill_share(m, step);
     sum.flops *= m->plan->prefill_flops_scale;
     add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum,
              NULL);
@@ -241,8 +249,8 @@ typedef struct {
 static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at,
                                  gboolean mixed) {
   Attention sum = {0};
-  double n = (double)(decode->n + decode->padding), tp = m->tp;
-  double pad = decode->n ? n / (double)decode->n : 1.0;
+  double n = (double)(decode->n + decode->padding) / m->ranks, tp = m->tp;
+  double pad = decode->n ? n / (double)decode->n : 1.0; /* what of the sums is one rank's */
   for (guint r = 0; r < m->curves->n_readers; r++) {
     const KvReader *reader = &m->curves->readers[r].reader;
     double bytes = 0.0, flops = 0.0, tokens = 0.0, host_bytes = 0.0, fetched = 0.0;
@@ -384,19 +392,34 @@ static guint64 captured_size(guint64 tokens) {
 typedef struct {
   const Dense *layers, *head;
   Dense layers_scratch, head_scratch, rest; /* rest: prefill attention and work */
-  double rows, tokens;
+  double rows, tokens;                      /* of the fullest rank */
   gboolean graph;
 } Priced;
 
+/* Tokens of the rank that has most, and rows it samples: decoding sequences are spread evenly, each
+ * chunk goes whole to the rank that has least. Every rank runs padded to the fullest. */
+static guint64 fullest_rank(const Model *m, const KvStep *step, guint64 *rows) {
+  guint ranks = (guint)m->ranks;
+  guint64 decoding = (step->decode.n + step->decode.padding + ranks - 1) / ranks, most = 0;
+  g_autofree guint64 *tokens = g_new0(guint64, ranks), *lasts = g_new0(guint64, ranks);
+  for (guint i = 0; i < step->n_chunks; i++) {
+    guint least = 0;
+    for (guint r = 1; r < ranks; r++)
+      least = tokens[r] < tokens[least] ? r : least;
+    tokens[least] += step->chunks[i].tokens;
+    lasts[least] += step->chunks[i].last;
+  }
+  *rows = decoding;
+  for (guint r = 0; r < ranks; r++) {
+    most = MAX(most, tokens[r]);
+    *rows = MAX(*rows, decoding + lasts[r]);
+  }
+  return decoding + most;
+}
+
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
-  guint64 chunk_tokens = 0, rows = step->decode.n + step->decode.padding;
-  guint64 tokens = rows;
-  for (guint i = 0; i < step->n_chunks; i++) {
-    chunk_tokens += step->chunks[i].tokens;
-    rows += step->chunks[i].last;
-  }
-  tokens += chunk_tokens;
+  guint64 rows = 0, tokens = fullest_rank(m, step, &rows);
   priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens;
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
@@ -679,8 +702,9 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->device = platform->device;
   m->config = config;
   m->tp = tensor_parallel;
+  m->ranks = config->data_parallel;
   m->ep = config->expert_parallel ? config->expert_parallel : 1;
-  m->peers = fmax(1.0, (double)m->ep / m->tp);
+  m->peers = fmax(m->ranks, (double)m->ep / m->tp);
   set_dtypes(m);
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;

@@ -59,13 +59,13 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   const KvScenario *s = setup->scenario;
   guint per_node = setup->platform->n_gpus_per_node, all = per_node * setup->platform->n_nodes;
   guint heads = setup->model->groups[0].attention.n_heads;
-  if (s->tensor_parallel > per_node || s->tensor_parallel * s->replicas > all) {
+  guint one = s->tensor_parallel * s->engine.data_parallel;
+  if (one > per_node || one * s->replicas > all) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%u replicas of %u GPUs need %u GPUs, platform %s has %u (%u a node), "
                 "expected a larger platform such as %ux%s",
-                s->replicas, s->tensor_parallel, s->tensor_parallel * s->replicas,
-                setup->platform->id, all, per_node, s->tensor_parallel * s->replicas,
-                setup->platform->device->id);
+                s->replicas, one, one * s->replicas, setup->platform->id, all, per_node,
+                one * s->replicas, setup->platform->device->id);
     return FALSE;
   }
   if (heads % s->tensor_parallel) {
@@ -394,12 +394,12 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->platform = g_strdup(u->platform->id);
   s->n_instances = sc->replicas;
   s->tensor_parallel = sc->tensor_parallel;
-  s->n_gpus = sc->replicas * sc->tensor_parallel;
+  s->n_gpus = sc->replicas * sc->tensor_parallel * sc->engine.data_parallel;
   s->calibrated = u->platform->device->calibrated;
   s->executor = run->executors[0]->class->name;
   s->block_tokens = sc->engine.block_tokens;
   s->total_blocks = u->memory.blocks;
-  s->block_bytes = u->demand.block_bytes / sc->tensor_parallel;
+  s->block_bytes = u->demand.block_bytes / (sc->tensor_parallel * sc->engine.data_parallel);
   s->cache_bytes = (double)u->memory.blocks * s->block_bytes;
   s->weight_bytes = u->memory.weight_bytes;
   s->activation_bytes = u->memory.activation_bytes;

@@ -124,9 +124,14 @@ static void set_engine(KvJson *json, KvMeasuredRun *run) {
     return;
   KvEngineConfig *e = &s->engine;
   s->tensor_parallel = (guint)kv_json_integer(json, kwargs, "tensor_parallel_size", 1, 1, 1024);
-  s->replicas = (guint)kv_json_integer(json, kwargs, "data_parallel_size", 1, 1, 4096);
-  if (kv_json_boolean(json, kwargs, "enable_expert_parallel", FALSE))
-    e->expert_parallel = s->tensor_parallel * s->replicas;
+  guint ranks = (guint)kv_json_integer(json, kwargs, "data_parallel_size", 1, 1, 4096);
+  if (kv_json_boolean(json, kwargs, "enable_expert_parallel", FALSE)) {
+    /* Ranks that share experts step together; others are replicas. */
+    e->expert_parallel = s->tensor_parallel * ranks;
+    e->data_parallel = ranks;
+  } else {
+    s->replicas = ranks;
+  }
   e->max_seqs = (guint)kv_json_integer(json, kwargs, "max_num_seqs", 0, 0, 1000000);
   e->max_batched_tokens =
       (guint)kv_json_integer(json, kwargs, "max_num_batched_tokens", 0, 0, 10000000);
@@ -216,7 +221,8 @@ static gboolean fill(KvMeasuredRun *run, const char *path, const char *folder,
   }
   if (!kv_json_finish(json, error))
     return FALSE;
-  guint n_gpus = run->scenario->replicas * run->scenario->tensor_parallel;
+  guint n_gpus = run->scenario->replicas * run->scenario->tensor_parallel *
+                 run->scenario->engine.data_parallel;
   if (!kv_measured_name(run, meta, model, gpu, n_gpus, options, error) ||
       !(run->requests = read_requests(path, &run->rate[KV_RATE_MAKESPAN], error)))
     return FALSE;
