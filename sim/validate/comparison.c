@@ -90,9 +90,19 @@ static void compare_latency(KvComparison *c, KvLatency latency) {
 }
 
 static void compare_rates(KvComparison *c) {
-  const KvSummary *s = c->summary;
-  const double predicted[KV_N_RATES] = {s->makespan_seconds, s->requests_per_second,
-                                        s->output_tokens_per_second, s->total_tokens_per_second};
+  double first = G_MAXDOUBLE, last = 0.0, input = 0.0, output = 0.0;
+  for (guint i = 0; i < c->requests->len; i++) {
+    const KvMeasuredRequest *r = &g_array_index(c->requests, KvMeasuredRequest, i);
+    first = MIN(first, r->arrival_seconds);
+    last = MAX(last, r->arrival_seconds + r->seconds[KV_LATENCY_E2E]);
+    input += r->input_tokens;
+    output += r->output_tokens;
+  }
+  double seconds = last - first;
+  if (!(seconds > 0.0))
+    return;
+  const double predicted[KV_N_RATES] = {seconds, c->requests->len / seconds, output / seconds,
+                                        (input + output) / seconds};
   for (guint r = 0; r < KV_N_RATES; r++)
     add_row(c, kv_rate_names[r], "", c->run->rate[r], predicted[r]);
 }
@@ -138,9 +148,12 @@ static void note_request(const KvSequence *s, gpointer user) {
           : NAN;
   r.seconds[KV_LATENCY_ITL] = NAN;
   r.seconds[KV_LATENCY_E2E] = s->last_token_seconds - from;
-  if (s->index >= c->requests->len)
-    g_array_set_size(c->requests, (guint)s->index + 1);
-  g_array_index(c->requests, KvMeasuredRequest, s->index) = r;
+  if (s->index < c->run->warm_requests)
+    return;
+  guint at = (guint)(s->index - c->run->warm_requests);
+  if (at >= c->requests->len)
+    g_array_set_size(c->requests, at + 1);
+  g_array_index(c->requests, KvMeasuredRequest, at) = r;
 }
 
 /* The log and the trace must speak of the same requests, or their comparison means nothing. */

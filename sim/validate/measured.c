@@ -160,8 +160,15 @@ static gboolean read_folder(const char *path, const KvMeasuredOptions *options, 
     if (g_file_test(member, G_FILE_TEST_IS_DIR)) {
       if (!read_folder(member, options, runs, error))
         return FALSE;
-    } else if ((kind = kind_of(member)) && !kind->read(member, options, runs, error)) {
-      return FALSE;
+    } else if ((kind = kind_of(member))) {
+      g_autoptr(GError) problem = NULL;
+      if (kind->read(member, options, runs, &problem))
+        continue;
+      if (!g_error_matches(problem, KV_ERROR, KV_ERROR_USAGE)) {
+        g_propagate_error(error, g_steal_pointer(&problem));
+        return FALSE;
+      }
+      g_printerr("kvsim: not simulated: %s\n", problem->message);
     }
   }
   return TRUE;

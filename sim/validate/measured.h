@@ -60,6 +60,7 @@ typedef struct {
   GArray *levels; /* of KvMeasuredLevel; NULL if unknown */
   double latency[KV_N_LATENCIES][KV_N_STATISTICS];
   double rate[KV_N_RATES];
+  guint64 warm_requests; /* of the workload's beginning: simulated, and not compared */
   gboolean
       from_drain; /* latencies count from when the engine took the request in, not from arrival */
 } KvMeasuredRun;

@@ -16,6 +16,9 @@
  * mean of 1.8 and 1.5 times the median (estimate: from the spread of public samples). */
 static const double INPUT_SPREAD = 1.8, OUTPUT_SPREAD = 1.5;
 
+/* vLLM's benchmark drops longer prompts of that data set. */
+static const double LONGEST_SHAREGPT_TOKENS = 1024.0;
+
 static gboolean recognise(const char *head, gsize length) {
   return length > 0 && head[0] == '{' && g_strstr_len(head, (gssize)length, "\"request_rate\"") &&
          g_strstr_len(head, (gssize)length, "\"mean_ttft_ms\"");
@@ -53,32 +56,58 @@ static guint32 drawn(KvRandom *random, double mean, double spread) {
 }
 
 /* Arrivals as the client draws them: exponential gaps, scaled so that the last comes at n / rate.
- */
-static char *workload_of(guint64 n, double rate, double input_mean, double output_mean) {
+ * `warm`: the server has seen the same prompts at other rates before, so they come once in a row
+ * ahead of the run. Prompts share nothing; block names say which request they belong to. */
+static char *workload_of(guint64 n, double rate, double input_mean, double output_mean,
+                         gboolean warm) {
+  enum { BLOCK_TOKENS = 16 };
+  static const double WARM_SECONDS = 1.0; /* a request: the server is never busy with them */
   KvRandom arrivals, lengths;
   kv_random_seed(&arrivals, 0, 0);
   kv_random_seed(&lengths, 0, 1);
-  g_autofree double *at = g_new(double, n);
-  double clock = 0.0;
-  for (guint64 i = 0; i < n; i++)
-    at[i] = clock += kv_random_exponential(&arrivals);
-  g_autofree guint32 *in = g_new(guint32, n), *out = g_new(guint32, n);
-  double in_sum = 0.0, out_sum = 0.0;
+  g_autofree double *at = g_new(double, n), *in = g_new(double, n), *out = g_new(double, n);
+  double clock = 0.0, in_sum = 0.0, out_sum = 0.0;
   for (guint64 i = 0; i < n; i++) {
+    at[i] = clock += kv_random_exponential(&arrivals);
     in_sum += in[i] = drawn(&lengths, input_mean, INPUT_SPREAD);
     out_sum += out[i] = drawn(&lengths, output_mean, OUTPUT_SPREAD);
   }
-  GString *text = g_string_new("{\"kvsim_trace\":1,\"timing\":\"timed\"}\n");
-  for (guint64 i = 0; i < n; i++) {
+  GString *text = g_string_new("{\"kvsim_trace\":1,\"timing\":\"timed\",\"block_tokens\":16}\n");
+  for (guint64 i = warm ? 0 : n; i < 2 * n; i++) {
+    guint64 request = i % n;
     char stamp[G_ASCII_DTOSTR_BUF_SIZE];
-    double seconds = isfinite(rate) ? at[i] / clock * (double)n / rate : 0.0;
+    double start = warm ? WARM_SECONDS * (double)n + 60.0 : 0.0;
+    double seconds = i < n            ? WARM_SECONDS * (double)i
+                     : isfinite(rate) ? start + at[request] / clock * (double)n / rate
+                                      : start;
+    double tokens = MAX(1.0, round(in[request] * input_mean * (double)n / in_sum));
+    double answer = MAX(1.0, round(out[request] * output_mean * (double)n / out_sum));
     g_ascii_formatd(stamp, sizeof stamp, "%.3f", 1e3 * seconds);
-    g_string_append_printf(text,
-                           "{\"timestamp\":%s,\"input_length\":%.0f,\"output_length\":%.0f}\n",
-                           stamp, MAX(1.0, in[i] * input_mean * (double)n / in_sum),
-                           MAX(1.0, out[i] * output_mean * (double)n / out_sum));
+    g_string_append_printf(
+        text, "{\"timestamp\":%s,\"input_length\":%.0f,\"output_length\":%.0f,\"hash_ids\":[",
+        stamp, tokens, i < n ? 1.0 : answer);
+    for (guint64 b = 0; (double)(b * BLOCK_TOKENS) < tokens; b++)
+      g_string_append_printf(text, "%s%" G_GUINT64_FORMAT, b ? "," : "", request * 1000000 + b);
+    g_string_append(text, "]}\n");
   }
   return g_string_free(text, FALSE);
+}
+
+/* Whether the folder holds a run of the same prompts that was made before this one. */
+static gboolean seen_before(const char *path, const char *date, gint64 input_tokens) {
+  g_autofree char *folder = g_path_get_dirname(path);
+  g_autoptr(GDir) dir = g_dir_open(folder, 0, NULL);
+  gboolean found = FALSE;
+  for (const char *name; dir && !found && (name = g_dir_read_name(dir));) {
+    g_autofree char *other = g_build_filename(folder, name, NULL);
+    g_autoptr(KvJson) json =
+        g_str_has_suffix(name, ".json") && strcmp(other, path) ? kv_json_load(other, NULL) : NULL;
+    json_t *root = json ? kv_json_root(json) : NULL;
+    found = root &&
+            json_integer_value(json_object_get(root, "total_input_tokens")) == input_tokens &&
+            g_strcmp0(json_string_value(json_object_get(root, "date")), date) < 0;
+  }
+  return found;
 }
 
 static gboolean fill(KvMeasuredRun *run, const char *path, KvJson *json,
@@ -108,7 +137,18 @@ static gboolean fill(KvMeasuredRun *run, const char *path, KvJson *json,
   }
   run->scenario->arrivals = KV_ARRIVE_TRACE;
   kv_measured_over_http(run->scenario);
-  run->workload = workload_of((guint64)n, rate, in / (double)n, out / (double)n);
+  if (in / (double)n > LONGEST_SHAREGPT_TOKENS) {
+    g_set_error(
+        error, KV_ERROR, KV_ERROR_USAGE,
+        "%s: prompts of %.0f tokens are not ShareGPT's single ones, and the file does not say "
+        "what they share, expected a mean of at most %.0f",
+        path, in / (double)n, LONGEST_SHAREGPT_TOKENS);
+    return FALSE;
+  }
+  const char *date = kv_json_string(json, root, "date", "", FALSE);
+  gboolean warm = seen_before(path, date, (gint64)in);
+  run->warm_requests = warm ? (guint64)n : 0;
+  run->workload = workload_of((guint64)n, rate, in / (double)n, out / (double)n, warm);
   run->name = g_strdup_printf("%s on %s, vLLM, %g requests/s", run->scenario->model,
                               run->scenario->platform, rate);
   return TRUE;
