@@ -4,10 +4,12 @@
 
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
+#include "sim/base/output.h"
 #include "sim/validate/comparison.h"
+#include "viz/plots_validate.h"
 
 typedef struct {
-  char **measured, **traces, **set, *platform, *match, *kind;
+  char **measured, **traces, **set, *platform, *match, *kind, *directory;
   gboolean as_json, each, markdown;
 } Options;
 
@@ -18,6 +20,7 @@ static void options_clear(Options *o) {
   g_free(o->platform);
   g_free(o->match);
   g_free(o->kind);
+  g_free(o->directory);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
@@ -34,6 +37,8 @@ static gboolean parse(Options *o, int *argc, char ***argv, GError **error) {
        "only runs whose name holds all of these words", "TEXT"},
       {"set", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->set,
        "set any field of every scenario, after what the run recorded", "SECTION.KEY=VALUE"},
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &o->directory,
+       "folder for report.html, with pictures, and comparisons.json", "DIR"},
       {"each", 0, 0, G_OPTION_ARG_NONE, &o->each, "a table of every run, however many", NULL},
       {"markdown", 0, 0, G_OPTION_ARG_NONE, &o->markdown,
        "print the section of docs/accuracy-runs.md", NULL},
@@ -94,6 +99,17 @@ static void print_tables(const Options *o, const GPtrArray *comparisons) {
   printf("%u runs, error of the prediction:\n%s", comparisons->len, table);
 }
 
+static gboolean write_report(const Options *o, const GPtrArray *comparisons, GError **error) {
+  g_autoptr(KvRunDirectory) directory = kv_run_directory_begin(o->directory, error);
+  if (!directory)
+    return FALSE;
+  /* An earlier report in its place is known by the two files together. */
+  g_autofree char *scenario = kv_run_directory_file(directory, "scenario.json");
+  return kv_output_write_file(scenario, "{}\n", -1, error) &&
+         kv_validate_report_write(directory, comparisons, error) &&
+         kv_run_directory_commit(g_steal_pointer(&directory), error);
+}
+
 gboolean kv_command_validate(int argc, char **argv, GError **error) {
   g_auto(Options) o = {0};
   if (!parse(&o, &argc, &argv, error))
@@ -125,6 +141,8 @@ gboolean kv_command_validate(int argc, char **argv, GError **error) {
       return FALSE;
     }
   }
+  if (o.directory && !write_report(&o, comparisons, error))
+    return FALSE;
   if (o.as_json)
     print_json(comparisons, skipped);
   else
