@@ -4,11 +4,11 @@
 #include <string.h>
 
 #include "sim/base/error.h"
-#include "sim/base/format.h"
 #include "sim/cli/cli.h"
 #include "sim/cli/scenario_options.h"
 #include "sim/engine/model_executor.h"
 #include "sim/engine/simulation.h"
+#include "viz/format.h"
 
 typedef struct {
   const char *phase;
@@ -90,26 +90,37 @@ static void print_json(const KvSetup *setup, const Question *q, const Answer *a)
   json_decref(root);
 }
 
+/* `value` in `unit`, right-aligned in `width` columns (printf would count the bytes of a "µ"). */
+static void print_cell(KvUnit unit, double value, int width) {
+  g_autofree char *text = kv_format(unit, value);
+  printf(" %*s%s", MAX(0, width - (int)g_utf8_strlen(text, -1)), "", text);
+}
+
+static void print_kernel(const KvPricedKernel *k, double total_seconds) {
+  printf("  %-28s %6.0f", k->name, k->count);
+  print_cell(KV_UNIT_SECONDS, k->cost.seconds, 10);
+  print_cell(KV_UNIT_SHARE, k->cost.seconds / total_seconds, 7);
+  print_cell(KV_UNIT_FLOPS, k->cost.flops, 11);
+  print_cell(KV_UNIT_BYTES, k->cost.bytes, 10);
+  const char *operands = k->operands;
+  printf(operands && *operands ? "  %-8s %s\n" : "  %s%s\n", kv_bound_names[k->cost.bound],
+         operands ? operands : "");
+}
+
 static void print_table(const KvSetup *setup, const Question *q, const Answer *a) {
-  g_autofree char *time = kv_format_seconds(a->cost.seconds);
-  g_autofree char *resident = kv_format_bytes(a->resident_bytes);
-  g_autofree char *read = kv_format_bytes(a->read_bytes);
-  g_autofree char *flops = kv_format_count(a->cost.flops * setup->scenario->tensor_parallel);
+  g_autofree char *time = kv_format(KV_UNIT_SECONDS, a->cost.seconds);
+  g_autofree char *resident = kv_format(KV_UNIT_BYTES, a->resident_bytes);
+  g_autofree char *read = kv_format(KV_UNIT_BYTES, a->read_bytes);
+  g_autofree char *flops =
+      kv_format(KV_UNIT_FLOPS, a->cost.flops * setup->scenario->tensor_parallel);
   printf("%s on %s%s%s: %s of %u x %u tokens%s\n", setup->model->id, setup->platform->id,
          *setup->scenario->use ? ", " : "", setup->scenario->use, q->phase, q->batch, q->context,
          setup->platform->device->calibrated ? "" : " (uncalibrated)");
-  printf("  %s   KV cache %s resident, %s read   %sFLOP\n\n", time, resident, read, flops);
-  printf("  %-28s %6s %10s %6s %10s %10s  %-8s %s\n", "kernel", "count", "time", "share", "FLOP",
+  printf("  %s · KV cache %s resident, %s read · %s\n\n", time, resident, read, flops);
+  printf("  %-28s %6s %10s %7s %11s %10s  %-8s %s\n", "kernel", "count", "time", "share", "FLOPs",
          "HBM", "bound", "operands");
-  for (guint i = 0; i < a->kernels->len; i++) {
-    const KvPricedKernel *k = &g_array_index(a->kernels, KvPricedKernel, i);
-    g_autofree char *seconds = kv_format_seconds(k->cost.seconds);
-    g_autofree char *work = kv_format_count(k->cost.flops);
-    g_autofree char *bytes = kv_format_bytes(k->cost.bytes);
-    printf("  %-28s %6.0f %10s %5.1f%% %10s %10s  %-8s %s\n", k->name, k->count, seconds,
-           100.0 * k->cost.seconds / a->cost.seconds, work, bytes, kv_bound_names[k->cost.bound],
-           k->operands);
-  }
+  for (guint i = 0; i < a->kernels->len; i++)
+    print_kernel(&g_array_index(a->kernels, KvPricedKernel, i), a->cost.seconds);
 }
 
 static gboolean check(const Question *q, const KvSetup *setup, GError **error) {
@@ -125,7 +136,7 @@ static gboolean check(const Question *q, const KvSetup *setup, GError **error) {
 }
 
 gboolean kv_command_predict(int argc, char **argv, GError **error) {
-  KvScenarioOptions options = {0};
+  g_auto(KvScenarioOptions) options = {0};
   g_autofree char *phase = NULL;
   int batch = 1, context = 1024, chunk = 0;
   gboolean as_json = FALSE;
@@ -142,13 +153,7 @@ gboolean kv_command_predict(int argc, char **argv, GError **error) {
   g_autofree GOptionEntry *entries = kv_scenario_option_entries(&options, extra);
   g_autoptr(KvScenario) scenario = NULL;
   gboolean ok = kv_cli_parse(kv_command_find("predict"), entries, &argc, &argv, error) &&
-                (scenario = kv_scenario_options_apply(&options, error));
-  if (ok && options.use) {
-    g_autofree char *stack = g_strjoinv(",", options.use);
-    g_free(scenario->use);
-    scenario->use = g_steal_pointer(&stack);
-  }
-  kv_scenario_options_clear(&options);
+                (scenario = kv_scenario_options_apply_all(&options, error));
   if (!ok)
     return FALSE;
   if (argc > 1 || batch < 1 || context < 1 || chunk < 0 || batch > 1000000 || context > 100000000) {

@@ -4,6 +4,7 @@
 
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
+#include "sim/base/error.h"
 #include "sim/base/output.h"
 #include "sim/validate/comparison.h"
 #include "viz/plots_validate.h"
@@ -129,7 +130,7 @@ gboolean kv_command_validate(int argc, char **argv, GError **error) {
     if (!apply(&o, run, error))
       return FALSE;
     g_autoptr(GError) problem = NULL;
-    KvComparison *comparison = kv_comparison_new(run, &kv_cli_interrupted, &problem);
+    KvComparison *comparison = kv_comparison_new(run, &kv_interrupted, &problem);
     if (comparison) {
       g_ptr_array_add(comparisons, comparison);
     } else if (g_error_matches(problem, KV_ERROR, KV_ERROR_USAGE) && runs->len > 1) {

@@ -27,6 +27,7 @@ typedef struct {
 } Level;
 
 struct KvMetrics {
+  KvObserver observer;
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
   Samples samples[KV_N_LATENCIES];
@@ -230,7 +231,8 @@ static void note_level(KvMetrics *metrics, guint instance, double running, doubl
   metrics->peak_waiting = MAX(metrics->peak_waiting, metrics->waiting_now);
 }
 
-void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch) {
+static void observe_batch(KvObserver *observer, const KvInstance *instance, const KvBatch *batch) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   const KvStepCost *cost = &batch->cost;
   double repeat = (double)batch->repeat, chunk_tokens = 0.0;
   guint64 emitted = 0;
@@ -268,11 +270,12 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
     sketch_add(&metrics->itl, old_gap, old_gap, old, old * old_gap);
     sketch_add(&metrics->itl, fresh_gap, fresh_gap, fresh, fresh * fresh_gap);
     if (batch->repeat > 1)
-      sketch_add(&metrics->itl, MIN(cost->first_seconds, cost->last_seconds),
-                 MAX(cost->first_seconds, cost->last_seconds), n * (repeat - 1.0),
-                 n * (cost->seconds - cost->first_seconds));
+      sketch_add(&metrics->itl, MIN(cost->first_seconds, cost->last_seconds) + batch->gap_seconds,
+                 MAX(cost->first_seconds, cost->last_seconds) + batch->gap_seconds,
+                 n * (repeat - 1.0),
+                 n * (cost->seconds - cost->first_seconds + (repeat - 1.0) * batch->gap_seconds));
   }
-  double held = blocks_held(instance), seconds = MAX(cost->seconds, 1e-12);
+  double held = blocks_held(instance), seconds = MAX(batch->end - batch->start, 1e-12);
   double running = kv_instance_running(instance), waiting = kv_instance_waiting(instance);
   double tokens = kv_decode_set_context_tokens(instance->decode);
   for (guint i = 0; i < instance->prefilling->len; i++)
@@ -291,7 +294,7 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
       .link_bytes = cost->link_bytes / seconds,
       .prompt_tokens = chunk_tokens / seconds,
       .output_tokens = (decoded + (double)emitted) / seconds,
-      .busy_seconds = 1.0,
+      .busy_seconds = cost->seconds / seconds,
   };
   state.blocks_free = (instance->buddy ? (double)kv_buddy_free_units(instance->buddy)
                                        : (double)kv_pool_free_blocks(instance->pool)) -
@@ -309,7 +312,8 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
                     cost->flops, cost->hbm_bytes);
 }
 
-void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
+static void observe_first_token(KvObserver *observer, const KvSequence *sequence) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double ttft = sequence->first_token_seconds - sequence->arrival_seconds;
   add_sample(&metrics->samples[KV_LATENCY_TTFT], ttft);
   KvInterval *interval = interval_at(metrics, sequence->first_token_seconds);
@@ -320,17 +324,20 @@ void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
   metrics->looked_up_tokens += sequence->input_tokens;
 }
 
-void kv_metrics_stalled_token(KvMetrics *metrics, double seconds) {
+static void observe_stalled_token(KvObserver *observer, double seconds) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   sketch_add(&metrics->itl, seconds, seconds, 1.0, seconds);
 }
 
-void kv_metrics_preempted(KvMetrics *metrics, guint64 recomputed_tokens, double now) {
+static void observe_preempted(KvObserver *observer, guint64 recomputed_tokens, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   metrics->preemptions++;
   metrics->recomputed_tokens += recomputed_tokens;
   interval_at(metrics, now)->preemptions++;
 }
 
-void kv_metrics_moved(KvMetrics *metrics, const KvCopy *copy, double now) {
+static void observe_moved(KvObserver *observer, const KvCopy *copy, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   gboolean up = copy->to < copy->from;
   if (up)
     metrics->fetched[copy->from] += copy->bytes;
@@ -384,7 +391,8 @@ void kv_metrics_rejected(KvMetrics *metrics, const KvSequence *sequence) {
     write_request(metrics, sequence, "rejected", -1.0, -1.0, -1.0, -1.0);
 }
 
-void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
+static void observe_finished(KvObserver *observer, const KvSequence *s) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double queue = s->scheduled_seconds - s->arrival_seconds;
   double ttft = s->first_token_seconds - s->arrival_seconds;
   double e2e = s->last_token_seconds - s->arrival_seconds;
@@ -404,6 +412,20 @@ void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
   metrics->good += good;
   if (metrics->requests)
     write_request(metrics, s, "finished", MAX(0.0, queue), ttft, tpot, e2e);
+}
+
+static const KvObserverClass metrics_class = {
+    .batch = observe_batch,
+    .first_token = observe_first_token,
+    .stalled_token = observe_stalled_token,
+    .finished = observe_finished,
+    .preempted = observe_preempted,
+    .moved = observe_moved,
+};
+
+KvObserver *kv_metrics_observer(KvMetrics *metrics) {
+  metrics->observer.class = &metrics_class;
+  return &metrics->observer;
 }
 
 /* Sort non-negative floats: their bits order as integers. */

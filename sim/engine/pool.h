@@ -27,18 +27,6 @@
 
 typedef struct KvPool KvPool;
 
-/* Blocks that hold the tokens named by one prefix hash, from its first token on. */
-struct KvPrefixNode {
-  guint64 hash;
-  guint32 blocks;                          /* of it that are in the pool */
-  guint32 references;                      /* sequences that hold it */
-  guint32 tier_blocks;                     /* of it that are on the lower tier */
-  guint32 loading;                         /* blocks on their way up */
-  struct KvExtent *extent;                 /* its place in the free queue, when nobody holds it */
-  KvPrefixNode *tier_previous, *tier_next; /* the lower tier's own order */
-  guint32 *ids, *tier_ids; /* explicit ids only: `blocks` and `tier_blocks` of them */
-};
-
 /* `hash_block_tokens`: tokens that a prefix hash covers (0: no prefix index). One of the two block
  * sizes must divide the other. */
 KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,

@@ -33,6 +33,8 @@ static guint longest_prefix(KvInstance *const *instances, guint n, const KvSeque
     return idle;
   for (guint i = 0; i < n; i++) {
     guint64 match = kv_pool_match_tokens(instances[i]->pool, sequence);
+    if (match > 0 && kv_instance_settle(instances[i], sequence->arrival_seconds))
+      match = kv_pool_match_tokens(instances[i]->pool, sequence);
     if (match > longest || (match == longest && load(instances[i]) < load(instances[best]))) {
       longest = match;
       best = i;

@@ -148,7 +148,7 @@ static void note_request(const KvSequence *s, gpointer user) {
           : NAN;
   r.seconds[KV_LATENCY_ITL] = NAN;
   r.seconds[KV_LATENCY_E2E] = s->last_token_seconds - from;
-  if (s->index < c->run->warm_requests)
+  if (s->index < c->run->warm_requests || s->scheduled_seconds < 0.0)
     return;
   guint at = (guint)(s->index - c->run->warm_requests);
   if (at >= c->requests->len)
@@ -194,7 +194,7 @@ KvComparison *kv_comparison_new(const KvMeasuredRun *run, const volatile gint *i
   c->run = run;
   c->rows = g_array_new(FALSE, FALSE, sizeof(KvComparisonRow));
   c->requests = g_array_new(FALSE, TRUE, sizeof(KvMeasuredRequest));
-  KvSimulateOptions options = {.finished = note_request, .user = c, .interrupted = interrupted};
+  KvSimulateOptions options = {.left = note_request, .user = c, .interrupted = interrupted};
   if (!(c->summary = kv_simulate(setup, reader, &options, error)) || !same_requests(c, error))
     return NULL;
   for (guint l = 0; l < KV_N_LATENCIES; l++)
