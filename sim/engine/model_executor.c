@@ -38,6 +38,7 @@ typedef struct {
   Dense *heads;                      /* lm head and sampling, by rows */
   gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
   gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
+  KvAttentionWork *chunk_work;       /* by group of layers: the prompt chunks of the step priced last */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -170,33 +171,43 @@ static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 si
   return scratch;
 }
 
-/* Attention of prompt chunks: one kernel over all of them, so the fixed cost counts once. */
+/* Attention of prompt chunks: one call over all of them. Leaves the call's work in
+ * m->chunk_work, for the decoding sequences that may share it. */
 static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
   for (guint g = 0; g < m->model->n_groups; g++) {
     const KvLayerGroup *group = &m->model->groups[g];
     const KvAttention *a = &group->attention;
+    KvAttentionWork *work = &m->chunk_work[g];
+    *work = (KvAttentionWork){0};
     if (a->kind == KV_ATTENTION_NONE)
       continue;
     gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
     double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
-    double fixed = m->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].fixed_seconds;
-    KvCost sum = {0};
-    for (guint i = 0; i < step->n_chunks; i++) {
-      KvCost one = kv_kernel_prefill_attention(
+    for (guint i = 0; i < step->n_chunks; i++)
+      kv_kernel_add_prefill_attention(
           m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
           a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
-          m->plan->element_bytes);
-      sum.seconds += one.seconds - (i ? MIN(fixed, one.seconds) : 0.0);
-      sum.flops += one.flops;
-      sum.bytes += one.bytes;
-      sum.bound = one.bound;
-    }
-    sum.seconds *= m->plan->prefill_flops_scale;
-    sum.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum,
+          m->plan->element_bytes, work);
+    KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
+    cost.seconds *= m->plan->prefill_flops_scale;
+    cost.flops *= m->plan->prefill_flops_scale;
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, cost,
              NULL);
   }
+}
+
+/* What decoding sequences add to the call that the chunks of their step are in. */
+static KvCost decode_beside_chunks(const Model *m, const KvAttentionWork *chunks,
+                                   const KvDecodeAttention *operands) {
+  KvAttentionWork both = *chunks;
+  kv_kernel_add_decode_attention(m->device, KV_DTYPE_BF16, operands, &both);
+  KvCost alone = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, chunks);
+  KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, &both);
+  cost.seconds -= alone.seconds;
+  cost.flops -= alone.flops;
+  cost.bytes -= alone.bytes;
+  return cost;
 }
 
 /* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and
@@ -208,8 +219,11 @@ typedef struct {
   double launches;
 } Attention;
 
-static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at) {
+static Attention price_attention(const Model *m, const KvStep *step, double at) {
+  const KvDecodeBatch *decode = &step->decode;
   Attention sum = {0};
+  gboolean shares_call =
+      step->n_chunks > 0 && kv_kernel_attention_shares_call(m->device, KV_DTYPE_BF16);
   double n = (double)(decode->n + decode->padding), tp = m->tp;
   double pad = decode->n ? n / (double)decode->n : 1.0;
   for (guint r = 0; r < m->curves->n_readers; r++) {
@@ -232,10 +246,19 @@ static Attention price_attention(const Model *m, const KvDecodeBatch *decode, do
       sum.host_seconds += fmax(host_bytes / p->host_memory->read_Bps, flops / p->cpu_flops);
       continue;
     }
-    double layers = reader->layers;
-    KvCost one = kv_kernel_decode_attention(m->device, reader->format, n,
-                                            (bytes + fetched) / layers / tp, flops / layers / tp,
-                                            fmax(1.0, reader->n_kv_heads / tp), tokens / n);
+    double layers = reader->layers, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+    guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
+    const KvAttention *a = &m->model->groups[group].attention;
+    KvDecodeAttention operands = {.batch = n,
+                                  .read_bytes = (bytes + fetched) / layers / tp,
+                                  .flops = flops / layers / tp,
+                                  .n_kv_heads = kv_heads,
+                                  .group = fmax(1.0, a->n_heads / tp / kv_heads),
+                                  .mean_tokens = tokens / n,
+                                  .window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
+    gboolean beside = shares_call && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+    KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
+                        : kv_kernel_decode_attention(m->device, reader->format, &operands);
     sum.seconds += layers * one.seconds / reader->efficiency;
     sum.flops += flops / tp;
     sum.bytes += (bytes + fetched) / tp;
@@ -373,7 +396,7 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
 /* The step's time at repeat `at`, and what of it is not kernels. */
 static double repeat_seconds(const Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, double *transfer, double *launch) {
-  *attention = step->decode.n ? price_attention(m, &step->decode, at) : (Attention){0};
+  *attention = step->decode.n ? price_attention(m, step, at) : (Attention){0};
   double kernels =
       priced->layers->kernels + priced->head->kernels + priced->rest.kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
@@ -577,6 +600,7 @@ static void model_destroy(KvExecutor *executor) {
   kv_transfers_free(m->transfers);
   g_free(m->layers);
   g_free(m->heads);
+  g_free(m->chunk_work);
   g_free(m);
 }
 
@@ -627,6 +651,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->graph_max_tokens = config->cuda_graph_max_tokens;
   m->layers = g_new0(Dense, MEMO_TOKENS);
   m->heads = g_new0(Dense, MEMO_TOKENS);
+  m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
