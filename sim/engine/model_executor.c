@@ -4,7 +4,6 @@
 #include <stdio.h>
 
 #include "sim/engine/memory.h"
-#include "sim/engine/mixed_attention.h"
 #include "sim/engine/transfer.h"
 
 enum { MEMO_TOKENS = 16384, MAX_KERNELS = 32 };
@@ -48,10 +47,9 @@ typedef struct {
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
   Memo *memo;
-  KvMixedAttention mixed;
-  guint plan_groups[KV_MAX_READERS]; /* the model's layer group that each reader belongs to */
-  gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
-  gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
+  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
+  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
+  KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -209,37 +207,53 @@ static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 si
 }
 
 /* Of all chunks' work, what falls on one rank: a single chunk wholly, many evenly. */
-static double prefill_share(const Model *m, const KvStep *step) {
-  return step->n_chunks ? 1.0 / MIN(m->ranks, (double)step->n_chunks) : 1.0;
+static void keep_one_rank(const Model *m, const KvStep *step, KvAttentionWork *work) {
+  double share = 1.0 / fmin(m->ranks, step->n_chunks);
+  work->blocks *= share;
+  work->busy_seconds *= share;
+  work->bytes_seconds *= share;
+  work->flops *= share;
+  work->bytes *= share;
 }
 
-/* Attention of prompt chunks: one kernel over all of them, so the fixed cost counts once. */
+/* Attention of prompt chunks: one call over all of them. Leaves the call's work in
+ * m->chunk_work, for the decoding sequences that may share it. */
 static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
   for (guint g = 0; g < m->model->n_groups; g++) {
     const KvLayerGroup *group = &m->model->groups[g];
     const KvAttention *a = &group->attention;
+    KvAttentionWork *work = &m->chunk_work[g];
+    *work = (KvAttentionWork){0};
     if (a->kind == KV_ATTENTION_NONE)
       continue;
     gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
     double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
-    double fixed = m->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].fixed_seconds;
-    KvCost sum = {0};
-    for (guint i = 0; i < step->n_chunks; i++) {
-      KvCost one = kv_kernel_prefill_attention(
+    for (guint i = 0; i < step->n_chunks; i++)
+      kv_kernel_add_prefill_attention(
           m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
           a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
-          m->plan->element_bytes);
-      sum.seconds += one.seconds - (i ? MIN(fixed, one.seconds) : 0.0);
-      sum.flops += one.flops;
-      sum.bytes += one.bytes;
-      sum.bound = one.bound;
-    }
-    sum.seconds *= m->plan->prefill_flops_scale * prefill_share(m, step);
-    sum.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum,
+          m->plan->element_bytes, work);
+    keep_one_rank(m, step, work);
+    KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
+    cost.seconds *= m->plan->prefill_flops_scale;
+    cost.flops *= m->plan->prefill_flops_scale;
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, cost,
              NULL);
   }
+}
+
+/* What decoding sequences add to the call that the chunks of their step are in. */
+static KvCost decode_beside_chunks(const Model *m, const KvAttentionWork *chunks,
+                                   const KvDecodeAttention *operands) {
+  KvAttentionWork both = *chunks;
+  kv_kernel_add_decode_attention(m->device, KV_DTYPE_BF16, operands, &both);
+  KvCost alone = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, chunks);
+  KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, &both);
+  cost.seconds -= alone.seconds;
+  cost.flops -= alone.flops;
+  cost.bytes -= alone.bytes;
+  return cost;
 }
 
 /* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and
@@ -251,10 +265,11 @@ typedef struct {
   double launches;
 } Attention;
 
-/* `mixed`: prompt chunks are in the same step. */
-static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at,
-                                 gboolean mixed) {
+static Attention price_attention(const Model *m, const KvStep *step, double at) {
+  const KvDecodeBatch *decode = &step->decode;
   Attention sum = {0};
+  gboolean shares_call =
+      step->n_chunks > 0 && kv_kernel_attention_shares_call(m->device, KV_DTYPE_BF16);
   double n = (double)(decode->n + decode->padding) / m->ranks, tp = m->tp;
   double pad = decode->n ? n / (double)decode->n : 1.0; /* what of the sums is one rank's */
   for (guint r = 0; r < m->curves->n_readers; r++) {
@@ -277,19 +292,20 @@ static Attention price_attention(const Model *m, const KvDecodeBatch *decode, do
       sum.host_seconds += fmax(host_bytes / p->host_memory->read_Bps, flops / p->cpu_flops);
       continue;
     }
-    double layers = reader->layers;
-    KvCost one = kv_kernel_decode_attention(m->device, reader->format, n,
-                                            (bytes + fetched) / layers / tp, flops / layers / tp,
-                                            fmax(1.0, reader->n_kv_heads / tp), tokens / n);
-    if (mixed && m->mixed != KV_MIXED_APART) {
-      double kv_heads = fmax(1.0, reader->n_kv_heads / tp);
-      const KvAttention *a = &m->model->groups[m->plan_groups[r]].attention;
-      double group = a->kind == KV_ATTENTION_LATENT ? 1.0 : (double)a->n_heads / a->n_kv_heads;
-      one.seconds =
-          fmax(one.seconds, kv_mixed_attention_seconds(m->device, m->mixed, reader->format,
-                                                       (bytes + fetched) / layers / tp,
-                                                       flops / layers / tp, kv_heads, group));
-    }
+    double layers = reader->layers, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+    guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
+    const KvAttention *a = &m->model->groups[group].attention;
+    KvDecodeAttention operands = {.batch = n,
+                                  .read_bytes = (bytes + fetched) / layers / tp,
+                                  .flops = flops / layers / tp,
+                                  .n_kv_heads = kv_heads,
+                                  .group = fmax(1.0, a->n_heads / tp / kv_heads),
+                                  .mean_tokens = tokens / n,
+                                  .window =
+                                      a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
+    gboolean beside = shares_call && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+    KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
+                        : kv_kernel_decode_attention(m->device, reader->format, &operands);
     sum.seconds += layers * one.seconds / reader->efficiency;
     sum.flops += flops / tp;
     sum.bytes += (bytes + fetched) / tp;
@@ -453,8 +469,7 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
 /* The step's time at repeat `at`, and what of it is not kernels. */
 static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, Dense *work, double *transfer, double *launch) {
-  *attention =
-      step->decode.n ? price_attention(m, &step->decode, at, step->n_chunks > 0) : (Attention){0};
+  *attention = step->decode.n ? price_attention(m, step, at) : (Attention){0};
   *work = (Dense){.known = TRUE};
   if (m->plan->work->len)
     price_work(m, work, step, at);
@@ -670,6 +685,7 @@ static void model_destroy(KvExecutor *executor) {
   kv_transfers_free(m->transfers);
   if (--m->memo->references == 0)
     g_free(m->memo);
+  g_free(m->chunk_work);
   g_free(m);
 }
 
@@ -737,6 +753,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->graph_max_tokens = config->cuda_graph_max_tokens;
   m->memo = g_new0(Memo, 1);
   m->memo->references = 1;
+  m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
@@ -747,9 +764,6 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   double weights = kv_memory_weight_bytes(model, plan);
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
-  m->mixed = kv_mixed_attention_of(m->device);
-  for (guint r = 0; r < curves->n_readers; r++)
-    m->plan_groups[r] = g_array_index(plan->caches, KvCache, curves->readers[r].reader.cache).group;
   find_streams(m);
   set_paths(m);
   return &m->base;
