@@ -773,6 +773,7 @@ KvExecutor *kv_model_executor_twin(KvExecutor *like) {
   g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
   Model *m = g_memdup2(like, sizeof *m);
   m->memo->references++;
+  m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
   set_paths(m);
   return &m->base;
