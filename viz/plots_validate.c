@@ -196,7 +196,7 @@ gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArr
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>kvsim validate"
       "</title>\n<style>" KV_REPORT_STYLE "</style></head><body><main>\n"
       "<p class=\"eyebrow\">kvsim &middot; validation</p><h1>Predicted beside measured</h1>\n");
-  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons);
+  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons, FALSE);
   g_autofree char *table = kv_accuracy_table(accuracy, FALSE);
   GString *scatter = g_string_new(NULL);
   if (kv_validate_scatter_script(scatter, comparisons))

@@ -88,6 +88,11 @@ static void print_json(const GPtrArray *comparisons, const GPtrArray *skipped) {
 }
 
 static void print_tables(const Options *o, const GPtrArray *comparisons) {
+  if (o->markdown) {
+    g_autofree char *page = kv_accuracy_page(comparisons);
+    fputs(page, stdout);
+    return;
+  }
   gboolean few = comparisons->len <= 6;
   for (guint i = 0; i < comparisons->len && (few || o->each); i++) {
     g_autofree char *table = kv_comparison_table(g_ptr_array_index(comparisons, i));
@@ -95,8 +100,8 @@ static void print_tables(const Options *o, const GPtrArray *comparisons) {
   }
   if (comparisons->len < 2)
     return;
-  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons);
-  g_autofree char *table = kv_accuracy_table(accuracy, o->markdown);
+  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons, FALSE);
+  g_autofree char *table = kv_accuracy_table(accuracy, FALSE);
   printf("%u runs, error of the prediction:\n%s", comparisons->len, table);
 }
 

@@ -48,7 +48,7 @@ static void finish_group(Group *group, GArray *to) {
   g_free(group);
 }
 
-GArray *kv_accuracy_collect(const GPtrArray *comparisons) {
+GArray *kv_accuracy_collect(const GPtrArray *comparisons, gboolean by_group) {
   g_autoptr(GPtrArray) groups = g_ptr_array_new();
   for (guint i = 0; i < comparisons->len; i++) {
     const KvComparison *c = g_ptr_array_index(comparisons, i);
@@ -56,7 +56,8 @@ GArray *kv_accuracy_collect(const GPtrArray *comparisons) {
       const KvComparisonRow *row = &g_array_index(c->rows, KvComparisonRow, r);
       double error = kv_comparison_error(row);
       if (isfinite(error))
-        g_array_append_val(group_of(groups, c->run->kind, row)->errors, error);
+        g_array_append_val(group_of(groups, by_group ? c->run->group : c->run->kind, row)->errors,
+                           error);
     }
   }
   GArray *accuracy = g_array_new(FALSE, FALSE, sizeof(KvAccuracy));
@@ -133,4 +134,67 @@ json_t *kv_comparison_to_json(const KvComparison *c) {
         root, "levels_rms",
         json_pack("{s:f, s:f}", "running", c->running_rms, "waiting", c->waiting_rms));
   return root;
+}
+
+/* One line a run whose requests are known: the figures that the target is set on. */
+static void write_logs(GString *text, const GPtrArray *comparisons) {
+  static const KvLatency latencies[] = {KV_LATENCY_TTFT, KV_LATENCY_TPOT, KV_LATENCY_E2E};
+  for (guint i = 0; i < comparisons->len; i++) {
+    const KvComparison *c = g_ptr_array_index(comparisons, i);
+    if (!c->run->requests)
+      continue;
+    g_string_append_printf(text,
+                           "\n### %s%s\n\n| figure | measured | predicted | error | KS distance | "
+                           "median error of a request |\n|---|---:|---:|---:|---:|---:|\n",
+                           c->run->name, c->summary->calibrated ? "" : " (uncalibrated GPU)");
+    for (guint r = 0; r < c->rows->len; r++) {
+      const KvComparisonRow *row = &g_array_index(c->rows, KvComparisonRow, r);
+      g_autofree char *measured = in_unit(row, row->measured);
+      g_autofree char *predicted = in_unit(row, row->predicted);
+      g_string_append_printf(text, "| %s %s | %s | %s | %+.1f %% |", row->metric, row->statistic,
+                             g_strstrip(measured), g_strstrip(predicted),
+                             100.0 * kv_comparison_error(row));
+      const KvAgreement *agreement = NULL;
+      for (guint l = 0; l < G_N_ELEMENTS(latencies); l++)
+        if (strcmp(row->metric, kv_latency_names[latencies[l]]) == 0 &&
+            strcmp(row->statistic, "mean") == 0)
+          agreement = &c->agreement[latencies[l]];
+      if (agreement)
+        g_string_append_printf(text, " %.3f | %.1f %% |\n", agreement->ks,
+                               100.0 * agreement->median_error);
+      else
+        g_string_append(text, " | |\n");
+    }
+    if (isfinite(c->running_rms))
+      g_string_append_printf(text,
+                             "\nRunning and waiting sequences over time differ by %.1f and %.1f "
+                             "(root mean square).\n",
+                             c->running_rms, c->waiting_rms);
+  }
+}
+
+/* The mean figures only, of which every kind has some. */
+static GArray *mean_figures(const GArray *accuracy) {
+  GArray *means = g_array_new(FALSE, FALSE, sizeof(KvAccuracy));
+  for (guint i = 0; i < accuracy->len; i++) {
+    const KvAccuracy *a = &g_array_index(accuracy, KvAccuracy, i);
+    if (strcmp(a->statistic, "mean") == 0 || strcmp(a->metric, "output_tokens_per_second") == 0)
+      g_array_append_val(means, *a);
+  }
+  return means;
+}
+
+char *kv_accuracy_page(const GPtrArray *comparisons) {
+  GString *text = g_string_new("## Runs, request by request\n");
+  write_logs(text, comparisons);
+  g_autoptr(GArray) kinds = kv_accuracy_collect(comparisons, FALSE);
+  g_autoptr(GArray) groups = kv_accuracy_collect(comparisons, TRUE);
+  g_autoptr(GArray) means = mean_figures(groups);
+  g_autofree char *by_kind = kv_accuracy_table(kinds, TRUE);
+  g_autofree char *by_group = kv_accuracy_table(means, TRUE);
+  g_string_append_printf(text,
+                         "\n## All runs, by the kind of file\n\n%s\n## Means, by model, GPU and "
+                         "engine\n\n%s",
+                         by_kind, by_group);
+  return g_string_free(text, FALSE);
 }

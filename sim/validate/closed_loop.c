@@ -65,6 +65,8 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
   kv_measured_over_http(s);
   run->workload = kv_measured_closed_workload(10 * (guint64)loop->concurrency, loop->input_tokens,
                                               loop->output_tokens, 0.8);
+  run->group =
+      g_strdup_printf("%s %s, %s, %s", s->model, loop->precision, loop->device, server->engine);
   run->name = g_strdup_printf("%s %s on %s, %s, %u/%u tokens, %u in flight", s->model,
                               loop->precision, s->platform, loop->engine, loop->input_tokens,
                               loop->output_tokens, loop->concurrency);

@@ -47,12 +47,15 @@ typedef struct {
   double median, p95, bias; /* of |error|; bias: the median of the signed error */
 } KvAccuracy;
 
-/* Of `comparisons` (KvComparison), by kind, metric and statistic; of KvAccuracy. */
-GArray *kv_accuracy_collect(const GPtrArray *comparisons);
+/* Of `comparisons` (KvComparison), by kind (or, finer, by the runs' group), metric and statistic;
+ * of KvAccuracy, whose texts the comparisons own. */
+GArray *kv_accuracy_collect(const GPtrArray *comparisons, gboolean by_group);
 
 json_t *kv_comparison_to_json(const KvComparison *comparison); /* a new reference */
 /* A table of one run for the terminal; and one line per run. Newly allocated. */
 char *kv_comparison_table(const KvComparison *comparison);
 char *kv_accuracy_table(const GArray *accuracy, gboolean markdown);
+/* docs/accuracy-runs.md, all but its remarks: every table. */
+char *kv_accuracy_page(const GPtrArray *comparisons);
 
 #endif

@@ -39,6 +39,7 @@ void kv_measured_run_free(KvMeasuredRun *run) {
     return;
   g_free(run->kind);
   g_free(run->name);
+  g_free(run->group);
   g_free(run->source);
   g_free(run->trace);
   g_free(run->workload);

@@ -51,6 +51,7 @@ typedef struct {
 typedef struct {
   char *kind;   /* id of the kind of file */
   char *name;   /* in tables: model, GPUs, engine, load */
+  char *group;  /* runs that a summary puts together: model, GPU, engine */
   char *source; /* FILE or FILE:LINE */
   KvScenario *scenario;
   char *trace;    /* a trace file; NULL: `workload` */

@@ -149,6 +149,7 @@ static gboolean fill(KvMeasuredRun *run, const char *path, KvJson *json,
   gboolean warm = seen_before(path, date, (gint64)in);
   run->warm_requests = warm ? (guint64)n : 0;
   run->workload = workload_of((guint64)n, rate, in / (double)n, out / (double)n, warm);
+  run->group = g_strdup_printf("%s, %s, vllm", run->scenario->model, run->scenario->platform);
   run->name = g_strdup_printf("%s on %s, vLLM, %g requests/s", run->scenario->model,
                               run->scenario->platform, rate);
   return TRUE;

@@ -235,6 +235,7 @@ static gboolean fill(KvMeasuredRun *run, const char *path, const char *folder,
   run->trace = *dataset ? find_trace(dataset, path, options) : NULL;
   if (!run->trace)
     run->workload = workload_of(run->requests);
+  run->group = g_strdup_printf("%s, %s", run->scenario->model, run->scenario->platform);
   run->name = g_strdup_printf(
       "%s on %s, vLLM %s, %u requests", run->scenario->model, run->scenario->platform,
       kv_json_string(json, root, "vllm_version", "", FALSE), run->requests->len);

@@ -145,7 +145,7 @@ static void test_tables(void) {
     g_ptr_array_add(comparisons, kv_comparison_new(g_ptr_array_index(runs, 0), NULL, &error));
     g_assert_no_error(error);
   }
-  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons);
+  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons, FALSE);
   const KvAccuracy *first = &g_array_index(accuracy, KvAccuracy, 0);
   g_assert_cmpuint(first->n, ==, 2);
   g_autofree char *table = kv_accuracy_table(accuracy, TRUE);
