@@ -332,10 +332,8 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
   return end - instance->now;
 }
 
-gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
-  KvSequence *victim = instance->running.tail;
-  if (!victim)
-    return FALSE;
+void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victim,
+                         gboolean to_tail) {
   queue_remove(&instance->running, victim);
   instance->n_running--;
   remove_chunk(batch, victim);
@@ -356,7 +354,7 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
     victim->state = KV_SEQUENCE_SWAPPED;
     queue_push_tail(&instance->swapped, victim);
     instance->observer->class->preempted(instance->observer, 0, instance->now);
-    return TRUE;
+    return;
   }
   instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
   victim->recomputed_tokens += victim->computed_tokens;
@@ -365,7 +363,16 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   victim->computed_tokens = 0;
   victim->state = KV_SEQUENCE_WAITING;
   victim->last_token_seconds = instance->now;
-  queue_push_head(&instance->waiting, victim);
+  if (to_tail)
+    queue_push_tail(&instance->waiting, victim);
+  else
+    queue_push_head(&instance->waiting, victim);
+}
+
+gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
+  if (!instance->running.tail)
+    return FALSE;
+  kv_instance_preempt(instance, batch, instance->running.tail, FALSE);
   return TRUE;
 }
 

@@ -61,6 +61,10 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
   e->max_seqs = server->max_seqs ? server->max_seqs : loop->concurrency;
   e->memory_utilization = server->memory_utilization;
   e->prefix_caching = FALSE;
+  if (strcmp(server->scheduler, "trtllm") == 0) {
+    e->chunked_prefill = FALSE; /* its default; its blocks have 32 tokens */
+    e->block_tokens = 32;
+  }
   e->max_model_len = loop->input_tokens + loop->output_tokens + 256;
   kv_measured_over_http(s);
   run->workload = kv_measured_closed_workload(10 * (guint64)loop->concurrency, loop->input_tokens,
