@@ -34,7 +34,9 @@ typedef struct {
   gboolean reserve_full_prompt; /* admit only if the whole prompt's blocks are free now */
   guint cuda_graph_max_tokens;  /* 0: min(2 max_seqs, 512) */
   double memory_utilization;    /* of the GPU's memory */
-  double watermark;             /* share of blocks kept free at admission */
+  guint batch_wait_steps;  /* TensorRT-LLM: steps that prompts wait for more to come; 0: none */
+  double batch_wait_share; /* ... unless the step would hold this share of its budget */
+  double watermark;        /* share of blocks kept free at admission */
   KvPreemption preemption;
   KvReservation reservation;      /* of the reserved allocator */
   double swap_bytes;              /* host memory for swapped blocks, per GPU */

@@ -44,7 +44,7 @@ static KvBatch *batch_take(KvInstance *instance) {
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
   batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
-  batch->decode_n = batch->padding = batch->repeat = 0;
+  batch->decode_n = batch->padding = batch->repeat = batch->most_repeats = 0;
   batch->wait_seconds = batch->gap_seconds = 0.0;
   batch->taken_blocks = 0;
   return batch;
@@ -571,6 +571,8 @@ static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (instance->blocked && instance->config->prefix_caching &&
       !instance->config->reserve_full_prompt)
     steps = kv_decode_set_affordable(instance->decode, 0, steps);
+  if (batch->most_repeats > 0)
+    steps = MIN(steps, batch->most_repeats);
   return MAX(steps, 1);
 }
 

@@ -36,6 +36,7 @@ struct KvBatch {
   GPtrArray *ending; /* sequences whose last token it emits */
   gboolean decodes;  /* the decoding sequences take part */
   guint64 decode_n, padding, repeat;
+  guint64 most_repeats; /* the scheduler wants to decide again after so many steps; 0: no limit */
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
   gboolean open, shortened;
@@ -82,8 +83,9 @@ struct KvInstance {
   double now;
   double last_decode_end, last_prefill_end;
   guint64 joined_since_decode; /* sequences that joined since decoding sequences last took part */
-  guint64 busy_since_step;     /* decode steps taken when the instance was last idle; SGLang's */
-  double tokens_held;          /* in caches of running sequences that do not decode */
+  guint withheld_steps;    /* that prompts have been withheld for (TensorRT-LLM's batch waiting) */
+  guint64 busy_since_step; /* decode steps taken when the instance was last idle; SGLang's */
+  double tokens_held;      /* in caches of running sequences that do not decode */
   void (*finished)(KvInstance *instance, KvSequence *sequence,
                    gpointer user); /* the sequence is freed after it */
   gpointer user;

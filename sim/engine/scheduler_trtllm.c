@@ -6,7 +6,7 @@
  * budget; prompts take what is left, whole unless chunked prefill is on, and one that does not fit
  * waits. Nobody is ever preempted.
  *
- * Not modelled: hits that end inside a block, deferral of equal prefixes, batch waiting. */
+ * Not modelled: hits that end inside a block and deferral of equal prefixes. */
 #include "sim/engine/instance.h"
 #include "sim/engine/schedulers.h"
 
@@ -68,11 +68,37 @@ static gboolean admit_head(KvInstance *instance, KvBatch *batch, guint64 *budget
   return TRUE;
 }
 
+/* Batch waiting: beside decodes, prompts wait up to batch_wait_steps steps for a fuller step. */
+static gboolean withheld(KvInstance *instance, KvBatch *batch, guint64 decoding, guint64 budget) {
+  const KvEngineConfig *config = instance->config;
+  if (config->batch_wait_steps == 0 || decoding == 0 ||
+      instance->prefilling->len + instance->waiting.n == 0)
+    return FALSE;
+  guint64 prompts = 0, slots = (guint64)config->data_parallel * config->max_seqs;
+  guint64 free_slots = slots > instance->n_running ? slots - instance->n_running : 0;
+  for (guint i = 0; i < instance->prefilling->len; i++) {
+    const KvSequence *s = g_ptr_array_index(instance->prefilling, i);
+    prompts += s->target_tokens - s->computed_tokens;
+  }
+  for (const KvSequence *s = instance->waiting.head; s && free_slots > 0; s = s->next, free_slots--)
+    prompts += s->target_tokens;
+  gboolean full = (double)(prompts + decoding) >= config->batch_wait_share * (double)budget;
+  if (prompts == 0 || full || instance->withheld_steps >= config->batch_wait_steps) {
+    instance->withheld_steps = 0;
+    return FALSE;
+  }
+  instance->withheld_steps++;
+  batch->most_repeats = 1;
+  return TRUE;
+}
+
 static void schedule(KvInstance *instance, double now, KvBatch *batch) {
   const KvEngineConfig *config = instance->config;
   guint64 decoding = kv_decode_set_size(instance->decode);
   guint64 budget = (guint64)config->data_parallel * config->max_batched_tokens;
   batch->decodes = decoding > 0;
+  if (withheld(instance, batch, decoding, budget))
+    return;
   budget -= MIN(budget, decoding);
   if (!continue_prompts(instance, batch, &budget))
     return;

@@ -35,6 +35,22 @@ static guint weight_dtype(const KvClosedLoop *loop) {
                                                : 0;
 }
 
+/* Whole prompts, blocks of 32 tokens. DeepSeek's script leaves room for one prompt beside all
+ * decodes; that of Llama lets prompts of 1k wait up to 20 steps on fewer than 8 GPUs. */
+static void set_trtllm(const KvClosedLoop *loop, KvEngineConfig *e) {
+  e->chunked_prefill = FALSE;
+  e->block_tokens = 32;
+  if (strstr(loop->model, "DeepSeek"))
+    e->max_batched_tokens = (loop->concurrency + loop->input_tokens + 64 + 63) / 64 * 64;
+  if (strstr(loop->model, "gpt-oss"))
+    e->max_batched_tokens = 20000;
+  if (strstr(loop->model, "Llama") && loop->input_tokens == 1024 && loop->output_tokens == 1024 &&
+      loop->tensor_parallel < 8) {
+    e->batch_wait_steps = 20;
+    e->batch_wait_share = 0.9;
+  }
+}
+
 gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
                              const KvMeasuredOptions *options, GError **error) {
   const Server *server = server_of(loop->engine);
@@ -61,9 +77,11 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
   e->max_seqs = server->max_seqs ? server->max_seqs : loop->concurrency;
   e->memory_utilization = server->memory_utilization;
   e->prefix_caching = FALSE;
-  if (strcmp(server->scheduler, "trtllm") == 0) {
-    e->chunked_prefill = FALSE; /* its default; its blocks have 32 tokens */
-    e->block_tokens = 32;
+  if (strcmp(server->scheduler, "trtllm") == 0)
+    set_trtllm(loop, e);
+  if (loop->attention_parallel) {
+    e->data_parallel = s->tensor_parallel;
+    s->tensor_parallel = 1;
   }
   e->max_model_len = loop->input_tokens + loop->output_tokens + 256;
   kv_measured_over_http(s);

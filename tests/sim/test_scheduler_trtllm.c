@@ -32,9 +32,25 @@ static void test_no_eviction(void) {
   g_assert_cmpuint(roomy->summary->preemptions, ==, 0);
 }
 
+/* Beside decodes a prompt waits for more to come, three steps here; alone it does not. */
+static void test_batch_waiting(void) {
+  g_autoptr(Workload) workload = workload_new(0);
+  workload_add(workload, 0.0, 60, 20, -1, 0);
+  g_autoptr(Replay) alone = replay(workload, TRTLLM "engine.batch_wait_steps=3");
+  workload_add(workload, within(alone, 1), 50, 4, -1, 0);
+  g_autoptr(Replay) run = replay(workload, TRTLLM "engine.batch_wait_steps=3 "
+                                                  "engine.batch_wait_share=0.9");
+  assert_shape(run, "1:60:0 0:0:1 0:0:1 0:0:1 0:0:1 1:50:1 0:0:2");
+  g_autoptr(Replay) full = replay(workload, TRTLLM "engine.batch_wait_steps=3 "
+                                                   "engine.max_batched_tokens=128 "
+                                                   "engine.batch_wait_share=0.3");
+  assert_shape(full, "1:60:0 0:0:1 1:50:1 0:0:2");
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/scheduler/trtllm/whole-prompts", test_whole_prompts);
   g_test_add_func("/scheduler/trtllm/no-eviction", test_no_eviction);
+  g_test_add_func("/scheduler/trtllm/batch-waiting", test_batch_waiting);
   return g_test_run();
 }
