@@ -5,10 +5,11 @@
 #include "sim/base/error.h"
 #include "sim/base/format.h"
 
-/* CUDA context, NCCL and the framework's own: chosen so that weights + activations + this
- * reproduces the 2,588 blocks that a real vLLM 0.19 found on a 24 GB RTX 4090 with Llama-3.1-8B
- * (section 10 of the vLLM notes: 1.1 to 1.2 GiB in all). */
-static const double FRAMEWORK_BYTES = 0.62 * 1024 * 1024 * 1024;
+/* CUDA context, libraries and what the allocator cannot use grow with the GPU. Chosen so that with
+ * weights and activations the blocks of two real vLLM servers come out: 2,588 on a 24 GB RTX 4090
+ * (Llama-3.1-8B in bf16, 0.19, 256 sequences, 2,048 tokens) and 21,769 on a 141 GB H200
+ * (Llama-3.1-70B in fp8 with an fp8 cache, 0.14.1, 1,024 sequences, 8,192 tokens). */
+static const double FRAMEWORK_BYTES = 2e8, FRAMEWORK_SHARE = 0.0043;
 
 static gboolean as_published(const KvModel *model, const KvPlan *plan) {
   return plan->weights.dtype == model->weight_dtype;
@@ -49,8 +50,9 @@ static double own_weight_bytes(const KvModel *model, const KvPlan *plan,
   return others / tp + experts / MAX(tp, config->expert_parallel);
 }
 
-/* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product, and
- * the sampler's logits in fp32, twice. */
+/* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product; and
+ * the sampler's for each row of the vocabulary: logits as they come and in fp32, sorted with their
+ * indices, and probabilities. */
 static double activation_bytes(const KvModel *model, const KvEngineConfig *config, guint tp) {
   double widest = 0.0;
   for (guint g = 0; g < model->n_groups; g++) {
@@ -60,7 +62,7 @@ static double activation_bytes(const KvModel *model, const KvEngineConfig *confi
     widest = MAX(widest, 3.0 * width / tp);
   }
   return config->max_batched_tokens * (2.0 * model->hidden + widest) * 2.0 +
-         2.0 * 4.0 * config->max_seqs * (double)model->vocab;
+         (2.0 + 4.0 + 4.0 + 8.0 + 4.0) * config->max_seqs * (double)model->vocab;
 }
 
 gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
@@ -71,7 +73,7 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
   memory->weight_bytes =
       own_weight_bytes(model, plan, config, tensor_parallel) * plan->weights.share[KV_TIER_HBM];
   memory->activation_bytes = activation_bytes(model, config, tensor_parallel);
-  memory->framework_bytes = FRAMEWORK_BYTES;
+  memory->framework_bytes = FRAMEWORK_BYTES + FRAMEWORK_SHARE * platform->device->memory_bytes;
   memory->cache_bytes =
       usable - memory->weight_bytes - memory->activation_bytes - memory->framework_bytes;
   g_autofree char *has = kv_format_bytes(usable);
