@@ -124,7 +124,7 @@ static void print_table(const KvSetup *setup, const Question *q, const Answer *a
 }
 
 static gboolean check(const Question *q, const KvSetup *setup, GError **error) {
-  if (strcmp(q->phase, "decode") && strcmp(q->phase, "prefill")) {
+  if (strcmp(q->phase, "decode") != 0 && strcmp(q->phase, "prefill") != 0) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--phase '%s', expected prefill or decode",
                 q->phase);
     return FALSE;

@@ -610,7 +610,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   gboolean decodes = batch->decodes && kv_decode_set_size(instance->decode) > 0;
   *decided = decodes || batch->chunks->len > 0;
   if (!*decided) {
-    instance->nothing_to_decide = TRUE;
+    /* If somebody was preempted, the very next decision may admit. */
+    instance->nothing_to_decide = instance->n_batches > 0 || !batch->reordered;
     batch_give(instance, batch);
     return TRUE;
   }

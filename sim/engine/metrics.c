@@ -124,7 +124,9 @@ static void sketch_add(Sketch *sketch, double low, double high, double n, double
     return;
   }
   for (guint b = first; b <= last; b++) {
-    double from = MAX(low, bucket_seconds(b)), to = MIN(high, bucket_seconds(b + 1.0));
+    /* The outermost buckets take what lies beyond the sketch's range. */
+    double from = b == first ? low : bucket_seconds(b),
+           to = b == last ? high : bucket_seconds(b + 1.0);
     sketch->weights[b] += n * MAX(0.0, to - from) / (high - low);
   }
 }
@@ -192,9 +194,11 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
   interval_at(metrics, end);
   double origin = metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0;
   double width = metrics->interval_seconds;
-  for (double at = start; at < end;) {
-    guint index = (guint)(MAX(0.0, at - origin) / width);
-    double edge = origin + (index + 1.0) * width, to = MIN(end, edge > at ? edge : at + width);
+  guint last = metrics->timeline->len - 1, index = (guint)(MAX(0.0, start - origin) / width);
+  /* By the interval's number, never by dividing again: at an edge, rounding would find the interval
+   * before it. */
+  for (double at = start; at < end; index++) {
+    double to = index < last ? CLAMP(origin + (index + 1.0) * width, at, end) : end;
     double share = to - at;
     KvInterval part = *state;
     double *levels[] = {&part.running,       &part.waiting,       &part.blocks_held,
@@ -204,7 +208,7 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
       *levels[i] *= share;
     for (guint t = 0; t < KV_N_TIERS; t++)
       part.tier_bytes[t] *= share;
-    merge_interval(interval_at(metrics, at), &part);
+    merge_interval(&g_array_index(metrics->timeline, KvInterval, MIN(index, last)), &part);
     at = to;
   }
 }

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "sim/engine/memory.h"
 #include "sim/engine/transfer.h"
@@ -434,9 +435,12 @@ typedef struct {
 /* Tokens of the rank that has most, and rows it samples: decoding sequences are spread evenly, each
  * chunk goes whole to the rank that has least. Every rank runs padded to the fullest. */
 static guint64 fullest_rank(const Model *m, const KvStep *step, guint64 *rows) {
-  guint ranks = (guint)m->ranks;
+  enum { MOST_RANKS = 1024 };
+  guint ranks = MIN((guint)m->ranks, MOST_RANKS);
   guint64 decoding = (step->decode.n + step->decode.padding + ranks - 1) / ranks, most = 0;
-  g_autofree guint64 *tokens = g_new0(guint64, ranks), *lasts = g_new0(guint64, ranks);
+  guint64 tokens[MOST_RANKS], lasts[MOST_RANKS];
+  memset(tokens, 0, ranks * sizeof *tokens);
+  memset(lasts, 0, ranks * sizeof *lasts);
   for (guint i = 0; i < step->n_chunks; i++) {
     guint least = 0;
     for (guint r = 1; r < ranks; r++)
@@ -452,6 +456,29 @@ static guint64 fullest_rank(const Model *m, const KvStep *step, guint64 *rows) {
   return decoding + most;
 }
 
+/* FlexGen computes a block of sequences in n_gpu_batches parts, one after the other, layer by
+ * layer. */
+static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense *scratch) {
+  guint first = m->trace ? m->trace->len : 0;
+  price_layers(m, scratch, ceil((double)tokens / parts));
+  for (guint i = first; m->trace && i < m->trace->len; i++) {
+    KvPricedKernel *kernel = &g_array_index(m->trace, KvPricedKernel, i);
+    kernel->count *= parts;
+    kernel->cost.seconds *= parts;
+    kernel->cost.flops *= parts;
+    kernel->cost.bytes *= parts;
+  }
+  for (guint c = 0; c < KV_N_COMPONENTS; c++) {
+    scratch->seconds[c] *= parts;
+    scratch->flops[c] *= parts;
+    scratch->bytes[c] *= parts;
+  }
+  scratch->total_seconds *= parts;
+  scratch->link_bytes *= parts;
+  scratch->kernels *= parts;
+  return scratch;
+}
+
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 rows = 0, tokens = fullest_rank(m, step, &rows);
@@ -459,7 +486,10 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
-  priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
+  if (strcmp(m->config->scheduler, "flexgen") == 0)
+    priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
+  else
+    priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
   priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)

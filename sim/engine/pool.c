@@ -5,8 +5,8 @@
 /* A place in the free queue: the start of a node or of a run. */
 typedef struct KvExtent KvExtent;
 struct KvExtent {
-  KvExtent *previous, *next; /* towards the head and the tail of the free queue */
-  guint64 blocks : 60;       /* a node's: in the pool, queued or not */
+  guint64 position;    /* in the free queue, counted from the first that was ever appended */
+  guint64 blocks : 60; /* a node's: in the pool, queued or not */
   guint64 is_node : 1, queued : 1, pinned : 1;
 };
 
@@ -14,6 +14,7 @@ struct KvExtent {
 typedef struct {
   KvExtent extent;
   KvSequence *owner; /* preempted sequence that may reclaim them, or NULL */
+  guint64 full;      /* with an owner: blocks from the first that were complete */
   guint32 *ids;      /* explicit ids, in the order they were filled */
 } Run;
 
@@ -41,8 +42,12 @@ struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
   gboolean prefix_caching, explicit_ids;
-  KvExtent queue; /* sentinel of a circular list: next is the head, previous the tail */
-  Slot *table;    /* open addressing, linear probing */
+  /* The free queue: a ring of places, NULL where an extent was taken out of the middle. A ring and
+   * not a list, so that what comes next is known, and can be fetched, before what comes now is
+   * touched. */
+  KvExtent **ring;
+  guint64 head, tail, ring_mask; /* positions [head, tail) are in use */
+  Slot *table;                   /* open addressing, linear probing */
   gsize table_mask, table_used;
   guint table_shift;
   KvPrefixNode *spare; /* nodes to use again, linked by tier_next */
@@ -142,9 +147,8 @@ static void node_drop_if_nowhere(KvPool *pool, KvPrefixNode *node) {
 /* Free queue. */
 
 /* Take the extent out of the queue. A run is freed. */
-static void extent_remove(KvExtent *extent) {
-  extent->previous->next = extent->next;
-  extent->next->previous = extent->previous;
+static void extent_remove(KvPool *pool, KvExtent *extent) {
+  pool->ring[extent->position & pool->ring_mask] = NULL;
   extent->queued = FALSE;
   if (!extent->is_node) {
     Run *run = (Run *)extent;
@@ -155,12 +159,43 @@ static void extent_remove(KvExtent *extent) {
   }
 }
 
+/* Close the gaps of a full ring, and double it if there are few. */
+static void ring_make_room(KvPool *pool) {
+  guint64 size = pool->ring_mask + 1, used = 0;
+  KvExtent **old = pool->ring;
+  for (guint64 at = pool->head; at < pool->tail; at++)
+    used += old[at & pool->ring_mask] != NULL;
+  guint64 new_mask = (2 * used > size ? 2 * size : size) - 1, new_tail = pool->head;
+  KvExtent **ring = g_new0(KvExtent *, new_mask + 1);
+  for (guint64 at = pool->head; at < pool->tail; at++) {
+    KvExtent *extent = old[at & pool->ring_mask];
+    if (extent) {
+      extent->position = new_tail;
+      ring[new_tail++ & new_mask] = extent;
+    }
+  }
+  g_free(old);
+  pool->ring = ring;
+  pool->ring_mask = new_mask;
+  pool->tail = new_tail;
+}
+
 static void queue_append(KvPool *pool, KvExtent *extent) {
+  if (pool->tail - pool->head > pool->ring_mask)
+    ring_make_room(pool);
   extent->queued = TRUE;
-  extent->previous = pool->queue.previous;
-  extent->next = &pool->queue;
-  extent->previous->next = pool->queue.previous = extent;
+  extent->position = pool->tail;
+  pool->ring[pool->tail++ & pool->ring_mask] = extent;
   pool->free_blocks += extent->blocks;
+}
+
+/* The extent at the head of the queue, which is not empty. */
+static KvExtent *queue_head(KvPool *pool) {
+  while (!pool->ring[pool->head & pool->ring_mask])
+    pool->head++;
+  for (guint ahead = 1; ahead <= 3; ahead++)
+    __builtin_prefetch(pool->ring[(pool->head + ahead) & pool->ring_mask]);
+  return pool->ring[pool->head & pool->ring_mask];
 }
 
 static Run *queue_append_run(KvPool *pool, guint64 blocks) {
@@ -173,10 +208,10 @@ static Run *queue_append_run(KvPool *pool, guint64 blocks) {
 /* Append blocks that nobody can find; runs of them merge while it does not matter which is which.
  */
 static void queue_append_anonymous(KvPool *pool, guint64 blocks) {
-  KvExtent *tail = pool->queue.previous;
+  KvExtent *tail = pool->tail > pool->head ? pool->ring[(pool->tail - 1) & pool->ring_mask] : NULL;
   if (blocks == 0)
     return;
-  if (tail != &pool->queue && !tail->is_node && !((Run *)tail)->owner && !pool->explicit_ids) {
+  if (tail && !tail->is_node && !((Run *)tail)->owner && !pool->explicit_ids) {
     tail->blocks += blocks;
     pool->free_blocks += blocks;
   } else {
@@ -198,7 +233,7 @@ static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
   g_assert(count <= pool->free_blocks);
   pool->free_blocks -= count;
   while (count > 0) {
-    KvExtent *extent = pool->queue.next;
+    KvExtent *extent = queue_head(pool);
     KvPrefixNode *node = extent->is_node ? (KvPrefixNode *)extent : NULL;
     guint64 taken = MIN(count, extent->blocks);
     if (ids) {
@@ -211,7 +246,7 @@ static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
     if (node)
       pool->cached_blocks -= taken;
     if (extent->blocks == 0) {
-      extent_remove(extent);
+      extent_remove(pool, extent);
       if (node)
         node_drop_if_nowhere(pool, node);
     }
@@ -222,7 +257,7 @@ static void node_hold(KvPool *pool, KvPrefixNode *node) {
   if (node->references++ == 0 && node->extent.queued) {
     pool->free_blocks -= node->extent.blocks;
     pool->cached_blocks -= node->extent.blocks;
-    extent_remove(&node->extent);
+    extent_remove(pool, &node->extent);
   }
 }
 
@@ -240,7 +275,8 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
   pool->node_blocks = pool->node_tokens / block_tokens;
   pool->prefix_caching = prefix_caching;
   pool->explicit_ids = explicit_ids;
-  pool->queue.previous = pool->queue.next = &pool->queue;
+  pool->ring_mask = 1023;
+  pool->ring = g_new0(KvExtent *, pool->ring_mask + 1);
   pool->tier.tier_previous = pool->tier.tier_next = &pool->tier;
   pool->table_mask = 1023;
   pool->table_shift = 64 - 10;
@@ -259,9 +295,10 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
 void kv_pool_free(KvPool *pool) {
   if (!pool)
     return;
-  while (pool->queue.next != &pool->queue) {
-    extent_remove(pool->queue.next);
-  }
+  for (guint64 at = pool->head; at < pool->tail; at++)
+    if (pool->ring[at & pool->ring_mask])
+      extent_remove(pool, pool->ring[at & pool->ring_mask]);
+  g_free(pool->ring);
   for (gsize i = 0; i <= pool->table_mask; i++) {
     if (pool->table[i].node)
       node_release(pool, pool->table[i].node);
@@ -332,7 +369,8 @@ KvPrefixHit kv_pool_lookup(KvPool *pool, const KvSequence *sequence, guint32 lim
       break;
   }
   if (sequence->kept && blocks == named && limit > named) {
-    hit.own_blocks = MIN(sequence->kept->blocks, limit - named);
+    guint64 complete = MIN(sequence->kept->blocks, ((const Run *)sequence->kept)->full);
+    hit.own_blocks = MIN(complete, limit - named);
     hit.free_blocks += hit.own_blocks;
   }
   hit.tokens = (blocks + hit.own_blocks) * pool->block_tokens;
@@ -384,21 +422,31 @@ guint64 kv_pool_held(const KvPool *pool, const KvSequence *sequence) {
   return shared_blocks(pool, sequence) + sequence->private_blocks;
 }
 
-/* Explicit ids: let the sequence's table cover what its last node holds by now. */
-static void sync_last_node(KvPool *pool, KvSequence *sequence) {
-  if (!pool->explicit_ids || sequence->n_nodes == 0)
-    return;
-  guint i = sequence->n_nodes - 1;
-  KvPrefixNode *node = sequence->nodes[i];
+/* Another sequence that holds the last node may have completed more of it: these blocks are the
+ * sequence's, too, and blocks of its own that they make superfluous go back. */
+static void adopt_last_node(KvPool *pool, KvSequence *sequence) {
+  KvPrefixNode *node = sequence->n_nodes > 0 ? sequence->nodes[sequence->n_nodes - 1] : NULL;
   if (!node)
     return;
-  guint64 start = (guint64)i * pool->node_blocks;
+  guint i = sequence->n_nodes - 1;
+  guint64 start = (guint64)i * pool->node_blocks, had = MAX(start, sequence->node_end_blocks);
   guint64 end = start + MIN(node->extent.blocks, node_share(pool, i, named_blocks(pool, sequence)));
-  if (sequence->n_block_ids < end) {
-    guint64 have = sequence->n_block_ids;
-    memcpy(more_block_ids(sequence, end - have), node->ids + (have - start),
-           (end - have) * sizeof(guint32));
+  if (end <= had)
+    return;
+  guint64 in_table = kv_pool_held(pool, sequence) - (end - had);
+  guint64 surplus = MIN(end, in_table) - had;
+  sequence->private_blocks -= surplus;
+  sequence->node_end_blocks = end;
+  if (!pool->explicit_ids) {
+    queue_append_anonymous(pool, surplus);
+    return;
   }
+  if (surplus > 0)
+    queue_append_run(pool, surplus)->ids =
+        g_memdup2(sequence->block_ids + had, surplus * sizeof(guint32));
+  if (end > in_table)
+    more_block_ids(sequence, end - in_table);
+  memcpy(sequence->block_ids + had, node->ids + (had - start), (end - had) * sizeof(guint32));
 }
 
 void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit) {
@@ -406,7 +454,7 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
     KvPrefixNode *node = index_find(pool, node_key(pool, sequence, i));
     node_hold(pool, node);
     remember_node(sequence, node);
-    sync_last_node(pool, sequence);
+    adopt_last_node(pool, sequence);
   }
   if (hit->own_blocks > 0) {
     KvExtent *kept = sequence->kept;
@@ -419,7 +467,7 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
     pool->free_blocks -= hit->own_blocks;
     sequence->private_blocks += hit->own_blocks;
     if (kept->blocks == 0) {
-      extent_remove(kept);
+      extent_remove(pool, kept);
     }
   }
   kv_pool_forget(pool, sequence);
@@ -453,11 +501,12 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
       node->extent.blocks = share;
       sequence->private_blocks -= fresh;
     }
+    sequence->node_end_blocks = MAX(sequence->node_end_blocks, i * pool->node_blocks + share);
   }
 }
 
 void kv_pool_grow(KvPool *pool, KvSequence *sequence, guint64 blocks, guint32 computed_tokens) {
-  sync_last_node(pool, sequence);
+  adopt_last_node(pool, sequence);
   guint64 held = kv_pool_held(pool, sequence);
   if (blocks > held) {
     guint64 count = blocks - held;
@@ -480,11 +529,11 @@ void kv_pool_settle(KvSequence *sequence, guint64 private_blocks) {
 /* The ids of the sequence's private blocks, in token order, newly allocated. */
 static guint32 *private_ids(const KvPool *pool, const KvSequence *sequence) {
   guint32 *ids = g_new(guint32, sequence->private_blocks + 1);
-  guint64 n = 0;
+  guint64 n = 0, named = named_blocks(pool, sequence);
   for (guint64 at = 0; at < sequence->n_block_ids && n < sequence->private_blocks; at++) {
     guint64 i = at / pool->node_blocks;
     const KvPrefixNode *node = i < sequence->n_nodes ? sequence->nodes[i] : NULL;
-    if (!node || at % pool->node_blocks >= node->extent.blocks)
+    if (!node || at >= named || at % pool->node_blocks >= node->extent.blocks)
       ids[n++] = sequence->block_ids[at];
   }
   g_assert(n == sequence->private_blocks);
@@ -492,10 +541,11 @@ static guint32 *private_ids(const KvPool *pool, const KvSequence *sequence) {
 }
 
 void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
-  gboolean has_duplicates = FALSE;
-  for (guint i = 0; i < sequence->n_nodes; i++)
-    has_duplicates |= sequence->nodes[i] == NULL;
-  keep = keep && pool->prefix_caching && !has_duplicates;
+  /* Only full blocks can be found again, and only those that follow all the named ones. */
+  guint64 full = sequence->computed_tokens / pool->block_tokens;
+  guint64 named = named_blocks(pool, sequence);
+  adopt_last_node(pool, sequence);
+  keep = keep && pool->prefix_caching && full > named && shared_blocks(pool, sequence) == named;
   kv_pool_forget(pool, sequence);
   if (sequence->private_blocks > 0 && (keep || pool->explicit_ids)) {
     Run *run = queue_append_run(pool, sequence->private_blocks);
@@ -503,6 +553,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
       run->ids = private_ids(pool, sequence);
     if (keep) {
       run->owner = sequence;
+      run->full = full - named;
       sequence->kept = &run->extent;
     }
   } else {
@@ -514,6 +565,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
       queue_append_node(pool, node);
   }
   sequence->n_nodes = 0;
+  sequence->node_end_blocks = 0;
   sequence->private_blocks = 0;
   sequence->n_block_ids = 0;
 }
@@ -649,7 +701,7 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
       for (guint32 b = share - fresh; b < share && pool->explicit_ids && pool->move; b++)
         pool->move(FALSE, node->ids[b], tier_ids(pool, node)[b], pool->move_user);
     }
-    sync_last_node(pool, sequence);
+    adopt_last_node(pool, sequence);
   }
 }
 
@@ -658,11 +710,14 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
 const char *kv_pool_check(const KvPool *pool, KvSequence *const *sequences, guint n_sequences,
                           guint64 taken_private) {
   guint64 queued = 0, cached = 0, held = taken_private;
-  for (const KvExtent *e = pool->queue.next; e != &pool->queue; e = e->next) {
+  for (guint64 at = pool->head; at < pool->tail; at++) {
+    const KvExtent *e = pool->ring[at & pool->ring_mask];
+    if (!e)
+      continue;
     const Run *run = e->is_node ? NULL : (const Run *)e;
     if (e->blocks == 0)
       return "an empty extent is queued";
-    if (!e->queued)
+    if (!e->queued || e->position != at)
       return "a queued extent does not know it";
     if (e->is_node && ((const KvPrefixNode *)e)->references > 0)
       return "a held node is queued";

@@ -64,8 +64,8 @@ void kv_pool_grow(KvPool *pool, KvSequence *sequence, guint64 blocks, guint32 co
 void kv_pool_take_private(KvPool *pool, guint64 blocks);
 void kv_pool_settle(KvSequence *sequence, guint64 private_blocks);
 
-/* Let go of everything the sequence holds. With `keep` its private blocks stay findable to itself.
- */
+/* Let go of everything the sequence holds. With `keep` its private blocks stay findable to itself,
+ * as far as computed_tokens filled them. */
 void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep);
 /* Forget the private blocks kept for the sequence (it will not come back). */
 void kv_pool_forget(KvPool *pool, KvSequence *sequence);

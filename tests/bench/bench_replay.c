@@ -1,11 +1,13 @@
-/* How fast and how small the simulator is: whole processes, from opening the trace to the written summary.
+/* How fast and how small the simulator is: whole processes, from opening the trace to the written
+ * summary.
  *
  *     bench_replay KVSIM [--traces DIR] [--markdown FILE]
  *
- * With --traces, the real traces Azure 2023 (conversation) and Mooncake in their published folders below DIR; without, made
- * ones of the same statistics. Each case runs once for warming and three times counted; the median of the processor
- * time (user and system) and the largest peak memory are printed. --markdown rewrites the table of docs/performance.md.
- * Plots are left out: gnuplot is a program of its own.
+ * With --traces, the real traces Azure 2023 (conversation) and Mooncake in their published folders
+ * below DIR; without, made ones of the same statistics. Each case runs once for warming and three
+ * times counted; the median of the processor time (user and system) and the largest peak memory are
+ * printed. --markdown rewrites the table of docs/performance.md. Plots are left out: gnuplot is a
+ * program of its own.
  */
 #include <fcntl.h>
 #include <glib.h>
@@ -44,9 +46,8 @@ static Reading run_once(char *const *argv) {
     exit(1);
   }
   reading.wall_seconds = (double)(g_get_monotonic_time() - began) * 1e-6;
-  reading.cpu_seconds =
-      (double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec +
-      ((double)usage.ru_utime.tv_usec + (double)usage.ru_stime.tv_usec) * 1e-6;
+  reading.cpu_seconds = (double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec +
+                        ((double)usage.ru_utime.tv_usec + (double)usage.ru_stime.tv_usec) * 1e-6;
   reading.peak_MB = (double)usage.ru_maxrss / 1024.0;
   return reading;
 }
@@ -87,7 +88,8 @@ static const Case cases[] = {
      "--rate-scale 1.6 -p 8xh200 --replicas 8 --set deployment.router=prefix",
      "Mooncake with its prefix blocks, 20 times over, a fifth of its rate"},
     {"Mooncake, saturated: at its own rate on one GPU", "mooncake", 114380, "", NULL},
-    {"Azure, step by step, 20,000 requests", "azure", 20000, "--requests 20000 --step-by-step", NULL},
+    {"Azure, step by step, 20,000 requests", "azure", 20000, "--requests 20000 --step-by-step",
+     NULL},
 };
 
 /* The file of a case's trace, made on first use. */
@@ -100,11 +102,11 @@ static const char *make_trace(const char *kvsim, const char *traces, const char 
   *file = g_build_filename(folder, is_azure ? "azure.jsonl" : "mooncake.jsonl", NULL);
   g_autofree char *command = NULL;
   if (traces)
-    command = g_strdup_printf(
-        "'%s' trace repeat --times=%d --fresh '%s/%s' -o '%s'", kvsim, is_azure ? 52 : 20, traces,
-        is_azure ? "azure2023/AzureLLMInferenceTrace_conv.csv"
-                 : "mooncake/conversation_first30min.jsonl.gz",
-        *file);
+    command = g_strdup_printf("'%s' trace repeat --times=%d --fresh '%s/%s' -o '%s'", kvsim,
+                              is_azure ? 52 : 20, traces,
+                              is_azure ? "azure2023/AzureLLMInferenceTrace_conv.csv"
+                                       : "mooncake/conversation_first30min.jsonl.gz",
+                              *file);
   else
     command = g_strdup_printf("'%s' trace generate --preset=%s -n %d -o '%s'", kvsim,
                               is_azure ? "azure-conv" : "mooncake-conversation",
@@ -177,11 +179,12 @@ int main(int argc, char **argv) {
   g_autoptr(GDateTime) now = g_date_time_new_now_utc();
   g_autofree char *date = g_date_time_format(now, "%Y-%m-%d");
   g_autoptr(GString) table = g_string_new(NULL);
-  g_string_append_printf(table,
-                         "One core of a %s, %s, %s traces, Llama-3.1-8B on one H200 unless said "
-                         "otherwise.\n\n| case | CPU s | wall s | requests/s | us/request | peak MB "
-                         "| time against |\n|---|---|---|---|---|---|---|\n",
-                         processor, date, traces ? "real" : "made");
+  g_string_append_printf(
+      table,
+      "One core of a %s, %s, %s traces, Llama-3.1-8B on one H200 unless said "
+      "otherwise.\n\n| case | CPU s | wall s | requests/s | us/request | peak MB "
+      "| time against |\n|---|---|---|---|---|---|---|\n",
+      processor, date, traces ? "real" : "made");
   Reading readings[G_N_ELEMENTS(cases)];
   for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
     const Case *c = &cases[i];

@@ -30,8 +30,7 @@ static const char *const stacks[] = {
     "use=snapkv:budget=64,vllm",
     "model=gemma-3-1b engine.num_blocks=250",
     "platform=8xh200 deployment.replicas=3 deployment.router=prefix",
-    "platform=8xh200 deployment.replicas=2 deployment.router=least-loaded "
-    "deployment.tensor_parallel=4",
+    "platform=8xh200 deployment.replicas=2 deployment.tensor_parallel=4 deployment.router=prefix",
 };
 
 /* The least a step can take: the weights once through HBM at its peak. */
@@ -289,6 +288,26 @@ static void test_busy_tier(void) {
   g_assert_cmpfloat(with->summary->fetched_bytes[KV_TIER_DRAM], >, 0.0);
 }
 
+/* Blocks so few that loaded prefixes and unfinished prompts crowd one another out: it goes on. */
+static void test_tight_tier(void) {
+  guint64 loaded = 0, preempted = 0;
+  for (guint seed = 0; seed < 40; seed++) {
+    KvRandom random;
+    kv_random_seed(&random, seed, 5);
+    g_autoptr(Workload) workload = workload_random(&random, 50, 600, 30, 50.0, 16, 0.7);
+    g_autoptr(Replay) run = replay(
+        workload,
+        "prefix_cache.tier=dram engine.num_blocks=%d engine.max_batched_tokens=300 "
+        "engine.long_prefill_threshold=%d engine.async_scheduling=%s engine.max_seqs=8",
+        (int)kv_random_integer(&random, 40, 50), seed % 4 ? 60 : 0, seed % 3 ? "false" : "true");
+    assert_sound(run);
+    loaded += (guint64)run->summary->fetched_bytes[KV_TIER_DRAM];
+    preempted += run->summary->preemptions;
+  }
+  g_assert_cmpuint(loaded, >, 0);
+  g_assert_cmpuint(preempted, >, 0);
+}
+
 /* Equal inputs give equal bytes; the seed matters to nothing that is not random. */
 static void test_deterministic(void) {
   static const char *const settings[] = {
@@ -313,6 +332,17 @@ static void test_deterministic(void) {
   }
 }
 
+/* What a run costs the simulator is its decisions; longer answers do not make more of them. */
+static void test_decisions(void) {
+  g_autoptr(Workload) workload = generated(9);
+  g_autoptr(Replay) once = replay(workload, "arrivals.output_scale=1");
+  g_autoptr(Replay) twice = replay(workload, "arrivals.output_scale=2");
+  g_autoptr(Replay) often = replay(workload, "arrivals.output_scale=16");
+  g_assert_cmpuint(twice->summary->steps, >, once->summary->steps);
+  g_assert_cmpfloat(twice->n_operations, <=, 1.1 * once->n_operations);
+  g_assert_cmpfloat(often->n_operations, <=, 1.1 * once->n_operations);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   for (guint i = 0; i < G_N_ELEMENTS(stacks); i++) {
@@ -327,6 +357,8 @@ int main(int argc, char **argv) {
   g_test_add_func("/sim/invariants/ideal-hits", test_ideal_hits);
   g_test_add_func("/sim/invariants/idle-tier", test_idle_tier);
   g_test_add_func("/sim/invariants/busy-tier", test_busy_tier);
+  g_test_add_func("/sim/invariants/tight-tier", test_tight_tier);
+  g_test_add_func("/sim/invariants/decisions", test_decisions);
   g_test_add_func("/sim/invariants/deterministic", test_deterministic);
   return g_test_run();
 }
