@@ -38,6 +38,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "GPUs of one instance"},
     {"deployment", "data_parallel", KV_FIELD_COUNT, ENGINE(data_parallel), 1, 1024, NULL,
      "ranks of tensor_parallel GPUs in an instance that attend apart and step together"},
+    {"deployment", "pad_ranks", KV_FIELD_FLAG, ENGINE(pad_ranks), 0, 0, NULL,
+     "ranks that step together compute as many tokens as the fullest (vLLM)"},
     {"deployment", "expert_parallel", KV_FIELD_COUNT, ENGINE(expert_parallel), 0, 4096, NULL,
      "GPUs, of all instances, that whole experts are spread over; 0: split as other weights"},
     {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,

@@ -11,6 +11,7 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .allocator = g_intern_static_string("paged"),
       .router = g_intern_static_string("round-robin"),
       .data_parallel = 1,
+      .pad_ranks = TRUE,
       .block_tokens = 16,
       .chunked_prefill = TRUE,
       .prefix_caching = TRUE,

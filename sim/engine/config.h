@@ -25,6 +25,7 @@ typedef struct {
                             split like other weights */
   guint data_parallel;   /* ranks of one instance that attend to sequences of their own and step
                             together (vLLM's and SGLang's data-parallel attention); 1: none */
+  gboolean pad_ranks;    /* every one of them computes as many tokens as the fullest */
   guint block_tokens;
   guint max_batched_tokens;     /* token budget of a step; 0: by platform */
   guint max_seqs;               /* running sequences; 0: by platform */

@@ -39,8 +39,9 @@ typedef struct {
   const KvDevice *device;
   const KvEngineConfig *config;
   guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
-  double ranks; /* that attend apart and step together */
-  double peers; /* ranks and instances that share the experts, this one counted */
+  double routed_tokens; /* of all ranks, in the step being priced; 0: the fullest's times peers */
+  double ranks;         /* that attend apart and step together */
+  double peers;         /* ranks and instances that share the experts, this one counted */
   double activation_bytes;          /* of one element */
   KvDtype expert_dtype, head_dtype; /* operands of the routed experts, and of the lm head */
   double expert_bytes, head_bytes;  /* of one of their weights */
@@ -126,10 +127,11 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
  * GPUs, each holds its share of them and computes the tokens of every instance that are routed
  * there. Ranks gather each other's tokens before and scatter the sums after: an all-gather and a
  * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange), each priced
- * as an all-reduce of half the bytes. All ranks run padded to the fullest, so the others' batches
+ * as an all-reduce of half the bytes. Where ranks run padded to the fullest, the others' batches
  * are like this one's. */
 static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layers, double tokens) {
-  double hidden = m->model->hidden, all_tokens = tokens * m->peers;
+  double hidden = m->model->hidden,
+         all_tokens = m->routed_tokens > 0.0 ? m->routed_tokens : tokens * m->peers;
   double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
   add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
            kv_kernel_moe(m->device, m->expert_dtype, m->expert_bytes, all_tokens, hidden,
@@ -479,6 +481,16 @@ static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense
   return scratch;
 }
 
+/* Ranks that are not padded wait for the fullest, but experts see only the tokens there are. */
+static const Dense *layers_unpadded(Model *m, const KvStep *step, guint64 size, Dense *scratch) {
+  m->routed_tokens = (double)(step->decode.n + step->decode.padding);
+  for (guint i = 0; i < step->n_chunks; i++)
+    m->routed_tokens += step->chunks[i].tokens;
+  price_layers(m, scratch, (double)size);
+  m->routed_tokens = 0.0;
+  return scratch;
+}
+
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 rows = 0, tokens = fullest_rank(m, step, &rows);
@@ -488,6 +500,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
   if (strcmp(m->config->scheduler, "flexgen") == 0)
     priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
+  else if (m->ranks > 1.0 && !m->config->pad_ranks)
+    priced->layers = layers_unpadded(m, step, size, &priced->layers_scratch);
   else
     priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
   priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);

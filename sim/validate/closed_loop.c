@@ -81,6 +81,7 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
     set_trtllm(loop, e);
   if (loop->attention_parallel) {
     e->data_parallel = s->tensor_parallel;
+    e->pad_ranks = strcmp(server->scheduler, "vllm-v1") == 0;
     s->tensor_parallel = 1;
   }
   e->max_model_len = loop->input_tokens + loop->output_tokens + 256;

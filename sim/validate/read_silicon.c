@@ -29,7 +29,7 @@ static const char *field(const KvCsv *csv, const char *name) {
 
 static gboolean read_row(const KvCsv *csv, const char *place, const KvMeasuredOptions *options,
                          KvMeasuredRun *run, GError **error) {
-  guint attention_gpus;
+  guint attention_gpus, expert_slices;
   KvClosedLoop loop = {.place = place,
                        .model = field(csv, "model_path"),
                        .device = field(csv, "system"),
@@ -41,12 +41,19 @@ static gboolean read_row(const KvCsv *csv, const char *place, const KvMeasuredOp
       !count(csv, "concurrency", &loop.concurrency, error) ||
       !count(csv, "tp_size", &loop.tensor_parallel, error) ||
       !count(csv, "moe_ep_size", &loop.expert_parallel, error) ||
+      !count(csv, "moe_tp_size", &expert_slices, error) ||
       !count(csv, "attention_dp_size", &attention_gpus, error) ||
       !kv_csv_number(csv, kv_csv_column(csv, "silicon_ttft_ms"), 0, 1e9, &ttft_ms, error) ||
       !kv_csv_number(csv, kv_csv_column(csv, "silicon_tpot_ms"), 0, 1e9, &tpot_ms, error))
     return FALSE;
   loop.attention_parallel = attention_gpus > 1;
-  loop.tensor_parallel = MAX(loop.tensor_parallel, attention_gpus);
+  /* Where attention is data-parallel, the GPUs are those of the experts. Rows of more GPUs than a
+   * node has repeat, to the last digit, figures of expert_parallel GPUs: they multiply one group
+   * twice. */
+  if (loop.attention_parallel) {
+    guint gpus = expert_slices * loop.expert_parallel;
+    loop.tensor_parallel = gpus > 8 ? loop.expert_parallel : gpus;
+  }
   if (!kv_closed_loop_fill(&loop, run, options, error))
     return FALSE;
   run->latency[KV_LATENCY_TTFT][KV_STATISTIC_MEAN] = ttft_ms * 1e-3;
