@@ -337,8 +337,8 @@ gboolean kv_scenario_set(KvScenario *scenario, const char *assignment, GError **
     return set_fail(error, "%s: '%s', expected %s", name, value, list);
   }
   if (field->kind == KV_FIELD_FLAG) {
-    gboolean yes = !strcmp(value, "true") || !strcmp(value, "1");
-    if (!yes && strcmp(value, "false") && strcmp(value, "0")) {
+    gboolean yes = strcmp(value, "true") == 0 || strcmp(value, "1") == 0;
+    if (!yes && strcmp(value, "false") != 0 && strcmp(value, "0") != 0) {
       return set_fail(error, "%s: '%s', expected true or false", name, value);
     }
     store_number(scenario, field, yes);

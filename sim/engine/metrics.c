@@ -41,7 +41,7 @@ struct KvMetrics {
   double component_seconds[KV_N_COMPONENTS], component_flops[KV_N_COMPONENTS],
       component_bytes[KV_N_COMPONENTS];
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
-  double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
+  double held_integral, tokens_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
   GArray *levels;                  /* of Level, by instance: as of its last batch */
   double running_now, waiting_now; /* over instances */
@@ -175,9 +175,9 @@ static KvInterval *interval_at(KvMetrics *metrics, double when) {
   while (since >= metrics->interval_seconds * MAX_INTERVALS) {
     guint n = metrics->timeline->len, half = (n + 1) / 2;
     for (guint i = 0; i < half; i++) {
-      KvInterval pair = g_array_index(metrics->timeline, KvInterval, 2 * i);
+      KvInterval pair = g_array_index(metrics->timeline, KvInterval, (gsize)2 * i);
       if (2 * i + 1 < n)
-        merge_interval(&pair, &g_array_index(metrics->timeline, KvInterval, 2 * i + 1));
+        merge_interval(&pair, &g_array_index(metrics->timeline, KvInterval, (gsize)2 * i + 1));
       g_array_index(metrics->timeline, KvInterval, i) = pair;
     }
     g_array_set_size(metrics->timeline, half);
@@ -286,8 +286,6 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     tokens += ((const KvSequence *)g_ptr_array_index(instance->prefilling, i))->computed_tokens;
   metrics->held_integral += held * cost->seconds;
   metrics->tokens_integral += tokens / instance->config->block_tokens * cost->seconds;
-  metrics->running_integral += running * cost->seconds;
-  metrics->waiting_integral += waiting * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
   note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
@@ -551,9 +549,13 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->fragmentation = metrics->held_integral > 0.0 && !s->compressed
                          ? MAX(0.0, 1.0 - metrics->tokens_integral / metrics->held_integral)
                          : 0.0;
-  s->mean_running = metrics->running_integral / span;
+  /* Little's law over what has finished: exact, where the levels seen as batches close are samples.
+   */
+  double waited = metrics->samples[KV_LATENCY_QUEUE].sum,
+         stayed = metrics->samples[KV_LATENCY_E2E].sum;
+  s->mean_waiting = waited / span;
+  s->mean_running = MAX(0.0, stayed - waited) / span;
   s->peak_running = metrics->peak_running;
-  s->mean_waiting = metrics->waiting_integral / span;
   s->peak_waiting = metrics->peak_waiting;
   s->preemptions = metrics->preemptions;
   s->recomputed_tokens = metrics->recomputed_tokens;

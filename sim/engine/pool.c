@@ -396,6 +396,7 @@ static void remember_node(KvSequence *sequence, KvPrefixNode *node) {
     sequence->nodes = g_renew(KvPrefixNode *, sequence->nodes, sequence->nodes_size);
   }
   sequence->nodes[sequence->n_nodes++] = node;
+  sequence->n_duplicates += node == NULL;
 }
 
 static guint32 *more_block_ids(KvSequence *sequence, guint64 count) {
@@ -409,13 +410,15 @@ static guint32 *more_block_ids(KvSequence *sequence, guint64 count) {
   return place;
 }
 
-/* Blocks that the sequence holds through its nodes. */
+/* Blocks that the sequence holds through its nodes. All but the last are whole: it has computed
+ * beyond them. */
 static guint64 shared_blocks(const KvPool *pool, const KvSequence *sequence) {
-  guint64 blocks = 0, named = named_blocks(pool, sequence);
-  for (guint i = 0; i < sequence->n_nodes; i++)
-    if (sequence->nodes[i])
-      blocks += MIN(sequence->nodes[i]->extent.blocks, node_share(pool, i, named));
-  return blocks;
+  guint64 whole = sequence->n_nodes - sequence->n_duplicates;
+  const KvPrefixNode *last = sequence->n_nodes ? sequence->nodes[sequence->n_nodes - 1] : NULL;
+  if (!last)
+    return whole * pool->node_blocks;
+  guint32 share = node_share(pool, sequence->n_nodes - 1, named_blocks(pool, sequence));
+  return (whole - 1) * pool->node_blocks + MIN(last->extent.blocks, share);
 }
 
 guint64 kv_pool_held(const KvPool *pool, const KvSequence *sequence) {
@@ -566,6 +569,7 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
   }
   sequence->n_nodes = 0;
   sequence->node_end_blocks = 0;
+  sequence->n_duplicates = 0;
   sequence->private_blocks = 0;
   sequence->n_block_ids = 0;
 }

@@ -50,6 +50,7 @@ struct KvSequence {
   KvSequence *previous, *next; /* running list (admission order) or waiting queue */
   KvPrefixNode **nodes;        /* prefix blocks held, in order */
   guint n_nodes, nodes_size;
+  guint n_duplicates; /* of them, NULL: blocks that another sequence computed at the same time */
   guint64 private_blocks;  /* blocks held that no other sequence can see */
   guint64 node_end_blocks; /* blocks, from the prompt's first, that its last node covered when it
                               was looked at */
