@@ -253,6 +253,8 @@ static double memory_bytes(KvJson *json, json_t *object) {
 }
 
 static void read_tile(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
+  device->scaled_tile_by_rows =
+      kv_json_boolean(kv_hardware_defaults(), generation, "scaled_tile_by_rows", FALSE);
   json_t *tile = kv_json_array(json, object, "tile", FALSE);
   gint64 m = json_integer_value(json_array_get(tile, 0)),
          n = json_integer_value(json_array_get(tile, 1));

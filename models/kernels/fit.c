@@ -54,14 +54,14 @@ static const Parameter parameters[] = {
     IN(DECODE_ATTENTION, pack_seconds, 3e-6, 1e-7, 1e-5, DECODE),
     IN(DECODE_ATTENTION, fill_share, 0.5, 0.1, 1.5, DECODE),
     IN(DECODE_ATTENTION, sharpness, 4, 1, 20, DECODE),
-    IN(ELEMENTWISE, fixed_seconds, 2e-6, 1e-6, 1e-5, STEPS),
-    IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS),
+    IN(ELEMENTWISE, fixed_seconds, 2e-6, 5e-7, 1e-5, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
+    IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
     IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
     IN(ALL_REDUCE, bandwidth_share, 0.75, 0.05, 1, BIT(KV_OBSERVED_ALL_REDUCE)),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM), EAGER),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP), EAGER),
-    MEASURED(l2_speedup, 2, 1, 8, BIT(KV_OBSERVED_GEMM) | DECODE, REPEATED),
-    MEASURED(l2_share, 0.7, 0.3, 1.5, BIT(KV_OBSERVED_GEMM) | DECODE, REPEATED),
+    MEASURED(l2_speedup, 2, 1, 8, DECODE, REPEATED),
+    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE, REPEATED),
     MEASURED(write_passes, 1, 0.01, 6, BIT(KV_OBSERVED_PREFILL_ATTENTION), REPEATED),
 };
 enum { MOST_DIMENSIONS = G_N_ELEMENTS(parameters) };
