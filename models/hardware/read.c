@@ -177,6 +177,27 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
   }
 }
 
+/* The fitted efficiencies of the generation's measured device: shares of peaks and times of starts
+ * carry over within a generation better than usual values do. Which attention kernel runs is the
+ * generation's own. */
+static void borrow_efficiency(KvDevice *device, json_t *generation) {
+  const char *like = json_string_value(json_object_get(generation, "like"));
+  const KvCatalogueEntry *entry = like ? kv_catalogue_find(kv_device_kind.catalogue(), like) : NULL;
+  json_t *efficiency = entry ? json_object_get(entry->object, "efficiency") : NULL;
+  for (guint k = 0; efficiency && k < KV_N_KERNELS; k++) {
+    json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
+    KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
+    if (!family)
+      continue;
+    read_family(entry->document, family, device->efficiency[k]);
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      device->efficiency[k][d].kernel = kernel;
+      device->efficiency[k][d].residual = 0;
+      device->efficiency[k][d].low_log_error = device->efficiency[k][d].high_log_error = 0;
+    }
+  }
+}
+
 static void read_efficiencies(KvJson *json, json_t *object, KvDevice *device) {
   json_t *efficiency = kv_json_object(json, object, "efficiency", FALSE);
   device->calibrated = kv_json_boolean(json, object, "calibrated", FALSE);
@@ -355,6 +376,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   json_t *generation = generation_of(device->architecture);
   Achievable achievable = read_achievable(json, object, generation);
   default_efficiency(device, &achievable, generation);
+  borrow_efficiency(device, generation);
   read_efficiencies(json, object, device);
   device->launch_seconds =
       number(json, object, "launch_us", number(defaults, rules, "launch_us", 6, 1), MICRO);

@@ -53,7 +53,6 @@ static const Parameter parameters[] = {
     IN(DECODE_ATTENTION, combine_seconds, 2e-6, 1e-7, 1e-5, DECODE),
     IN(DECODE_ATTENTION, pack_seconds, 3e-6, 1e-7, 1e-5, DECODE),
     IN(DECODE_ATTENTION, fill_share, 0.5, 0.1, 1.5, DECODE),
-    IN(DECODE_ATTENTION, sharpness, 4, 1, 20, DECODE),
     IN(ELEMENTWISE, fixed_seconds, 2e-6, 5e-7, 1e-5, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
     IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
     IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
