@@ -52,6 +52,7 @@ static json_t *generation_of(const char *architecture) {
 
 typedef struct {
   double gemm, prefill_attention, decode_attention, memory;
+  gboolean given; /* in the device's file */
 } Achievable;
 
 static Achievable read_achievable(KvJson *json, json_t *object, json_t *generation) {
@@ -68,6 +69,7 @@ static Achievable read_achievable(KvJson *json, json_t *object, json_t *generati
   if (!given)
     return a;
   kv_json_only(json, given, known);
+  a.given = TRUE;
   a.gemm = share(json, given, "gemm", a.gemm);
   a.prefill_attention = share(json, given, "prefill_attention", a.prefill_attention);
   a.decode_attention = share(json, given, "decode_attention", a.decode_attention);
@@ -179,12 +181,21 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
 
 /* The fitted efficiencies of the generation's measured device: shares of peaks and times of starts
  * carry over within a generation better than usual values do. Which attention kernel runs is the
- * generation's own. */
-static void borrow_efficiency(KvDevice *device, json_t *generation) {
+ * generation's own. A device that knows its own achievable shares has the borrowed ones in
+ * proportion. */
+static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *generation) {
   const char *like = json_string_value(json_object_get(generation, "like"));
   const KvCatalogueEntry *entry = like ? kv_catalogue_find(kv_device_kind.catalogue(), like) : NULL;
   json_t *efficiency = entry ? json_object_get(entry->object, "efficiency") : NULL;
-  for (guint k = 0; efficiency && k < KV_N_KERNELS; k++) {
+  if (!efficiency)
+    return;
+  Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
+  const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
+                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1};
+  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
+                                      own->decode_attention / lent.decode_attention,
+                                      own->memory / lent.memory, 1};
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
     KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
     if (!family)
@@ -192,6 +203,9 @@ static void borrow_efficiency(KvDevice *device, json_t *generation) {
     read_family(entry->document, family, device->efficiency[k]);
     for (guint d = 0; d < KV_N_DTYPES; d++) {
       device->efficiency[k][d].kernel = kernel;
+      device->efficiency[k][d].flops_share = MIN(device->efficiency[k][d].flops_share * flops[k], 1);
+      device->efficiency[k][d].bandwidth_share =
+          MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;
       device->efficiency[k][d].low_log_error = device->efficiency[k][d].high_log_error = 0;
     }
@@ -376,7 +390,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   json_t *generation = generation_of(device->architecture);
   Achievable achievable = read_achievable(json, object, generation);
   default_efficiency(device, &achievable, generation);
-  borrow_efficiency(device, generation);
+  borrow_efficiency(device, &achievable, generation);
   read_efficiencies(json, object, device);
   device->launch_seconds =
       number(json, object, "launch_us", number(defaults, rules, "launch_us", 6, 1), MICRO);
