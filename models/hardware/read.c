@@ -120,7 +120,7 @@ static void read_error_range(KvJson *json, json_t *object, KvEfficiency *e) {
 
 static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
   const char *known[G_N_ELEMENTS(efficiency_numbers) + 4] = {"kernel", "log_error", "basis"};
-  e.residual = e.low_log_error = e.high_log_error = 0;
+  e.residual = 0;
   for (guint i = 0; i < G_N_ELEMENTS(efficiency_numbers); i++) {
     known[i + 3] = efficiency_numbers[i].key;
     double *value = (double *)((char *)&e + efficiency_numbers[i].offset);
@@ -134,6 +134,14 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
   e.kernel = kv_json_choice(json, object, "kernel", kv_attention_kernel_names, e.kernel);
   read_error_range(json, object, &e);
   return e;
+}
+
+/* The error of a device that is predicted from another's efficiencies. */
+static void uncalibrated_range(KvEfficiency *e) {
+  json_t *range =
+      json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+  e->low_log_error = json_number_value(json_array_get(range, 0));
+  e->high_log_error = json_number_value(json_array_get(range, 1));
 }
 
 static void default_efficiency(KvDevice *device, const Achievable *a, json_t *generation) {
@@ -153,8 +161,10 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
                           .flops_share = flops[k],
                           .bandwidth_share = bytes[k],
                           .sustained_share = 1};
-    for (guint d = 0; d < KV_N_DTYPES; d++)
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
       device->efficiency[k][d] = read_efficiency(defaults, kernel, usual);
+      uncalibrated_range(&device->efficiency[k][d]);
+    }
   }
 }
 
@@ -207,7 +217,7 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
       device->efficiency[k][d].bandwidth_share =
           MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;
-      device->efficiency[k][d].low_log_error = device->efficiency[k][d].high_log_error = 0;
+      uncalibrated_range(&device->efficiency[k][d]);
     }
   }
 }
