@@ -90,6 +90,7 @@ typedef struct {
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];
   guint tile_m, tile_n; /* output tile of the large GEMM kernel, for wave quantization */
+  gboolean scaled_tile_by_rows; /* GEMMs of scaled 8-bit operands: tile chosen by the rows alone */
 } KvDevice;
 
 typedef struct {

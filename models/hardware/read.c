@@ -52,6 +52,7 @@ static json_t *generation_of(const char *architecture) {
 
 typedef struct {
   double gemm, prefill_attention, decode_attention, memory;
+  gboolean given; /* in the device's file */
 } Achievable;
 
 static Achievable read_achievable(KvJson *json, json_t *object, json_t *generation) {
@@ -68,6 +69,7 @@ static Achievable read_achievable(KvJson *json, json_t *object, json_t *generati
   if (!given)
     return a;
   kv_json_only(json, given, known);
+  a.given = TRUE;
   a.gemm = share(json, given, "gemm", a.gemm);
   a.prefill_attention = share(json, given, "prefill_attention", a.prefill_attention);
   a.decode_attention = share(json, given, "decode_attention", a.decode_attention);
@@ -118,7 +120,7 @@ static void read_error_range(KvJson *json, json_t *object, KvEfficiency *e) {
 
 static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
   const char *known[G_N_ELEMENTS(efficiency_numbers) + 4] = {"kernel", "log_error", "basis"};
-  e.residual = e.low_log_error = e.high_log_error = 0;
+  e.residual = 0;
   for (guint i = 0; i < G_N_ELEMENTS(efficiency_numbers); i++) {
     known[i + 3] = efficiency_numbers[i].key;
     double *value = (double *)((char *)&e + efficiency_numbers[i].offset);
@@ -132,6 +134,14 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
   e.kernel = kv_json_choice(json, object, "kernel", kv_attention_kernel_names, e.kernel);
   read_error_range(json, object, &e);
   return e;
+}
+
+/* The error of a device that is predicted from another's efficiencies. */
+static void uncalibrated_range(KvEfficiency *e) {
+  json_t *range =
+      json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+  e->low_log_error = json_number_value(json_array_get(range, 0));
+  e->high_log_error = json_number_value(json_array_get(range, 1));
 }
 
 static void default_efficiency(KvDevice *device, const Achievable *a, json_t *generation) {
@@ -151,8 +161,10 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
                           .flops_share = flops[k],
                           .bandwidth_share = bytes[k],
                           .sustained_share = 1};
-    for (guint d = 0; d < KV_N_DTYPES; d++)
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
       device->efficiency[k][d] = read_efficiency(defaults, kernel, usual);
+      uncalibrated_range(&device->efficiency[k][d]);
+    }
   }
 }
 
@@ -174,6 +186,39 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
     json_t *given = kv_json_object(json, family, kv_dtype_names[d], FALSE);
     if (given)
       row[d] = read_efficiency(json, given, row[d]);
+  }
+}
+
+/* The fitted efficiencies of the generation's measured device: shares of peaks and times of starts
+ * carry over within a generation better than usual values do. Which attention kernel runs is the
+ * generation's own. A device that knows its own achievable shares has the borrowed ones in
+ * proportion. */
+static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *generation) {
+  const char *like = json_string_value(json_object_get(generation, "like"));
+  const KvCatalogueEntry *entry = like ? kv_catalogue_find(kv_device_kind.catalogue(), like) : NULL;
+  json_t *efficiency = entry ? json_object_get(entry->object, "efficiency") : NULL;
+  if (!efficiency)
+    return;
+  Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
+  const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
+                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1};
+  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
+                                      own->decode_attention / lent.decode_attention,
+                                      own->memory / lent.memory, 1};
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
+    json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
+    KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
+    if (!family)
+      continue;
+    read_family(entry->document, family, device->efficiency[k]);
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      device->efficiency[k][d].kernel = kernel;
+      device->efficiency[k][d].flops_share = MIN(device->efficiency[k][d].flops_share * flops[k], 1);
+      device->efficiency[k][d].bandwidth_share =
+          MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
+      device->efficiency[k][d].residual = 0;
+      uncalibrated_range(&device->efficiency[k][d]);
+    }
   }
 }
 
@@ -253,6 +298,8 @@ static double memory_bytes(KvJson *json, json_t *object) {
 }
 
 static void read_tile(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
+  device->scaled_tile_by_rows =
+      kv_json_boolean(kv_hardware_defaults(), generation, "scaled_tile_by_rows", FALSE);
   json_t *tile = kv_json_array(json, object, "tile", FALSE);
   gint64 m = json_integer_value(json_array_get(tile, 0)),
          n = json_integer_value(json_array_get(tile, 1));
@@ -354,6 +401,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   json_t *generation = generation_of(device->architecture);
   Achievable achievable = read_achievable(json, object, generation);
   default_efficiency(device, &achievable, generation);
+  borrow_efficiency(device, &achievable, generation);
   read_efficiencies(json, object, device);
   device->launch_seconds =
       number(json, object, "launch_us", number(defaults, rules, "launch_us", 6, 1), MICRO);

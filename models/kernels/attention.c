@@ -179,8 +179,8 @@ KvCost kv_attention_decode(const KvDevice *device, KvDtype dtype, const KvDecode
                          (kv_roofline_peak(device, dtype) * efficiency->flops_share);
   double busy = sqrt(bytes_seconds * bytes_seconds + blocks_seconds * blocks_seconds +
                      2 * efficiency->block_exposed * bytes_seconds * blocks_seconds);
-  return kv_roofline_close(efficiency->fixed_seconds + extra_seconds, flops_seconds, busy,
-                           efficiency->sharpness, o->flops, bytes);
+  return kv_roofline_close(efficiency->fixed_seconds + extra_seconds, flops_seconds, busy, 4,
+                           o->flops, bytes);
 }
 
 KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype,

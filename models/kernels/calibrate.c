@@ -24,6 +24,7 @@ static const struct {
     {KV_OBSERVED_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_MIXED_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_ALL_REDUCE, KV_KERNEL_ALL_REDUCE},
+    {KV_OBSERVED_ELEMENTWISE, KV_KERNEL_ELEMENTWISE},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_GEMM},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_ELEMENTWISE},
@@ -35,6 +36,7 @@ static const struct {
 typedef struct {
   char **from, **files;
   char *device, *out, *source;
+  char *like;
   gboolean steps;
 } Options;
 
@@ -44,6 +46,7 @@ static void options_clear(Options *options) {
   g_free(options->device);
   g_free(options->out);
   g_free(options->source);
+  g_free(options->like);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
@@ -59,6 +62,10 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
        "TEXT"},
       {"steps", 0, 0, G_OPTION_ARG_NONE, &options->steps,
        "List every whole step, predicted by the fit that did not see it", NULL},
+      {"like", 0, 0, G_OPTION_ARG_STRING, &options->like,
+       "Fit nothing: score the tables by the data sheet of --device and the efficiencies of D "
+       "(DEVICE itself for its own)",
+       "D"},
       {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &options->files, NULL, NULL},
       {NULL}};
   g_autoptr(GOptionContext) context = g_option_context_new("[TABLE…]");
@@ -119,7 +126,7 @@ static const struct {
     MEMBER("sustained_share", sustained_share, 1, GEMM | PREFILL),
     MEMBER("bandwidth_share", bandwidth_share, 1, ~0u),
     MEMBER("quantize_share", quantize_share, 1, GEMM),
-    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL | DECODE),
+    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL),
     MEMBER("residual", residual, 1, ~0u),
 #undef MEMBER
 };
@@ -141,6 +148,11 @@ static void print_efficiency(KvKernelFamily family, KvDtype dtype, const KvEffic
     if (efficiency_members[i].families & 1u << family)
       g_print(" %s %.4g", efficiency_members[i].key, member_value(efficiency, i));
   g_print("\n");
+}
+
+static void print_heading(const KvDevice *device, guint n, const char *names) {
+  g_print("%s: %u measured times from %s\n\n  %-18s %-5s %7s %10s %9s %9s %20s %8s\n", device->id, n,
+          names, "rows not fitted", "type", "n", "median", "p95", "bias", "90 % interval", "covers");
 }
 
 static void print_residuals(const KvResidual *residual, KvDtype dtype) {
@@ -236,6 +248,39 @@ static void calibrate(KvDevice *device, const GArray *observations, KvDtype dtyp
   }
 }
 
+/* The tables by efficiencies that did not see them. */
+static void score(const KvDevice *device, const GArray *observations, const char *names) {
+  KvMeasuring measuring = {.l2_speedup = 2, .l2_share = 0.7, .write_passes = 1};
+  g_autofree double *predicted = g_new0(double, observations->len);
+  for (guint i = 0; i < observations->len; i++)
+    predicted[i] = kv_observation_predict(device, &measuring,
+                                          &g_array_index(observations, KvObservation, i));
+  print_heading(device, observations->len, names);
+  for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++) {
+    KvResidual residual[KV_N_OBSERVED];
+    for (guint kind = 0; kind < KV_N_OBSERVED; kind++)
+      residual[kind] =
+          kv_fit_residual(observations, predicted, kind, dtype, shortest_seconds);
+    print_residuals(residual, dtype);
+  }
+}
+
+/* Give `device` the efficiencies of `name`; the kernels stay those that were measured. */
+static gboolean borrow_efficiency(KvDevice *device, const char *name, GError **error) {
+  KvDevice *other = kv_device_load(name, error);
+  if (!other)
+    return FALSE;
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      KvAttentionKernel kernel = device->efficiency[k][d].kernel;
+      device->efficiency[k][d] = other->efficiency[k][d];
+      device->efficiency[k][d].kernel = kernel;
+    }
+  }
+  kv_device_free(other);
+  return TRUE;
+}
+
 static gboolean write_device(const Options *options, json_t *document, const char *names,
                              GError **error) {
   json_object_set_new(document, "efficiency_source",
@@ -253,8 +298,7 @@ static void calibrate_all(KvDevice *device, const GArray *observations, const ch
   for (guint i = 0; i < observations->len; i++)
     present[g_array_index(observations, KvObservation, i).dtype] = TRUE;
   g_autofree double *predicted = g_new0(double, observations->len);
-  g_print("%s: %u measured times from %s\n\n  %-18s %-5s %7s %10s %9s %9s %20s %8s\n", device->id,
-          observations->len, names, "rows not fitted", "type", "n", "median", "p95", "bias", "90 % interval", "covers");
+  print_heading(device, observations->len, names);
   for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++)
     if (present[dtype])
       calibrate(device, observations, dtype, document, predicted);
@@ -327,6 +371,13 @@ static gboolean run(const Options *options, GError **error) {
   guint left_out = settle_kernels(device, observations);
   if (left_out > 0)
     g_print("%u rows of other attention kernels than the usual one are left out\n", left_out);
+  if (options->like) {
+    gboolean borrowed = borrow_efficiency(device, options->like, error);
+    if (borrowed)
+      score(device, observations, names->str);
+    kv_device_free(device);
+    return borrowed;
+  }
   json_t *document = device_document(options->device, error);
   gboolean fine = document != NULL;
   if (fine) {

@@ -117,4 +117,18 @@ KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean p
 double kv_kernel_launched(const KvDevice *device, double kernels, gboolean graph,
                           double gpu_seconds);
 
+/* The 90 % interval of a sum of kernels, from the errors that the fits left on rows that they did
+ * not see. Errors of one family are taken to go together, those of different families to be
+ * independent. Start from {0}; seconds that no fit covers add with kv_time_interval_add()'s `seconds`
+ * member alone. */
+typedef struct {
+  double seconds;
+  double below[KV_N_KERNELS], above[KV_N_KERNELS];
+} KvTimeInterval;
+
+void kv_time_interval_add(KvTimeInterval *interval, const KvDevice *device, KvKernelFamily family,
+                     KvDtype dtype, double seconds);
+double kv_time_interval_low(const KvTimeInterval *interval);
+double kv_time_interval_high(const KvTimeInterval *interval);
+
 #endif

@@ -1,4 +1,5 @@
 #include "models/kernels/attention.h"
+#include "models/kernels/gemm.h"
 #include "models/kernels/observation.h"
 
 #include <math.h>
@@ -10,6 +11,7 @@ const char *const kv_observed_names[] = {"gemm",
                                          "decode attention",
                                          "mixed attention",
                                          "moe",
+                                         "element-wise",
                                          "all-reduce",
                                          "send",
                                          "decode step",
@@ -18,7 +20,7 @@ const char *const kv_observed_names[] = {"gemm",
 G_STATIC_ASSERT(G_N_ELEMENTS(kv_observed_names) == KV_N_OBSERVED + 1);
 
 static const KvTableReader *const readers[] = {&kv_table_pytorch_grid, &kv_table_pytorch_steps,
-                                               &kv_table_aiconfigurator};
+                                               &kv_table_vllm_profile, &kv_table_aiconfigurator};
 
 gboolean kv_observations_read(const char *path, GArray *observations, GError **error) {
   if (!g_file_test(path, G_FILE_TEST_IS_REGULAR)) {
@@ -85,9 +87,6 @@ static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
   double element_bytes = kv_dtype_bytes(observation->dtype);
   double m = observation->m, k = observation->k, n = observation->n;
   KvDevice used = *device;
-  KvResidency residency =
-      residency_of(device, measuring, observation, element_bytes * k * n + 2 * m * (k + n));
-  used.memory_Bps /= 1 - residency.resident + residency.resident / residency.l2_speedup;
   double seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
   if (!observation->eager)
     return seconds;
@@ -212,10 +211,13 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_MIXED_ATTENTION:
     return predict_mixed_attention(device, observation);
   case KV_OBSERVED_MOE:
-    return kv_kernel_moe(device, observation->dtype, kv_dtype_bytes(observation->dtype),
-                         observation->batch, observation->hidden, observation->expert_intermediate,
-                         TRUE, observation->n_experts, observation->n_experts_per_token)
+    return kv_moe_touching(device, observation->dtype, kv_dtype_bytes(observation->dtype),
+                           observation->batch, observation->hidden,
+                           observation->expert_intermediate, TRUE, observation->n_experts,
+                           observation->n_experts_per_token, observation->n_experts)
         .seconds;
+  case KV_OBSERVED_ELEMENTWISE:
+    return kv_kernel_elementwise(device, observation->bytes).seconds;
   case KV_OBSERVED_SEND:
     return kv_kernel_send(peer_link(device), observation->bytes).seconds;
   case KV_OBSERVED_ALL_REDUCE:

@@ -19,6 +19,7 @@ typedef enum {
   KV_OBSERVED_DECODE_ATTENTION,
   KV_OBSERVED_MIXED_ATTENTION,
   KV_OBSERVED_MOE,
+  KV_OBSERVED_ELEMENTWISE,
   KV_OBSERVED_ALL_REDUCE,
   KV_OBSERVED_SEND,
   KV_OBSERVED_DECODE_STEP,
@@ -42,10 +43,11 @@ typedef struct {
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
   double decode_batch, decode_context; /* mixed attention: beside one chunk */
-  double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE: batch tokens */
+  double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
+                                                                         touch all n_experts */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
                                 */
-  double bytes, ranks;      /* all-reduce over the device's own link */
+  double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */
   const KvStepShape *shape; /* steps */
   gboolean eager;           /* launched one kernel at a time by a host program */
   gboolean repeated;        /* run again and again on the same operands, which caches then hold */
@@ -79,6 +81,6 @@ typedef struct {
 } KvTableReader;
 
 extern const KvTableReader kv_table_pytorch_grid, kv_table_pytorch_steps;
-extern const KvTableReader kv_table_aiconfigurator;
+extern const KvTableReader kv_table_aiconfigurator, kv_table_vllm_profile;
 
 #endif

@@ -176,7 +176,7 @@ static void test_decode_is_smooth_in_context(void) {
       g_assert_cmpfloat(slope, >=, 0);
       double limit = batches[b] * 2 * 8 * 128 * 2 / 3.6e12;
       if (!isnan(before))
-        g_assert_cmpfloat(fabs(slope - before), <, 0.1 * limit);
+        g_assert_cmpfloat(fabs(slope - before), <, 0.4 * MAX(before, limit));
       before = slope;
     }
   }
@@ -291,7 +291,6 @@ static void test_fit_recovers_a_device_despite_outliers(void) {
   attention->fixed_seconds = 9e-6;
   attention->flops_share = 0.25;
   attention->bandwidth_share = 0.77;
-  attention->sharpness = 3;
   attention->block_seconds = 2e-6;
   g_autoptr(GArray) rows = synthetic_rows(&truth, 0.02);
   KvDevice fitted = round_device();
@@ -304,7 +303,10 @@ static void test_fit_recovers_a_device_despite_outliers(void) {
                        *set = &truth.efficiency[family][KV_DTYPE_BF16];
     assert_near(found->fixed_seconds, set->fixed_seconds, 0.08);
     assert_near(found->bandwidth_share, set->bandwidth_share, 0.03);
-    assert_near(found->flops_share, set->flops_share, i ? 0.15 : 0.05);
+    if (family == KV_KERNEL_GEMM) /* decoding hardly computes */
+      assert_near(found->flops_share, set->flops_share, 0.05);
+    else
+      assert_near(found->block_seconds, set->block_seconds, 0.1);
   }
   KvResidual residual[KV_N_OBSERVED];
   kv_fit_cross_validate(&fitted, rows, KV_DTYPE_BF16, 1000, 0, residual, NULL);
