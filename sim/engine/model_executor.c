@@ -595,6 +595,13 @@ static void weights_of(guint64 j, guint64 k, double weight[SAMPLES]) {
   weight[4] = 2.0 / 3.0 * (u4 + u3 - 0.25 * u2 - 0.25 * u1);
 }
 
+/* How far the quadratic through the outer and the middle one of five samples is off at the others.
+ */
+static double bend(double f0, double f1, double f2, double f3, double f4) {
+  double left = 0.375 * f0 + 0.75 * f2 - 0.125 * f4, right = -0.125 * f0 + 0.75 * f2 + 0.375 * f4;
+  return fabs(left - f1) + fabs(right - f3);
+}
+
 static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *pricing) {
   Model *m = (Model *)executor;
   price_fixed_part(m, step, &pricing->priced);
@@ -607,10 +614,10 @@ static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *
     /* At the inner samples the quadratic through the outer three differs from the quartic the most.
      */
     const Varying *f = pricing->at;
-    double left = 0.375 * f[0].seconds + 0.75 * f[2].seconds - 0.125 * f[4].seconds;
-    double right = -0.125 * f[0].seconds + 0.75 * f[2].seconds + 0.375 * f[4].seconds;
-    double off = fabs(left - f[1].seconds) + fabs(right - f[3].seconds);
-    if (off <= 1e-7 * f[2].seconds)
+    double off = bend(f[0].seconds, f[1].seconds, f[2].seconds, f[3].seconds, f[4].seconds);
+    double of_attention =
+        bend(f[0].attention, f[1].attention, f[2].attention, f[3].attention, f[4].attention);
+    if (off <= 1e-7 * f[2].seconds && of_attention <= 1e-6 * f[2].attention)
       return pricing->repeats = k;
   }
   for (guint i = 1; i < k; i++)
