@@ -10,8 +10,9 @@
 static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
                                                  "int8",  "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {
-    "vllm-v1", "vllm-2023", "vllm-2023-mixed", "orca", "static", "flexgen", NULL};
+static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm",
+                                              "vllm-2023", "vllm-2023-mixed", "orca",
+                                              "static",    "flexgen",         NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
 static const char *const executor_names[] = {"model", "host", NULL};
@@ -35,6 +36,12 @@ const KvScenarioField kv_scenario_fields[] = {
      "instances behind the router"},
     {"deployment", "tensor_parallel", KV_FIELD_COUNT, AT(tensor_parallel), 1, 1024, NULL,
      "GPUs of one instance"},
+    {"deployment", "data_parallel", KV_FIELD_COUNT, ENGINE(data_parallel), 1, 1024, NULL,
+     "ranks of tensor_parallel GPUs in an instance that attend apart and step together"},
+    {"deployment", "pad_ranks", KV_FIELD_FLAG, ENGINE(pad_ranks), 0, 0, NULL,
+     "ranks that step together compute as many tokens as the fullest (vLLM)"},
+    {"deployment", "expert_parallel", KV_FIELD_COUNT, ENGINE(expert_parallel), 0, 4096, NULL,
+     "GPUs, of all instances, that whole experts are spread over; 0: split as other weights"},
     {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,
      "which instance a request goes to"},
     {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names,
@@ -69,6 +76,10 @@ const KvScenarioField kv_scenario_fields[] = {
      "largest captured step; 0: min(2 max_seqs, 512)"},
     {"engine", "memory_utilization", KV_FIELD_REAL, ENGINE(memory_utilization), 0.01, 1, NULL,
      "share of the GPU's memory that the engine may use"},
+    {"engine", "batch_wait_steps", KV_FIELD_COUNT, ENGINE(batch_wait_steps), 0, 1e6, NULL,
+     "trtllm: decode steps that prompts are withheld for, to be batched; 0: none"},
+    {"engine", "batch_wait_share", KV_FIELD_REAL, ENGINE(batch_wait_share), 0, 1, NULL,
+     "trtllm: share of the step's token budget at which they wait no longer"},
     {"engine", "watermark", KV_FIELD_REAL, ENGINE(watermark), 0, 0.9, NULL,
      "share of blocks kept free at admission"},
     {"engine", "preemption", KV_FIELD_CHOICE, ENGINE(preemption), 0, 0, kv_preemption_names,
@@ -81,6 +92,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "blocks of an instance; 0: what memory allows"},
     {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL,
      "CPU time from a step's end to the next one's launch"},
+    {"engine", "eager_kernel_seconds", KV_FIELD_REAL, ENGINE(eager_kernel_seconds), 0, 1, NULL,
+     "CPU time to launch a kernel outside CUDA graphs; the slower of CPU and GPU decides"},
     {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL,
      "CPU time of a step per sequence in it"},
     {"engine", "step_by_step", KV_FIELD_FLAG, ENGINE(step_by_step), 0, 0, NULL,
@@ -107,6 +120,10 @@ const KvScenarioField kv_scenario_fields[] = {
      "spread arrivals of one recorded time over such a tick"},
     {"arrivals", "output_scale", KV_FIELD_REAL, AT(output_scale), 1e-3, 1e3, NULL,
      "outputs so many times as long"},
+    {"client", "request_seconds", KV_FIELD_REAL, AT(client_request_seconds), 0, 100, NULL,
+     "from a client's sending to the engine's queue: HTTP, routing, template"},
+    {"client", "prompt_token_seconds", KV_FIELD_REAL, AT(client_token_seconds), 0, 1, NULL,
+     "the same for each token of the prompt: tokenization"},
     {"slo", "ttft_seconds", KV_FIELD_REAL, AT(slo_ttft_seconds), 0, 1e6, NULL,
      "time to first token; 0: no limit"},
     {"slo", "tpot_seconds", KV_FIELD_REAL, AT(slo_tpot_seconds), 0, 1e6, NULL,

@@ -26,6 +26,7 @@ typedef struct {
   guint concurrency;
   guint64 requests; /* at most; 0: all */
   double rate_scale, smear_seconds, output_scale;
+  double client_request_seconds, client_token_seconds; /* before the engine sees a request */
   double slo_ttft_seconds, slo_tpot_seconds;
   double usd_per_gpu_hour; /* negative: the catalogue's */
   guint64 seed;

@@ -15,6 +15,18 @@
 
 #include "sim/base/dtype.h"
 
+/* How an attention kernel divides its work: models/kernels/attention.c says what each does. */
+typedef enum {
+  KV_ATTENTION_KERNEL_FA2,        /* FlashAttention-2, tiles of 128 rows */
+  KV_ATTENTION_KERNEL_FA2_SMALL,  /* the same on GPUs with little shared memory, 64 rows */
+  KV_ATTENTION_KERNEL_FA3,        /* FlashAttention-3 */
+  KV_ATTENTION_KERNEL_TRTLLM,     /* TensorRT-LLM's, as FlashInfer calls them on B200 */
+  KV_ATTENTION_KERNEL_FLASHINFER, /* FlashInfer's own */
+  KV_N_ATTENTION_KERNELS,
+} KvAttentionKernel;
+
+extern const char *const kv_attention_kernel_names[];
+
 /* How the kernels of one family and data type achieve the peaks: models/kernels/ says how each is
  * used. */
 typedef struct {
@@ -23,13 +35,26 @@ typedef struct {
   double flops_share; /* of the peak FLOP/s */
   double bandwidth_share; /* of the peak memory bandwidth */
   double sharpness;       /* p of the smooth maximum (a^p + b^p)^(1/p) between the bounds */
-  double residual; /* median |relative error| of the fit, out of sample; 0 if there was none */
   double sustained_share; /* of flops_share, what is left of it in long compute-bound
                              work; 0 or 1: all */
-  double block_seconds;   /* decode attention: a multiprocessor's time for one sequence and KV head
-                             beside its bytes; 0: hidden */
   double quantize_share;  /* GEMM of 8-bit operands: of the peak memory bandwidth, while activations
                              are  scaled; 0: as bandwidth_share */
+  /* Attention. */
+  KvAttentionKernel kernel;
+  double block_seconds;   /* start and end of a thread block: a tile and head, or a sequence and KV
+                             head */
+  double block_exposed;   /* decode: how far a block's start adds to traffic; 0 root of squares, 1
+                             sum */
+  double combine_seconds; /* decode: joining the splits of a context */
+  double pack_seconds;    /* decode: bringing the query heads of a KV head together */
+  double fill_share;      /* decode: of the multiprocessors, how many draw the whole bandwidth */
+  double softmax_dims;    /* prefill: a score's exponential, as that much of a head multiplied */
+  double tail_waves;      /* prefill: of a wave, what its drain costs */
+  double lone_factor;     /* prefill: time of a column in a block that has its multiprocessor
+                             alone, over its share when blocks are many */
+  /* How well the fit does, out of sample. */
+  double residual;      /* median |relative error|; 0 if there was none */
+  double low_log_error, high_log_error; /* 5th and 95th percentile of log(measured / predicted) */
 } KvEfficiency;
 
 typedef enum {
@@ -65,6 +90,7 @@ typedef struct {
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];
   guint tile_m, tile_n; /* output tile of the large GEMM kernel, for wave quantization */
+  gboolean scaled_tile_by_rows; /* GEMMs of scaled 8-bit operands: tile chosen by the rows alone */
 } KvDevice;
 
 typedef struct {

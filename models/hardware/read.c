@@ -7,6 +7,9 @@
 const char *const kv_kernel_family_names[] = {
     "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", NULL};
 
+const char *const kv_attention_kernel_names[] = {"fa2", "fa2-small", "fa3",
+                                                 "trtllm", "flashinfer", NULL};
+
 #define GIGA 1e9
 #define TERA 1e12
 #define MEBI 1048576.0
@@ -49,6 +52,7 @@ static json_t *generation_of(const char *architecture) {
 
 typedef struct {
   double gemm, prefill_attention, decode_attention, memory;
+  gboolean given; /* in the device's file */
 } Achievable;
 
 static Achievable read_achievable(KvJson *json, json_t *object, json_t *generation) {
@@ -65,6 +69,7 @@ static Achievable read_achievable(KvJson *json, json_t *object, json_t *generati
   if (!given)
     return a;
   kv_json_only(json, given, known);
+  a.given = TRUE;
   a.gemm = share(json, given, "gemm", a.gemm);
   a.prefill_attention = share(json, given, "prefill_attention", a.prefill_attention);
   a.decode_attention = share(json, given, "decode_attention", a.decode_attention);
@@ -72,10 +77,79 @@ static Achievable read_achievable(KvJson *json, json_t *object, json_t *generati
   return a;
 }
 
-static void default_efficiency(KvDevice *device, const Achievable *a) {
+/* The members of an efficiency that are plain numbers. */
+static const struct {
+  const char *key;
+  gsize offset;
+  double unit, least, most;
+} efficiency_numbers[] = {
+#define MEMBER(name) G_STRUCT_OFFSET(KvEfficiency, name)
+    {"fixed_us", MEMBER(fixed_seconds), MICRO, 0, MOST},
+    {"flops_share", MEMBER(flops_share), 1, 1e-6, 1},
+    {"bandwidth_share", MEMBER(bandwidth_share), 1, 1e-6, 1},
+    {"sustained_share", MEMBER(sustained_share), 1, 1e-6, 1},
+    {"quantize_share", MEMBER(quantize_share), 1, 1e-6, 1},
+    {"sharpness", MEMBER(sharpness), 1, 1, 1000},
+    {"block_us", MEMBER(block_seconds), MICRO, 0, MOST},
+    {"block_exposed", MEMBER(block_exposed), 1, 0, 1},
+    {"combine_us", MEMBER(combine_seconds), MICRO, 0, MOST},
+    {"pack_us", MEMBER(pack_seconds), MICRO, 0, MOST},
+    {"fill_share", MEMBER(fill_share), 1, 1e-3, 10},
+    {"softmax_dims", MEMBER(softmax_dims), 1, 0, 1000},
+    {"tail_waves", MEMBER(tail_waves), 1, 0, 100},
+    {"lone_factor", MEMBER(lone_factor), 1, 1e-3, 100},
+    {"residual", MEMBER(residual), 1, 0, 10},
+#undef MEMBER
+};
+
+static void read_error_range(KvJson *json, json_t *object, KvEfficiency *e) {
+  json_t *range = kv_json_array(json, object, "log_error", FALSE);
+  if (!range)
+    return;
+  if (json_array_size(range) != 2 || !json_is_number(json_array_get(range, 0)) ||
+      !json_is_number(json_array_get(range, 1)) ||
+      json_number_value(json_array_get(range, 0)) > json_number_value(json_array_get(range, 1))) {
+    kv_json_fail(json, object, "log_error",
+                 "'log_error' is no range, expected [low, high]: percentiles 5 and 95 of "
+                 "log(measured / predicted)");
+    return;
+  }
+  e->low_log_error = json_number_value(json_array_get(range, 0));
+  e->high_log_error = json_number_value(json_array_get(range, 1));
+}
+
+static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
+  const char *known[G_N_ELEMENTS(efficiency_numbers) + 4] = {"kernel", "log_error", "basis"};
+  e.residual = 0;
+  for (guint i = 0; i < G_N_ELEMENTS(efficiency_numbers); i++) {
+    known[i + 3] = efficiency_numbers[i].key;
+    double *value = (double *)((char *)&e + efficiency_numbers[i].offset);
+    double unit = efficiency_numbers[i].unit;
+    if (json_object_get(object, efficiency_numbers[i].key))
+      *value = kv_json_number(json, object, efficiency_numbers[i].key, KV_JSON_REQUIRED,
+                              efficiency_numbers[i].least, efficiency_numbers[i].most) *
+               unit;
+  }
+  kv_json_only(json, object, known);
+  e.kernel = kv_json_choice(json, object, "kernel", kv_attention_kernel_names, e.kernel);
+  read_error_range(json, object, &e);
+  return e;
+}
+
+/* The error of a device that is predicted from another's efficiencies. */
+static void uncalibrated_range(KvEfficiency *e) {
+  json_t *range =
+      json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+  e->low_log_error = json_number_value(json_array_get(range, 0));
+  e->high_log_error = json_number_value(json_array_get(range, 1));
+}
+
+static void default_efficiency(KvDevice *device, const Achievable *a, json_t *generation) {
   KvJson *defaults = kv_hardware_defaults();
   json_t *root = kv_json_root(defaults), *kernels = json_object_get(root, "kernels");
   double all_reduce = share(defaults, root, "all_reduce_share", 0.8);
+  guint attention_kernel =
+      kv_json_choice(defaults, generation, "attention", kv_attention_kernel_names, 0);
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
   const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1};
@@ -83,31 +157,15 @@ static void default_efficiency(KvDevice *device, const Achievable *a) {
                                       all_reduce};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
-    for (guint d = 0; d < KV_N_DTYPES; d++)
-      device->efficiency[k][d] = (KvEfficiency){
-          .fixed_seconds = number(defaults, kernel, "fixed_us", 3, MICRO),
-          .flops_share = flops[k],
-          .bandwidth_share = bytes[k],
-          .sharpness = number(defaults, kernel, "sharpness", 4, 1),
-      };
+    KvEfficiency usual = {.kernel = attention_kernel,
+                          .flops_share = flops[k],
+                          .bandwidth_share = bytes[k],
+                          .sustained_share = 1};
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      device->efficiency[k][d] = read_efficiency(defaults, kernel, usual);
+      uncalibrated_range(&device->efficiency[k][d]);
+    }
   }
-}
-
-static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e) {
-  static const char *const known[] = {
-      "fixed_us",        "block_us",  "quantize_share", "flops_share", "sustained_share",
-      "bandwidth_share", "sharpness", "residual",       "basis",       NULL};
-  kv_json_only(json, object, known);
-  e.fixed_seconds = number(json, object, "fixed_us", e.fixed_seconds / MICRO, MICRO);
-  e.block_seconds = number(json, object, "block_us", e.block_seconds / MICRO, MICRO);
-  e.flops_share = share(json, object, "flops_share", e.flops_share);
-  e.sustained_share =
-      share(json, object, "sustained_share", e.sustained_share > 0 ? e.sustained_share : 1);
-  e.bandwidth_share = share(json, object, "bandwidth_share", e.bandwidth_share);
-  e.quantize_share = share(json, object, "quantize_share", e.bandwidth_share);
-  e.sharpness = kv_json_number(json, object, "sharpness", e.sharpness, 1, 1000);
-  e.residual = kv_json_number(json, object, "residual", 0, 0, 10);
-  return e;
 }
 
 /* A family that is given for one 16-bit type stands for every type that is not given: its shares
@@ -128,6 +186,39 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
     json_t *given = kv_json_object(json, family, kv_dtype_names[d], FALSE);
     if (given)
       row[d] = read_efficiency(json, given, row[d]);
+  }
+}
+
+/* The fitted efficiencies of the generation's measured device: shares of peaks and times of starts
+ * carry over within a generation better than usual values do. Which attention kernel runs is the
+ * generation's own. A device that knows its own achievable shares has the borrowed ones in
+ * proportion. */
+static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *generation) {
+  const char *like = json_string_value(json_object_get(generation, "like"));
+  const KvCatalogueEntry *entry = like ? kv_catalogue_find(kv_device_kind.catalogue(), like) : NULL;
+  json_t *efficiency = entry ? json_object_get(entry->object, "efficiency") : NULL;
+  if (!efficiency)
+    return;
+  Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
+  const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
+                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1};
+  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
+                                      own->decode_attention / lent.decode_attention,
+                                      own->memory / lent.memory, 1};
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
+    json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
+    KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
+    if (!family)
+      continue;
+    read_family(entry->document, family, device->efficiency[k]);
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      device->efficiency[k][d].kernel = kernel;
+      device->efficiency[k][d].flops_share = MIN(device->efficiency[k][d].flops_share * flops[k], 1);
+      device->efficiency[k][d].bandwidth_share =
+          MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
+      device->efficiency[k][d].residual = 0;
+      uncalibrated_range(&device->efficiency[k][d]);
+    }
   }
 }
 
@@ -207,6 +298,8 @@ static double memory_bytes(KvJson *json, json_t *object) {
 }
 
 static void read_tile(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
+  device->scaled_tile_by_rows =
+      kv_json_boolean(kv_hardware_defaults(), generation, "scaled_tile_by_rows", FALSE);
   json_t *tile = kv_json_array(json, object, "tile", FALSE);
   gint64 m = json_integer_value(json_array_get(tile, 0)),
          n = json_integer_value(json_array_get(tile, 1));
@@ -307,7 +400,8 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
 
   json_t *generation = generation_of(device->architecture);
   Achievable achievable = read_achievable(json, object, generation);
-  default_efficiency(device, &achievable);
+  default_efficiency(device, &achievable, generation);
+  borrow_efficiency(device, &achievable, generation);
   read_efficiencies(json, object, device);
   device->launch_seconds =
       number(json, object, "launch_us", number(defaults, rules, "launch_us", 6, 1), MICRO);

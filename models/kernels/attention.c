@@ -1,15 +1,39 @@
+#include "models/kernels/attention.h"
 #include "models/kernels/roofline.h"
 
-/* Rows of the query tile of one thread block, and cached tokens below which splitting a context
- * over more blocks stops paying (FlashAttention and FlashInfer use 64 to 128 and 128 to 256). */
-static const double query_tile = 128, split_tokens = 128;
+/* How a kernel divides its work. Established from measured tables of vLLM: which contexts are
+ * split shows where few long sequences take no longer than one; which heads are packed, where the
+ * time follows query heads and not KV heads. */
+typedef struct {
+  double tile_rows;          /* of queries in one block */
+  double most_splits;        /* of one context, decoding */
+  gboolean packs_prefill;    /* query heads of a KV head share tiles of prompt chunks too */
+  gboolean splits_prefill;   /* contexts of prompt chunks are split where tiles are few */
+  gboolean shared_only;      /* decoding packs heads and splits contexts only where query heads share
+                                a KV head and no window is set */
+  gboolean shares_call;      /* prompt chunks and decoding sequences go into one call ... */
+  double window_edge_tokens; /* tokens multiplied beyond a window, decoding */
+} Scheme;
 
-/* Half of the multiprocessors draw the whole memory bandwidth. */
-static const double memory_sm_share = 0.5;
+static const Scheme schemes[KV_N_ATTENTION_KERNELS] = {
+    [KV_ATTENTION_KERNEL_FA2] = {128, 128, FALSE, FALSE, TRUE, TRUE, 0},
+    [KV_ATTENTION_KERNEL_FA2_SMALL] = {64, 128, FALSE, FALSE, TRUE, TRUE, 0},
+    [KV_ATTENTION_KERNEL_FA3] = {128, 32, TRUE, TRUE, FALSE, TRUE, 128},
+    [KV_ATTENTION_KERNEL_TRTLLM] = {128, 32, FALSE, FALSE, FALSE, FALSE, 0},
+    [KV_ATTENTION_KERNEL_FLASHINFER] = {128, 128, FALSE, FALSE, FALSE, FALSE, 0},
+};
 
-/* The exponential of a score takes as long as multiplying this much of a head (16 a clock and
- * multiprocessor against some thousand multiply-adds, half of it hidden). */
-static const double softmax_dims = 16;
+/* Cached tokens below which splitting a context over more blocks stops paying: decoding, and
+ * prefill with its longer start. */
+static const double split_tokens = 128, prefill_split_tokens = 512;
+
+static const Scheme *scheme_of(const KvEfficiency *efficiency) {
+  return &schemes[efficiency->kernel];
+}
+
+static double fourth_root(double x) { return sqrt(sqrt(x)); }
+
+static double fourth_power(double x) { return x * x * (x * x); }
 
 /* Query-key pairs of a causal chunk: token i of the chunk sees past + i tokens, the last `window`
  * of them at most. */
@@ -22,60 +46,177 @@ static double causal_pairs(double chunk, double past, double window) {
   return rising * past + rising * (rising + 1) / 2 + (chunk - rising) * window;
 }
 
+/* Seconds a block takes for one cached token: a column of a tile of scores and its product with
+ * the value. The exponentials take as long as `softmax_dims` more of a head at the bf16 rate. */
+static double column_seconds(const KvDevice *device, const KvEfficiency *efficiency, KvDtype dtype,
+                             double head_dims) {
+  double peak = kv_roofline_peak(device, dtype);
+  double softmax_dims =
+      efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
+  return 2 * scheme_of(efficiency)->tile_rows * (head_dims + 2 * softmax_dims) * device->n_sm /
+         (peak * efficiency->flops_share);
+}
+
+/* A block's start and end: half of it grows with the head, on kernels that hold a tile of 128
+ * rows. */
+static double block_seconds(const KvEfficiency *efficiency, double head_dims) {
+  return efficiency->block_seconds * (0.5 + 0.5 * head_dims / 256);
+}
+
 /* FlashAttention-2 (Dao, 2023): a thread block a query tile and head, the context streamed past it.
- * Where tiles are fewer than multiprocessors the context is split as in decoding. */
+ */
+void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, double chunk,
+                                     double past, double n_heads, double n_kv_heads, double d_k,
+                                     double d_v, double window, double cache_bytes,
+                                     KvAttentionWork *work) {
+  if (chunk <= 0)
+    return;
+  const KvEfficiency *efficiency =
+      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const Scheme *scheme = scheme_of(efficiency);
+  double rows = scheme->tile_rows, context = past + chunk;
+  gboolean windowed = window > 0 && context > window;
+  double seen = windowed ? MIN(context, window + chunk - 1) : context;
+  double pairs = causal_pairs(chunk, past, window);
+
+  /* Tiles that the diagonal or a window's edge cuts are multiplied whole. */
+  double edge = (windowed ? 2 : 1) * rows / 2;
+  double mean_depth = pairs / chunk + edge;
+  double deepest = windowed ? window + edge : context;
+  double tiles = scheme->packs_prefill ? n_kv_heads * ceil(chunk * (n_heads / n_kv_heads) / rows)
+                                       : n_heads * ceil(chunk / rows);
+  double splits = 1;
+  if (scheme->splits_prefill)
+    splits = CLAMP(0.8 * device->n_sm / tiles, 1, MAX(deepest / prefill_split_tokens, 1));
+  double column = column_seconds(device, efficiency, dtype, d_k + d_v);
+  double block = block_seconds(efficiency, d_k + d_v);
+  double bytes = seen * n_kv_heads * (d_k + d_v) * cache_bytes + 2 * chunk * n_heads * (d_k + d_v);
+  work->blocks += tiles;
+  work->busy_seconds += tiles * (mean_depth * column + block) / device->n_sm;
+  work->longest_seconds =
+      MAX(work->longest_seconds, deepest * column * efficiency->lone_factor / splits + block);
+  work->bytes_seconds += bytes / (device->memory_Bps * efficiency->bandwidth_share);
+  work->flops += 2 * n_heads * (d_k + d_v) * pairs;
+  work->bytes += bytes;
+}
+
+/* Blocks differ in length, so the last wave drains while some multiprocessors idle: a part of a
+ * wave is lost, or less where there is less than one. */
+KvCost kv_kernel_attention_call(const KvDevice *device, KvDtype dtype,
+                                const KvAttentionWork *work) {
+  const KvEfficiency *efficiency =
+      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  if (work->blocks <= 0)
+    return (KvCost){0};
+  double waves = work->blocks / device->n_sm;
+  double sustained = efficiency->sustained_share > 0 ? efficiency->sustained_share : 1;
+  double drained = work->busy_seconds * (1 + efficiency->tail_waves / (1 + waves)) / sustained;
+  double blocks_seconds = fourth_root(fourth_power(drained) + fourth_power(work->longest_seconds));
+  return kv_roofline_close(efficiency->fixed_seconds, blocks_seconds, work->bytes_seconds,
+                           efficiency->sharpness, work->flops, work->bytes);
+}
+
 KvCost kv_kernel_prefill_attention(const KvDevice *device, KvDtype dtype, double chunk, double past,
                                    double n_heads, double n_kv_heads, double d_k, double d_v,
                                    double window, double cache_bytes) {
-  if (chunk <= 0)
-    return (KvCost){0};
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
-  double context = past + chunk;
-  double seen = window > 0 ? MIN(context, window + chunk - 1) : context;
-  double flops = 2 * n_heads * (d_k + d_v) * causal_pairs(chunk, past, window);
-
-  /* Tiles that the diagonal or a window's edge cuts are multiplied whole. */
-  double edges = window > 0 && context > window ? 2 : 1;
-  double pairs = causal_pairs(chunk, past, window) + edges * chunk * query_tile / 2;
-  double computed_flops = 2 * n_heads * (d_k + d_v + 2 * softmax_dims) * pairs;
-  /* Small chunks pack the query heads of a KV head into one tile. */
-  double tiles = n_kv_heads * ceil(chunk * (n_heads / n_kv_heads) / query_tile);
-  double splits = CLAMP(device->n_sm / tiles, 1, MAX(seen / (8 * split_tokens), 1));
-  double waves = tiles * splits / device->n_sm;
-  /* Causal tiles differ in length, so the last wave drains while the one before still runs: half a
-   * wave is lost. */
-  double idle = kv_smooth_max(1 / waves, 1 + 0.5 / (1 + waves), 4);
-  double flops_seconds =
-      computed_flops * idle / (kv_roofline_peak(device, dtype) * efficiency->flops_share);
-
-  double bytes = seen * n_kv_heads * (d_k + d_v) * cache_bytes + 2 * chunk * n_heads * (d_k + d_v);
-  double bytes_seconds = bytes / (device->memory_Bps * efficiency->bandwidth_share);
-  return kv_roofline_close(efficiency->fixed_seconds, flops_seconds, bytes_seconds,
-                           efficiency->sharpness, flops, bytes);
+  KvAttentionWork work = {0};
+  kv_kernel_add_prefill_attention(device, dtype, chunk, past, n_heads, n_kv_heads, d_k, d_v, window,
+                                  cache_bytes, &work);
+  return kv_kernel_attention_call(device, dtype, &work);
 }
 
 /* Split-context decoding (FlashDecoding, Dao et al., 2023): a thread block a sequence, KV head and
- * split. While the splits do not fill the device the time is that of one split; both regimes are
- * joined smoothly. Each sequence and head costs its block a start and an end that many short
- * sequences feel. Queries and outputs pass once: FLOPs over tokens are their bytes, 4 H d of one
- * and 2 H d of each at two bytes. */
-KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype, double batch,
-                                  double read_bytes, double flops, double n_kv_heads,
-                                  double mean_tokens) {
-  if (batch <= 0 || mean_tokens <= 0)
+ * split. One block draws 1 / (fill_share * SMs) of the memory bandwidth, from wherever the bytes
+ * come. A block's start and end overlap with other blocks' traffic in part. Joining the splits is
+ * a second kernel; so is bringing the queries of a KV head together. Queries and outputs pass once:
+ * FLOPs over tokens are their bytes, 4 H d of one and 2 H d of each at two bytes. */
+KvCost kv_attention_decode(const KvDevice *device, KvDtype dtype, const KvDecodeAttention *o,
+                           KvResidency residency) {
+  const double packed_tokens = 200;
+  if (o->batch <= 0 || o->mean_tokens <= 0)
     return (KvCost){0};
   const KvEfficiency *efficiency =
       kv_roofline_efficiency(device, KV_KERNEL_DECODE_ATTENTION, dtype);
-  double query_bytes = flops / mean_tokens, bytes = read_bytes + query_bytes;
-  double heads = batch * n_kv_heads;
-  double filled_blocks = memory_sm_share * device->n_sm;
-  double idle = kv_roofline_at_least_one(filled_blocks * split_tokens / (heads * mean_tokens));
+  const Scheme *scheme = scheme_of(efficiency);
+  gboolean unpacked = scheme->shared_only && (o->window > 0 || o->group <= 1);
+  double edge = 1;
+  if (o->window > 0 && scheme->window_edge_tokens > 0) {
+    double filled = fourth_power(o->mean_tokens / o->window);
+    edge += filled * filled * scheme->window_edge_tokens / o->mean_tokens;
+  }
+  double tokens = o->mean_tokens * edge, heads = o->batch * o->n_kv_heads;
+  double rate = device->memory_Bps * efficiency->bandwidth_share;
+  double query_bytes = o->flops / o->mean_tokens, bytes = o->read_bytes * edge + query_bytes;
+  double stream_seconds = o->read_bytes * edge / rate;
+
+  double splits = 1, extra_seconds = 0, reread = 1;
+  if (unpacked) {
+    reread = o->group / CLAMP(device->n_sm / o->batch, 1, o->group);
+    heads *= MAX(o->group, 1);
+    stream_seconds *= MAX(o->group, 1);
+    reread /= MAX(o->group, 1);
+  } else {
+    double wanted = 1 + tokens / split_tokens;
+    splits = wanted / kv_roofline_at_least_one(wanted / scheme->most_splits);
+    double few = heads / device->n_sm, ratio = fourth_power(tokens / packed_tokens);
+    extra_seconds = efficiency->combine_seconds * (1 - 1 / (1 + ratio)) /
+                    (1 + fourth_power(few));
+    if (scheme->shared_only && o->n_kv_heads > 1 && o->batch > 1)
+      extra_seconds += efficiency->pack_seconds;
+  }
+  double lone = efficiency->fill_share * device->n_sm / (heads * splits);
+  double traffic = 1;
+  if (residency.resident > 0 || unpacked)
+    traffic = MAX(reread * (1 - residency.resident), 1 / residency.l2_speedup);
   double bytes_seconds =
-      (read_bytes * idle + query_bytes) / (device->memory_Bps * efficiency->bandwidth_share);
-  double blocks_seconds = heads * efficiency->block_seconds / device->n_sm;
-  double flops_seconds = flops * idle / (kv_roofline_peak(device, dtype) * efficiency->flops_share);
-  return kv_roofline_close(efficiency->fixed_seconds, flops_seconds,
-                           sqrt(bytes_seconds * bytes_seconds + blocks_seconds * blocks_seconds),
-                           efficiency->sharpness, flops, bytes);
+      stream_seconds * fourth_root(fourth_power(traffic) + fourth_power(lone)) + query_bytes / rate;
+  double blocks_seconds =
+      heads *
+      (scheme->shared_only ? efficiency->block_seconds
+                           : block_seconds(efficiency, query_bytes / (2 * heads * o->group))) /
+      device->n_sm;
+  double flops_seconds = o->flops * kv_roofline_at_least_one(lone) /
+                         (kv_roofline_peak(device, dtype) * efficiency->flops_share);
+  double busy = sqrt(bytes_seconds * bytes_seconds + blocks_seconds * blocks_seconds +
+                     2 * efficiency->block_exposed * bytes_seconds * blocks_seconds);
+  return kv_roofline_close(efficiency->fixed_seconds + extra_seconds, flops_seconds, busy, 4,
+                           o->flops, bytes);
+}
+
+KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype,
+                                  const KvDecodeAttention *operands) {
+  const KvResidency cold = {0, 3};
+  return kv_attention_decode(device, dtype, operands, cold);
+}
+
+gboolean kv_kernel_attention_shares_call(const KvDevice *device, KvDtype dtype) {
+  return scheme_of(kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype))->shares_call;
+}
+
+/* In a call with prompt chunks a decoding sequence is a chunk of one row: its tile is multiplied
+ * whole, its context is not split, and where heads are not packed each query head reads the cache
+ * again. Blocks run batch by batch and head after head, so the second-level cache serves the heads
+ * of a group while fewer sequences than multiprocessors are in the call. */
+void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
+                                    const KvDecodeAttention *o, KvAttentionWork *work) {
+  if (o->batch <= 0 || o->mean_tokens <= 0)
+    return;
+  const KvEfficiency *efficiency =
+      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const Scheme *scheme = scheme_of(efficiency);
+  double group = MAX(o->group, 1);
+  double heads = o->batch * o->n_kv_heads, blocks = scheme->packs_prefill ? heads : heads * group;
+  double reread = scheme->packs_prefill ? 1 : group / CLAMP(device->n_sm / o->batch, 1, group);
+  double head_dims = o->flops / (2 * o->mean_tokens * heads * group);
+  double column = column_seconds(device, efficiency, dtype, head_dims);
+  double block = block_seconds(efficiency, head_dims);
+  double depth = o->mean_tokens + scheme->tile_rows / 2;
+  work->blocks += blocks;
+  work->busy_seconds += blocks * (depth * column + block) / device->n_sm;
+  work->longest_seconds =
+      MAX(work->longest_seconds, depth * column * efficiency->lone_factor + block);
+  work->bytes_seconds +=
+      o->read_bytes * reread / (device->memory_Bps * efficiency->bandwidth_share);
+  work->flops += o->flops;
+  work->bytes += o->read_bytes;
 }

@@ -1,5 +1,6 @@
 #include "models/kernels/calibrate.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "models/kernels/fit.h"
@@ -21,7 +22,9 @@ static const struct {
     {KV_OBSERVED_GEMM, KV_KERNEL_GEMM},
     {KV_OBSERVED_PREFILL_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION},
+    {KV_OBSERVED_MIXED_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_ALL_REDUCE, KV_KERNEL_ALL_REDUCE},
+    {KV_OBSERVED_ELEMENTWISE, KV_KERNEL_ELEMENTWISE},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_GEMM},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_ELEMENTWISE},
@@ -33,6 +36,7 @@ static const struct {
 typedef struct {
   char **from, **files;
   char *device, *out, *source;
+  char *like;
   gboolean steps;
 } Options;
 
@@ -42,6 +46,7 @@ static void options_clear(Options *options) {
   g_free(options->device);
   g_free(options->out);
   g_free(options->source);
+  g_free(options->like);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
@@ -57,6 +62,10 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
        "TEXT"},
       {"steps", 0, 0, G_OPTION_ARG_NONE, &options->steps,
        "List every whole step, predicted by the fit that did not see it", NULL},
+      {"like", 0, 0, G_OPTION_ARG_STRING, &options->like,
+       "Fit nothing: score the tables by the data sheet of --device and the efficiencies of D "
+       "(DEVICE itself for its own)",
+       "D"},
       {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &options->files, NULL, NULL},
       {NULL}};
   g_autoptr(GOptionContext) context = g_option_context_new("[TABLE…]");
@@ -92,21 +101,68 @@ static gboolean read_tables(char **paths, GArray *observations, GString *names, 
   return TRUE;
 }
 
-static void print_efficiency(const char *family, const char *dtype,
-                             const KvEfficiency *efficiency) {
-  g_print(
-      "  %-18s %-5s fixed %6.2f us  flops %.3f  sustained %.3f  bandwidth %.3f  sharpness %.2f  block %.2f us\n",
-      family, dtype, efficiency->fixed_seconds * 1e6, efficiency->flops_share,
-      efficiency->sustained_share > 0 ? efficiency->sustained_share : 1.0,
-      efficiency->bandwidth_share, efficiency->sharpness, efficiency->block_seconds * 1e6);
+/* The members of an efficiency as files and this command show them, and the families that have
+ * them (a bit each). */
+static const struct {
+  const char *key;
+  gsize offset;
+  double unit;
+  guint families;
+} efficiency_members[] = {
+#define MEMBER(key, name, unit, families) {key, G_STRUCT_OFFSET(KvEfficiency, name), unit, families}
+#define GEMM (1u << KV_KERNEL_GEMM)
+#define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION)
+#define DECODE (1u << KV_KERNEL_DECODE_ATTENTION)
+    MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
+    MEMBER("block_us", block_seconds, 1e-6, PREFILL | DECODE),
+    MEMBER("block_exposed", block_exposed, 1, DECODE),
+    MEMBER("combine_us", combine_seconds, 1e-6, DECODE),
+    MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
+    MEMBER("fill_share", fill_share, 1, DECODE),
+    MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE),
+    MEMBER("softmax_dims", softmax_dims, 1, PREFILL),
+    MEMBER("tail_waves", tail_waves, 1, PREFILL),
+    MEMBER("lone_factor", lone_factor, 1, PREFILL),
+    MEMBER("sustained_share", sustained_share, 1, GEMM | PREFILL),
+    MEMBER("bandwidth_share", bandwidth_share, 1, ~0u),
+    MEMBER("quantize_share", quantize_share, 1, GEMM),
+    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL),
+    MEMBER("residual", residual, 1, ~0u),
+#undef MEMBER
+};
+
+static double member_value(const KvEfficiency *efficiency, guint member) {
+  return *(const double *)((const char *)efficiency + efficiency_members[member].offset) /
+         efficiency_members[member].unit;
+}
+
+static gboolean has_kernel(KvKernelFamily family) {
+  return (PREFILL | DECODE) & 1u << family;
+}
+
+static void print_efficiency(KvKernelFamily family, KvDtype dtype, const KvEfficiency *efficiency) {
+  g_print("  %s %s%s%s:", kv_kernel_family_names[family], kv_dtype_names[dtype],
+          has_kernel(family) ? " " : "",
+          has_kernel(family) ? kv_attention_kernel_names[efficiency->kernel] : "");
+  for (guint i = 0; i < G_N_ELEMENTS(efficiency_members); i++)
+    if (efficiency_members[i].families & 1u << family)
+      g_print(" %s %.4g", efficiency_members[i].key, member_value(efficiency, i));
+  g_print("\n");
+}
+
+static void print_heading(const KvDevice *device, guint n, const char *names) {
+  g_print("%s: %u measured times from %s\n\n  %-18s %-5s %7s %10s %9s %9s %20s %8s\n", device->id, n,
+          names, "rows not fitted", "type", "n", "median", "p95", "bias", "90 % interval", "covers");
 }
 
 static void print_residuals(const KvResidual *residual, KvDtype dtype) {
   for (guint kind = 0; kind < KV_N_OBSERVED; kind++)
     if (residual[kind].n > 0)
-      g_print("  %-18s %-5s %7u %8.1f %% %7.1f %% %+7.1f %%\n", kv_observed_names[kind],
-              kv_dtype_names[dtype], residual[kind].n, 100 * residual[kind].median,
-              100 * residual[kind].p95, 100 * residual[kind].bias);
+      g_print("  %-18s %-5s %7u %8.1f %% %7.1f %% %+7.1f %%  %+6.1f .. %+6.1f %% %6.1f %%\n",
+              kv_observed_names[kind], kv_dtype_names[dtype], residual[kind].n,
+              100 * residual[kind].median, 100 * residual[kind].p95, 100 * residual[kind].bias,
+              100 * expm1(residual[kind].low_log_error), 100 * expm1(residual[kind].high_log_error),
+              100 * residual[kind].coverage);
 }
 
 static void print_steps(const GArray *observations, const double *predicted) {
@@ -141,17 +197,15 @@ static void store(json_t *document, KvKernelFamily family, KvDtype dtype,
                   const KvEfficiency *efficiency) {
   json_t *of_family = member(member(document, "efficiency"), kv_kernel_family_names[family]);
   json_t *object = json_object();
-  put(object, "fixed_us", efficiency->fixed_seconds * 1e6);
-  if (efficiency->block_seconds > 0)
-    put(object, "block_us", efficiency->block_seconds * 1e6);
-  put(object, "flops_share", efficiency->flops_share > 0 ? efficiency->flops_share : 1);
-  if (efficiency->sustained_share > 0)
-    put(object, "sustained_share", efficiency->sustained_share);
-  put(object, "bandwidth_share", efficiency->bandwidth_share);
-  if (family == KV_KERNEL_GEMM && kv_dtype_bytes(dtype) < 2)
-    put(object, "quantize_share", efficiency->quantize_share);
-  put(object, "sharpness", efficiency->sharpness >= 1 ? efficiency->sharpness : 1);
-  put(object, "residual", efficiency->residual);
+  if (has_kernel(family))
+    json_object_set_new(object, "kernel",
+                        json_string(kv_attention_kernel_names[efficiency->kernel]));
+  for (guint i = 0; i < G_N_ELEMENTS(efficiency_members); i++)
+    if (efficiency_members[i].families & 1u << family && member_value(efficiency, i) > 0)
+      put(object, efficiency_members[i].key, member_value(efficiency, i));
+  json_object_set_new(object, "log_error",
+                      json_pack("[f,f]", rounded(efficiency->low_log_error),
+                                rounded(efficiency->high_log_error)));
   json_object_set_new(of_family, kv_dtype_names[dtype], object);
 }
 
@@ -185,10 +239,46 @@ static void calibrate(KvDevice *device, const GArray *observations, KvDtype dtyp
     seen[family] = TRUE;
     KvDtype type = family == KV_KERNEL_ELEMENTWISE ? KV_DTYPE_BF16 : dtype;
     KvEfficiency *efficiency = &device->efficiency[family][type];
-    efficiency->residual = residual[fitted_families[i].kind].median;
-    print_efficiency(kv_kernel_family_names[family], kv_dtype_names[type], efficiency);
+    const KvResidual *scored = &residual[fitted_families[i].kind];
+    efficiency->residual = scored->median;
+    efficiency->low_log_error = scored->low_log_error;
+    efficiency->high_log_error = scored->high_log_error;
+    print_efficiency(family, type, efficiency);
     store(document, family, type, efficiency);
   }
+}
+
+/* The tables by efficiencies that did not see them. */
+static void score(const KvDevice *device, const GArray *observations, const char *names) {
+  KvMeasuring measuring = {.l2_speedup = 2, .l2_share = 0.7, .write_passes = 1};
+  g_autofree double *predicted = g_new0(double, observations->len);
+  for (guint i = 0; i < observations->len; i++)
+    predicted[i] = kv_observation_predict(device, &measuring,
+                                          &g_array_index(observations, KvObservation, i));
+  print_heading(device, observations->len, names);
+  for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++) {
+    KvResidual residual[KV_N_OBSERVED];
+    for (guint kind = 0; kind < KV_N_OBSERVED; kind++)
+      residual[kind] =
+          kv_fit_residual(observations, predicted, kind, dtype, shortest_seconds);
+    print_residuals(residual, dtype);
+  }
+}
+
+/* Give `device` the efficiencies of `name`; the kernels stay those that were measured. */
+static gboolean borrow_efficiency(KvDevice *device, const char *name, GError **error) {
+  KvDevice *other = kv_device_load(name, error);
+  if (!other)
+    return FALSE;
+  for (guint k = 0; k < KV_N_KERNELS; k++) {
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      KvAttentionKernel kernel = device->efficiency[k][d].kernel;
+      device->efficiency[k][d] = other->efficiency[k][d];
+      device->efficiency[k][d].kernel = kernel;
+    }
+  }
+  kv_device_free(other);
+  return TRUE;
 }
 
 static gboolean write_device(const Options *options, json_t *document, const char *names,
@@ -208,13 +298,61 @@ static void calibrate_all(KvDevice *device, const GArray *observations, const ch
   for (guint i = 0; i < observations->len; i++)
     present[g_array_index(observations, KvObservation, i).dtype] = TRUE;
   g_autofree double *predicted = g_new0(double, observations->len);
-  g_print("%s: %u measured times from %s\n\n  %-18s %-5s %7s %10s %9s %9s\n", device->id,
-          observations->len, names, "rows not fitted", "type", "n", "median", "p95", "bias");
+  print_heading(device, observations->len, names);
   for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++)
     if (present[dtype])
       calibrate(device, observations, dtype, document, predicted);
   if (steps)
     print_steps(observations, predicted);
+}
+
+static gboolean is_fa2(KvAttentionKernel kernel) {
+  return kernel == KV_ATTENTION_KERNEL_FA2 || kernel == KV_ATTENTION_KERNEL_FA2_SMALL;
+}
+
+static gboolean is_attention(const KvObservation *row) {
+  return row->kind == KV_OBSERVED_PREFILL_ATTENTION || row->kind == KV_OBSERVED_DECODE_ATTENTION ||
+         row->kind == KV_OBSERVED_MIXED_ATTENTION;
+}
+
+/* The kernel that most rows of a kind and type ran on becomes the device's; the tables do not tell
+ * the tile of FlashAttention-2, which the device's generation does. Rows of other kernels, which
+ * an engine falls back to for shapes that its first choice does not take, are left out: their
+ * number. */
+static guint settle_kernels(KvDevice *device, GArray *observations) {
+  static const KvKernelFamily families[] = {KV_KERNEL_PREFILL_ATTENTION,
+                                            KV_KERNEL_DECODE_ATTENTION};
+  guint count[KV_N_KERNELS][KV_N_DTYPES][KV_N_ATTENTION_KERNELS + 1] = {0}, left_out = 0;
+  for (guint i = 0; i < observations->len; i++) {
+    const KvObservation *row = &g_array_index(observations, KvObservation, i);
+    if (is_attention(row))
+      count[families[row->kind == KV_OBSERVED_DECODE_ATTENTION]][row->dtype][row->kernel]++;
+  }
+  for (guint f = 0; f < G_N_ELEMENTS(families); f++) {
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
+      KvAttentionKernel *kernel = &device->efficiency[families[f]][d].kernel;
+      const guint *of = count[families[f]][d];
+      guint most = 0;
+      for (guint k = 1; k < KV_N_ATTENTION_KERNELS; k++)
+        most = of[k] > of[most] ? k : most;
+      if (of[most] > 0 && !(is_fa2(most) && is_fa2(*kernel)))
+        *kernel = most;
+    }
+  }
+  for (guint i = observations->len; i-- > 0;) {
+    const KvObservation *row = &g_array_index(observations, KvObservation, i);
+    if (!is_attention(row))
+      continue;
+    KvAttentionKernel used =
+        device->efficiency[families[row->kind == KV_OBSERVED_DECODE_ATTENTION]][row->dtype].kernel;
+    gboolean same = row->kernel == used || (is_fa2(row->kernel) && is_fa2(used));
+    /* A chunk of one token is priced as decoding. */
+    if (!same && !(row->kind == KV_OBSERVED_PREFILL_ATTENTION && row->chunk <= 1)) {
+      g_array_remove_index(observations, i);
+      left_out++;
+    }
+  }
+  return left_out;
 }
 
 static gboolean run(const Options *options, GError **error) {
@@ -230,6 +368,16 @@ static gboolean run(const Options *options, GError **error) {
   KvDevice *device = kv_device_load(options->device, error);
   if (!device)
     return FALSE;
+  guint left_out = settle_kernels(device, observations);
+  if (left_out > 0)
+    g_print("%u rows of other attention kernels than the usual one are left out\n", left_out);
+  if (options->like) {
+    gboolean borrowed = borrow_efficiency(device, options->like, error);
+    if (borrowed)
+      score(device, observations, names->str);
+    kv_device_free(device);
+    return borrowed;
+  }
   json_t *document = device_document(options->device, error);
   gboolean fine = document != NULL;
   if (fine) {

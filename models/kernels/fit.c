@@ -14,14 +14,18 @@ typedef struct {
   gsize offset;
   double start, low, high;
   guint kinds; /* bit set of the observations that tell about it */
+  enum { ALWAYS, EAGER, REPEATED } where; /* rows that it matters to */
 } Parameter;
 
 #define BIT(kind) (1u << (kind))
 #define STEPS (BIT(KV_OBSERVED_DECODE_STEP) | BIT(KV_OBSERVED_PREFILL_STEP))
 #define IN(family, member, start, low, high, kinds)                                                \
-  { #member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds }
-#define MEASURED(member, start, low, high, kinds)                                                  \
-  { #member, FAMILY_MEASURING, G_STRUCT_OFFSET(KvMeasuring, member), start, low, high, kinds }
+  { #member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds, ALWAYS }
+#define MEASURED(member, start, low, high, kinds, where)                                                  \
+  { #member, FAMILY_MEASURING, G_STRUCT_OFFSET(KvMeasuring, member), start, low, high, kinds, where }
+
+#define PREFILL (BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_MIXED_ATTENTION))
+#define DECODE BIT(KV_OBSERVED_DECODE_ATTENTION)
 
 /* What steps alone cannot tell apart (the compute share of decode attention, the bandwidth of
  * prefill attention) is fitted on rows of that kernel only. */
@@ -32,25 +36,32 @@ static const Parameter parameters[] = {
     IN(GEMM, sustained_share, 0.9, 0.5, 1, BIT(KV_OBSERVED_GEMM) | BIT(KV_OBSERVED_PREFILL_STEP)),
     IN(GEMM, quantize_share, 0.6, 0.05, 1, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
-    IN(PREFILL_ATTENTION, fixed_seconds, 6e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
-    IN(PREFILL_ATTENTION, flops_share, 0.5, 0.03, 1,
-       BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_PREFILL_STEP)),
-    IN(PREFILL_ATTENTION, bandwidth_share, 0.7, 0.05, 1, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
-    IN(PREFILL_ATTENTION, sharpness, 2, 1, 20, BIT(KV_OBSERVED_PREFILL_ATTENTION)),
-    IN(DECODE_ATTENTION, fixed_seconds, 5e-6, 5e-7, 5e-5,
-       BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
-    IN(DECODE_ATTENTION, flops_share, 0.3, 0.01, 1, BIT(KV_OBSERVED_DECODE_ATTENTION)),
-    IN(DECODE_ATTENTION, bandwidth_share, 0.8, 0.05, 1,
-       BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
-    IN(DECODE_ATTENTION, block_seconds, 1e-6, 1e-8, 1e-5,
-       BIT(KV_OBSERVED_DECODE_ATTENTION) | BIT(KV_OBSERVED_DECODE_STEP)),
-    IN(DECODE_ATTENTION, sharpness, 4, 1, 20, BIT(KV_OBSERVED_DECODE_ATTENTION)),
-    IN(ELEMENTWISE, fixed_seconds, 2e-6, 1e-6, 1e-5, STEPS),
-    IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS),
+    IN(PREFILL_ATTENTION, fixed_seconds, 8e-6, 5e-7, 5e-5, PREFILL),
+    IN(PREFILL_ATTENTION, flops_share, 0.7, 0.03, 1, PREFILL | BIT(KV_OBSERVED_PREFILL_STEP)),
+    IN(PREFILL_ATTENTION, bandwidth_share, 0.8, 0.05, 1, PREFILL),
+    IN(PREFILL_ATTENTION, sustained_share, 0.95, 0.5, 1, PREFILL),
+    IN(PREFILL_ATTENTION, sharpness, 2, 1, 20, PREFILL),
+    IN(PREFILL_ATTENTION, block_seconds, 2e-6, 1e-8, 2e-5, PREFILL),
+    IN(PREFILL_ATTENTION, softmax_dims, 30, 1, 200, PREFILL),
+    IN(PREFILL_ATTENTION, tail_waves, 0.7, 0.01, 3, PREFILL),
+    IN(PREFILL_ATTENTION, lone_factor, 1, 0.2, 2.5, PREFILL),
+    IN(DECODE_ATTENTION, fixed_seconds, 8e-6, 5e-7, 5e-5, DECODE | BIT(KV_OBSERVED_DECODE_STEP)),
+    IN(DECODE_ATTENTION, flops_share, 0.3, 0.01, 1, DECODE),
+    IN(DECODE_ATTENTION, bandwidth_share, 0.85, 0.05, 1, DECODE | BIT(KV_OBSERVED_DECODE_STEP)),
+    IN(DECODE_ATTENTION, block_seconds, 3e-6, 1e-8, 2e-5, DECODE | BIT(KV_OBSERVED_DECODE_STEP)),
+    IN(DECODE_ATTENTION, block_exposed, 0.2, 0.01, 1, DECODE),
+    IN(DECODE_ATTENTION, combine_seconds, 2e-6, 1e-7, 1e-5, DECODE),
+    IN(DECODE_ATTENTION, pack_seconds, 3e-6, 1e-7, 1e-5, DECODE),
+    IN(DECODE_ATTENTION, fill_share, 0.5, 0.1, 1.5, DECODE),
+    IN(ELEMENTWISE, fixed_seconds, 2e-6, 5e-7, 1e-5, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
+    IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
     IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
     IN(ALL_REDUCE, bandwidth_share, 0.75, 0.05, 1, BIT(KV_OBSERVED_ALL_REDUCE)),
-    MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM)),
-    MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP)),
+    MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM), EAGER),
+    MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP), EAGER),
+    MEASURED(l2_speedup, 2, 1, 8, DECODE, REPEATED),
+    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE, REPEATED),
+    MEASURED(write_passes, 1, 0.01, 6, BIT(KV_OBSERVED_PREFILL_ATTENTION), REPEATED),
 };
 enum { MOST_DIMENSIONS = G_N_ELEMENTS(parameters) };
 
@@ -264,11 +275,14 @@ static guint problem_rows(Problem *problem, const GArray *observations, guint ro
   return kinds;
 }
 
-static gboolean any_eager(const Problem *problem) {
-  for (guint i = 0; i < problem->n_rows; i++)
-    if (problem->rows[i].eager)
-      return TRUE;
-  return FALSE;
+/* Which of EAGER and REPEATED some row is, as bits. */
+static guint problem_conditions(const Problem *problem) {
+  guint conditions = BIT(ALWAYS);
+  for (guint i = 0; i < problem->n_rows; i++) {
+    conditions |= problem->rows[i].eager ? BIT(EAGER) : 0;
+    conditions |= problem->rows[i].repeated ? BIT(REPEATED) : 0;
+  }
+  return conditions;
 }
 
 void kv_fit_start(KvDevice *device, KvMeasuring *measuring) {
@@ -285,9 +299,9 @@ void kv_fit(KvDevice *device, KvMeasuring *measuring, const GArray *observations
             guint rows_per_kind) {
   Problem problem = {.device = device, .measuring = measuring, .dtype = dtype};
   guint kinds = problem_rows(&problem, observations, rows_per_kind);
-  gboolean eager = any_eager(&problem);
+  guint conditions = problem_conditions(&problem);
   for (guint i = 0; i < G_N_ELEMENTS(parameters); i++)
-    if (parameters[i].kinds & kinds && (parameters[i].family != FAMILY_MEASURING || eager))
+    if (parameters[i].kinds & kinds && BIT(parameters[i].where) & conditions)
       problem.active[problem.n_active++] = &parameters[i];
   if (problem.n_active > 0) {
     problem.errors = g_new(double, problem.n_rows);
@@ -311,21 +325,41 @@ static double quantile(const double *sorted, guint n, double share) {
                        : sorted[n - 1];
 }
 
+/* The interval of log(measured / predicted) is taken from every other row and its coverage counted
+ * on the rest. */
+static void find_interval(const double *log_errors, guint n, KvResidual *residual) {
+  g_autofree double *given = g_new(double, n + 1);
+  guint n_given = 0, n_held = 0, n_inside = 0;
+  for (guint i = 0; i < n; i += 2)
+    given[n_given++] = log_errors[i];
+  qsort(given, n_given, sizeof *given, number_compare);
+  residual->low_log_error = quantile(given, n_given, 0.05);
+  residual->high_log_error = quantile(given, n_given, 0.95);
+  for (guint i = 1; i < n; i += 2, n_held++)
+    n_inside +=
+        log_errors[i] >= residual->low_log_error && log_errors[i] <= residual->high_log_error;
+  residual->coverage = n_held > 0 ? (double)n_inside / n_held : 0;
+}
+
 KvResidual kv_fit_residual(const GArray *observations, const double *predicted, KvObserved kind,
                            KvDtype dtype, double shortest_seconds) {
   KvResidual residual = {0};
   g_autofree double *signed_errors = g_new(double, observations->len + 1);
   g_autofree double *errors = g_new(double, observations->len + 1);
+  g_autofree double *log_errors = g_new(double, observations->len + 1);
   for (guint i = 0; i < observations->len; i++) {
     const KvObservation *row = &g_array_index(observations, KvObservation, i);
-    if (row->kind != kind || row->dtype != dtype || row->seconds < shortest_seconds)
+    if (row->kind != kind || row->dtype != dtype || row->seconds < shortest_seconds ||
+        predicted[i] <= 0)
       continue;
     double error = predicted[i] / row->seconds - 1;
     signed_errors[residual.n] = error;
+    log_errors[residual.n] = -log1p(error);
     errors[residual.n++] = fabs(error);
   }
   if (residual.n == 0)
     return residual;
+  find_interval(log_errors, residual.n, &residual);
   qsort(signed_errors, residual.n, sizeof(double), number_compare);
   qsort(errors, residual.n, sizeof(double), number_compare);
   residual.median = quantile(errors, residual.n, 0.5);
@@ -334,21 +368,73 @@ KvResidual kv_fit_residual(const GArray *observations, const double *predicted, 
   return residual;
 }
 
-/* half[i]: whether row i has an odd place among those of its kind and type. */
-static gboolean *odd_places(const GArray *observations) {
+static guint64 mixed_with(guint64 hash, double value) {
+  union {
+    double value;
+    guint64 bits;
+  } word = {.value = value};
+  hash = (hash ^ word.bits) * 0x9e3779b97f4a7c15ull;
+  return hash ^ hash >> 29;
+}
+
+/* Rows of one shape family have one key: products of the same weights, attention of the same heads,
+ * a mixed call of the same chunk and number of sequences. */
+static guint64 family_key(const KvObservation *row) {
+  const double fields[] = {row->n,
+                           row->k,
+                           row->n_heads,
+                           row->n_kv_heads,
+                           row->head_dim,
+                           row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
+                           row->decode_batch,
+                           row->hidden,
+                           row->expert_intermediate,
+                           row->n_experts,
+                           row->kind == KV_OBSERVED_ALL_REDUCE ? row->bytes : 0};
+  guint64 hash = 0x2545f4914f6cdd1dull;
+  for (guint i = 0; i < G_N_ELEMENTS(fields); i++)
+    hash = mixed_with(hash, fields[i]);
+  return hash;
+}
+
+enum { LEAST_FAMILIES = 8 };
+
+/* odd[i]: the half that row i belongs to. Families are kept whole, where a kind has at least
+ * LEAST_FAMILIES of them; else rows alternate. */
+static gboolean *halves(const GArray *observations) {
   gboolean *odd = g_new(gboolean, observations->len + 1);
   guint seen[KV_N_OBSERVED][KV_N_DTYPES] = {0};
+  GHashTable *families[KV_N_OBSERVED][KV_N_DTYPES] = {0};
   for (guint i = 0; i < observations->len; i++) {
     const KvObservation *row = &g_array_index(observations, KvObservation, i);
-    odd[i] = seen[row->kind][row->dtype]++ % 2;
+    GHashTable **found = &families[row->kind][row->dtype];
+    if (!*found)
+      *found = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+    guint64 key = family_key(row);
+    if (!g_hash_table_contains(*found, &key))
+      g_hash_table_insert(*found, g_memdup2(&key, sizeof key),
+                          GUINT_TO_POINTER(g_hash_table_size(*found)));
   }
+  for (guint i = 0; i < observations->len; i++) {
+    const KvObservation *row = &g_array_index(observations, KvObservation, i);
+    GHashTable *found = families[row->kind][row->dtype];
+    guint64 key = family_key(row);
+    guint place = seen[row->kind][row->dtype]++;
+    odd[i] = (g_hash_table_size(found) >= LEAST_FAMILIES
+                  ? GPOINTER_TO_UINT(g_hash_table_lookup(found, &key))
+                  : place) %
+             2;
+  }
+  for (guint kind = 0; kind < KV_N_OBSERVED; kind++)
+    for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++)
+      g_clear_pointer(&families[kind][dtype], g_hash_table_destroy);
   return odd;
 }
 
 void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, KvDtype dtype,
                            guint rows_per_kind, double shortest_seconds,
                            KvResidual residual[KV_N_OBSERVED], double *predicted) {
-  g_autofree gboolean *odd = odd_places(observations);
+  g_autofree gboolean *odd = halves(observations);
   g_autofree double *scored = g_new0(double, observations->len + 1);
   for (guint half = 0; half < 2; half++) {
     g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));

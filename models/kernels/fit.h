@@ -14,6 +14,8 @@ typedef struct {
   guint n;
   double median, p95,
       bias; /* of |predicted/measured - 1|; bias: median of predicted/measured - 1 */
+  double low_log_error, high_log_error; /* percentiles 5 and 95 of log(measured/predicted) */
+  double coverage; /* of that interval on rows that it was not taken from */
 } KvResidual;
 
 /* Fit the parameters of `dtype` that `observations` (of KvObservation) tell anything about; the
@@ -27,8 +29,8 @@ void kv_fit(KvDevice *device, KvMeasuring *measuring, const GArray *observations
 KvResidual kv_fit_residual(const GArray *observations, const double *predicted, KvObserved kind,
                            KvDtype dtype, double shortest_seconds);
 
-/* Fit to the rows of even place among those of their kind and score the others, then the reverse:
- * residual[kind] of all rows of at least `shortest_seconds`, none scored by a fit that saw it. If
+/* Split the rows into halves by shape family (by place where there are too few families), fit to
+ * one and score the other, then the reverse: residual[kind] of all rows of at least `shortest_seconds`, none scored by a fit that saw it. If
  * `predicted` is not NULL, predicted[i] becomes that prediction of row i (0 for rows of another
  * type). */
 void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, KvDtype dtype,

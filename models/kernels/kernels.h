@@ -43,23 +43,51 @@ double kv_smooth_max(double a, double b, double p);
 KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes, double m,
                       double k, double n);
 
+/* The blocks of one attention call, which add over what the call holds. */
+typedef struct {
+  double blocks, busy_seconds; /* of all blocks' time, one multiprocessor's share */
+  double longest_seconds;      /* of one block */
+  double bytes_seconds, flops, bytes;
+} KvAttentionWork;
+
 /* Causal attention of a chunk of `chunk` new tokens after `past` cached ones, H query heads, Hkv KV
  * heads, head sizes d_k and d_v, a window of `window` tokens (0 = all), cache elements of
- * `cache_bytes` bytes. One launch has one fixed cost: equal sequences of a batch go in together as
- * so many more heads. `dtype` is the type that scores are multiplied in: the cache's for an fp8
- * cache with queries cast to it, bf16 otherwise. */
+ * `cache_bytes` bytes. Equal sequences of a batch go in together as so many more heads. `dtype` is
+ * the type that scores are multiplied in: the cache's for an fp8 cache with queries cast to it,
+ * bf16 otherwise. Adds to *work. */
+void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, double chunk,
+                                     double past, double n_heads, double n_kv_heads, double d_k,
+                                     double d_v, double window, double cache_bytes,
+                                     KvAttentionWork *work);
+
+/* The call that does `work`, with its one fixed cost. */
+KvCost kv_kernel_attention_call(const KvDevice *device, KvDtype dtype, const KvAttentionWork *work);
+
+/* A call of one chunk. */
 KvCost kv_kernel_prefill_attention(const KvDevice *device, KvDtype dtype, double chunk, double past,
                                    double n_heads, double n_kv_heads, double d_k, double d_v,
                                    double window, double cache_bytes);
 
-/* One decode step of attention of one layer over a batch: `batch` sequences that together read
- * `read_bytes` of cache and do `flops`; `n_kv_heads` KV heads per sequence; `mean_tokens` the mean
- * context read (split over the context fills the multiprocessors). Smooth in read_bytes, flops and
- * mean_tokens: the executor integrates it over many steps. `dtype` picks the efficiency: the
- * cache's type. flops / mean_tokens is taken as the bytes of queries and outputs. */
-KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype, double batch,
-                                  double read_bytes, double flops, double n_kv_heads,
-                                  double mean_tokens);
+/* One decode step of attention of one layer over a batch. */
+typedef struct {
+  double batch;             /* sequences */
+  double read_bytes, flops; /* of the cache by all of them, each token once; flops = 4 H d a token */
+  double n_kv_heads, group; /* of a sequence; query heads that share a KV head */
+  double mean_tokens;       /* mean context read */
+  double window;            /* tokens of the window that the kernel is told of; 0: none */
+} KvDecodeAttention;
+
+/* Smooth in read_bytes, flops and mean_tokens: the executor integrates it over many steps. `dtype`
+ * picks the efficiency: the cache's type. flops / mean_tokens is taken as the bytes of queries and
+ * outputs. */
+KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype,
+                                  const KvDecodeAttention *operands);
+
+/* Whether prompt chunks and decoding sequences of a step share one call; if so, the decoding
+ * sequences' part of it, added to *work. Otherwise they are two calls, one after the other. */
+gboolean kv_kernel_attention_shares_call(const KvDevice *device, KvDtype dtype);
+void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
+                                    const KvDecodeAttention *operands, KvAttentionWork *work);
 
 /* An element-wise kernel (norm, activation, rotary, residual) that moves `bytes`. */
 KvCost kv_kernel_elementwise(const KvDevice *device, double bytes);
@@ -88,5 +116,19 @@ KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean p
  * is a floor. */
 double kv_kernel_launched(const KvDevice *device, double kernels, gboolean graph,
                           double gpu_seconds);
+
+/* The 90 % interval of a sum of kernels, from the errors that the fits left on rows that they did
+ * not see. Errors of one family are taken to go together, those of different families to be
+ * independent. Start from {0}; seconds that no fit covers add with kv_time_interval_add()'s `seconds`
+ * member alone. */
+typedef struct {
+  double seconds;
+  double below[KV_N_KERNELS], above[KV_N_KERNELS];
+} KvTimeInterval;
+
+void kv_time_interval_add(KvTimeInterval *interval, const KvDevice *device, KvKernelFamily family,
+                     KvDtype dtype, double seconds);
+double kv_time_interval_low(const KvTimeInterval *interval);
+double kv_time_interval_high(const KvTimeInterval *interval);
 
 #endif

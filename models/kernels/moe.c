@@ -11,10 +11,9 @@ double kv_kernel_experts_touched(double tokens, double n_experts, double n_exper
 
 /* Router, permutation, grouped GEMM up (gate and up in one where gated), activation, grouped GEMM
  * down, weighted sum: the order of fused mixture-of-experts kernels. */
-KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
+KvCost kv_moe_touching(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
                      double hidden, double expert_intermediate, gboolean gated, double n_experts,
-                     double n_experts_per_token) {
-  double touched = kv_kernel_experts_touched(tokens, n_experts, n_experts_per_token);
+                     double n_experts_per_token, double touched) {
   if (touched <= 0)
     return (KvCost){0};
   double rows = tokens * n_experts_per_token;
@@ -41,4 +40,12 @@ KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes,
     }
   }
   return total;
+}
+
+KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
+                     double hidden, double expert_intermediate, gboolean gated, double n_experts,
+                     double n_experts_per_token) {
+  return kv_moe_touching(device, dtype, weight_bytes, tokens, hidden, expert_intermediate, gated,
+                         n_experts, n_experts_per_token,
+                         kv_kernel_experts_touched(tokens, n_experts, n_experts_per_token));
 }

@@ -1,16 +1,26 @@
+#include "models/kernels/attention.h"
+#include "models/kernels/gemm.h"
 #include "models/kernels/observation.h"
 
 #include <math.h>
 
 #include "sim/base/error.h"
 
-const char *const kv_observed_names[] = {"gemm",       "prefill attention", "decode attention",
-                                         "all-reduce", "decode step",       "prefill step",
+const char *const kv_observed_names[] = {"gemm",
+                                         "prefill attention",
+                                         "decode attention",
+                                         "mixed attention",
+                                         "moe",
+                                         "element-wise",
+                                         "all-reduce",
+                                         "send",
+                                         "decode step",
+                                         "prefill step",
                                          NULL};
 G_STATIC_ASSERT(G_N_ELEMENTS(kv_observed_names) == KV_N_OBSERVED + 1);
 
 static const KvTableReader *const readers[] = {&kv_table_pytorch_grid, &kv_table_pytorch_steps,
-                                               &kv_table_aiconfigurator};
+                                               &kv_table_vllm_profile, &kv_table_aiconfigurator};
 
 gboolean kv_observations_read(const char *path, GArray *observations, GError **error) {
   if (!g_file_test(path, G_FILE_TEST_IS_REGULAR)) {
@@ -38,19 +48,50 @@ static double burst_remaining(double seconds) {
   return 1 / (1 + ratio * ratio * ratio * ratio);
 }
 
+/* What joins the GPUs of a server of such devices: their own link, or the host's. Kept for the life
+ * of the program; NULL if neither is known. */
+static const KvLink *peer_link(const KvDevice *device) {
+  static GHashTable *links;
+  const char *id = device->link ? device->link : device->host_link;
+  if (!id)
+    return NULL;
+  if (!links)
+    links = g_hash_table_new(g_str_hash, g_str_equal);
+  KvLink *link = g_hash_table_lookup(links, id);
+  if (!link && (link = kv_link_load(id, NULL)))
+    g_hash_table_insert(links, g_strdup(id), link);
+  return link;
+}
+
+/* What of `bytes` of operands the second-level cache still holds from the run before: all of it
+ * while it fits, and next to nothing beyond, because the oldest lines go first. */
+static KvResidency residency_of(const KvDevice *device, const KvMeasuring *measuring,
+                                const KvObservation *observation, double bytes) {
+  KvResidency residency = {0, MAX(measuring->l2_speedup, 1)};
+  if (!observation->repeated || device->l2_bytes <= 0 || measuring->l2_share <= 0)
+    return residency;
+  double fill = bytes / (measuring->l2_share * device->l2_bytes), square = fill * fill;
+  double fourth = square * square;
+  residency.resident = 1 / (1 + fourth * fourth);
+  return residency;
+}
+
+/* The device without the limit that long work runs into, as far as `seconds` of it do not. */
+static void unlimit(KvEfficiency *efficiency, double seconds) {
+  if (efficiency->sustained_share > 0)
+    efficiency->sustained_share += (1 - efficiency->sustained_share) * burst_remaining(seconds);
+}
+
 static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
                            const KvObservation *observation) {
-  double seconds = kv_kernel_gemm(device, observation->dtype, kv_dtype_bytes(observation->dtype),
-                                  observation->m, observation->k, observation->n)
-                       .seconds;
+  double element_bytes = kv_dtype_bytes(observation->dtype);
+  double m = observation->m, k = observation->k, n = observation->n;
+  KvDevice used = *device;
+  double seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
   if (!observation->eager)
     return seconds;
-  KvDevice unlimited = *device;
-  KvEfficiency *efficiency = &unlimited.efficiency[KV_KERNEL_GEMM][observation->dtype];
-  efficiency->sustained_share += (1 - efficiency->sustained_share) * burst_remaining(seconds);
-  seconds = kv_kernel_gemm(&unlimited, observation->dtype, kv_dtype_bytes(observation->dtype),
-                           observation->m, observation->k, observation->n)
-                .seconds;
+  unlimit(&used.efficiency[KV_KERNEL_GEMM][observation->dtype], seconds);
+  seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
   return kv_smooth_max(seconds, measuring->floor_seconds, 4);
 }
 
@@ -64,16 +105,59 @@ static double prefill_attention_seconds(const KvDevice *device, const KvObservat
       .seconds;
 }
 
-static double decode_attention_seconds(const KvDevice *device, const KvObservation *observation,
-                                       double n_heads, double n_kv_heads, double head_dim) {
-  double context = observation->past + observation->chunk;
+static KvDecodeAttention decode_operands(const KvObservation *observation, double batch,
+                                         double context, double n_heads, double n_kv_heads,
+                                         double head_dim) {
   double tokens = observation->window > 0 ? MIN(context, observation->window) : context;
-  double read_bytes =
-      observation->batch * tokens * 2 * n_kv_heads * head_dim * observation->cache_bytes;
-  double flops = observation->batch * tokens * 4 * n_heads * head_dim;
-  return kv_kernel_decode_attention(device, observation->dtype, observation->batch, read_bytes,
-                                    flops, n_kv_heads, tokens)
-      .seconds;
+  return (KvDecodeAttention){
+      .batch = batch,
+      .read_bytes = batch * tokens * 2 * n_kv_heads * head_dim * observation->cache_bytes,
+      .flops = batch * tokens * 4 * n_heads * head_dim,
+      .n_kv_heads = n_kv_heads,
+      .group = n_heads / n_kv_heads,
+      .mean_tokens = tokens,
+      .window = observation->window,
+  };
+}
+
+static double predict_decode_attention(const KvDevice *device, const KvMeasuring *measuring,
+                                       const KvObservation *observation) {
+  KvDecodeAttention operands = decode_operands(
+      observation, observation->batch, observation->past + observation->chunk, observation->n_heads,
+      observation->n_kv_heads, observation->head_dim);
+  KvResidency residency = residency_of(device, measuring, observation, operands.read_bytes);
+  return kv_attention_decode(device, observation->dtype, &operands, residency).seconds;
+}
+
+/* Engines run chunks of one token as decoding. */
+static double predict_prefill_attention(const KvDevice *device, const KvMeasuring *measuring,
+                                        const KvObservation *row) {
+  if (row->chunk <= 1)
+    return predict_decode_attention(device, measuring, row);
+  KvDevice used = *device;
+  double seconds =
+      prefill_attention_seconds(&used, row, row->n_heads, row->n_kv_heads, row->head_dim);
+  unlimit(&used.efficiency[KV_KERNEL_PREFILL_ATTENTION][row->dtype], seconds);
+  seconds = prefill_attention_seconds(&used, row, row->n_heads, row->n_kv_heads, row->head_dim);
+  double written_bytes =
+      row->batch * row->chunk * row->n_kv_heads * 2 * row->head_dim * (2 + row->cache_bytes);
+  return seconds + (row->repeated ? measuring->write_passes * written_bytes / device->memory_Bps : 0);
+}
+
+/* A chunk of one sequence beside decoding sequences of equal length. */
+static double predict_mixed_attention(const KvDevice *device, const KvObservation *row) {
+  KvAttentionWork work = {0};
+  KvDecodeAttention operands =
+      decode_operands(row, row->decode_batch, row->decode_context, row->n_heads, row->n_kv_heads,
+                      row->head_dim);
+  kv_kernel_add_prefill_attention(device, row->dtype, row->chunk, row->past, row->n_heads,
+                                  row->n_kv_heads, row->head_dim, row->head_dim, row->window,
+                                  row->cache_bytes, &work);
+  if (!kv_kernel_attention_shares_call(device, row->dtype))
+    return kv_kernel_attention_call(device, row->dtype, &work).seconds +
+           kv_kernel_decode_attention(device, row->dtype, &operands).seconds;
+  kv_kernel_add_decode_attention(device, row->dtype, &operands, &work);
+  return kv_kernel_attention_call(device, row->dtype, &work).seconds;
 }
 
 double kv_observation_step_seconds(const KvDevice *device, const KvObservation *observation,
@@ -97,9 +181,11 @@ double kv_observation_step_seconds(const KvDevice *device, const KvObservation *
                          .seconds;
   for (guint i = 0; i < G_N_ELEMENTS(moved); i++)
     layer_seconds += kv_kernel_elementwise(device, rows * moved[i] * element_bytes).seconds;
+  KvDecodeAttention operands =
+      decode_operands(observation, observation->batch, observation->past + observation->chunk,
+                      shape->n_heads, shape->n_kv_heads, shape->head_dim);
   layer_seconds += observation->kind == KV_OBSERVED_DECODE_STEP
-                       ? decode_attention_seconds(device, observation, shape->n_heads,
-                                                  shape->n_kv_heads, shape->head_dim)
+                       ? kv_kernel_decode_attention(device, observation->dtype, &operands).seconds
                        : prefill_attention_seconds(device, observation, shape->n_heads,
                                                    shape->n_kv_heads, shape->head_dim);
   *kernels = shape->n_layers * (G_N_ELEMENTS(products) + G_N_ELEMENTS(moved) + 1) + 3;
@@ -112,21 +198,6 @@ double kv_observation_step_seconds(const KvDevice *device, const KvObservation *
              .seconds;
 }
 
-/* What joins the GPUs of a server of such devices: their own link, or the host's. Kept for the life
- * of the program; NULL if neither is known. */
-static const KvLink *peer_link(const KvDevice *device) {
-  static GHashTable *links;
-  const char *id = device->link ? device->link : device->host_link;
-  if (!id)
-    return NULL;
-  if (!links)
-    links = g_hash_table_new(g_str_hash, g_str_equal);
-  KvLink *link = g_hash_table_lookup(links, id);
-  if (!link && (link = kv_link_load(id, NULL)))
-    g_hash_table_insert(links, g_strdup(id), link);
-  return link;
-}
-
 double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuring,
                               const KvObservation *observation) {
   double seconds, kernels;
@@ -134,11 +205,21 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_GEMM:
     return predict_gemm(device, measuring, observation);
   case KV_OBSERVED_PREFILL_ATTENTION:
-    return prefill_attention_seconds(device, observation, observation->n_heads,
-                                     observation->n_kv_heads, observation->head_dim);
+    return predict_prefill_attention(device, measuring, observation);
   case KV_OBSERVED_DECODE_ATTENTION:
-    return decode_attention_seconds(device, observation, observation->n_heads,
-                                    observation->n_kv_heads, observation->head_dim);
+    return predict_decode_attention(device, measuring, observation);
+  case KV_OBSERVED_MIXED_ATTENTION:
+    return predict_mixed_attention(device, observation);
+  case KV_OBSERVED_MOE:
+    return kv_moe_touching(device, observation->dtype, kv_dtype_bytes(observation->dtype),
+                           observation->batch, observation->hidden,
+                           observation->expert_intermediate, TRUE, observation->n_experts,
+                           observation->n_experts_per_token, observation->n_experts)
+        .seconds;
+  case KV_OBSERVED_ELEMENTWISE:
+    return kv_kernel_elementwise(device, observation->bytes).seconds;
+  case KV_OBSERVED_SEND:
+    return kv_kernel_send(peer_link(device), observation->bytes).seconds;
   case KV_OBSERVED_ALL_REDUCE:
     return kv_kernel_all_reduce(device, peer_link(device), observation->bytes,
                                 (guint)observation->ranks)

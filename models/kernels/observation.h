@@ -17,7 +17,11 @@ typedef enum {
   KV_OBSERVED_GEMM,
   KV_OBSERVED_PREFILL_ATTENTION,
   KV_OBSERVED_DECODE_ATTENTION,
+  KV_OBSERVED_MIXED_ATTENTION,
+  KV_OBSERVED_MOE,
+  KV_OBSERVED_ELEMENTWISE,
   KV_OBSERVED_ALL_REDUCE,
+  KV_OBSERVED_SEND,
   KV_OBSERVED_DECODE_STEP,
   KV_OBSERVED_PREFILL_STEP,
   KV_N_OBSERVED,
@@ -38,9 +42,15 @@ typedef struct {
   double batch, chunk, past,
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
-  double bytes, ranks;      /* all-reduce over the device's own link */
+  double decode_batch, decode_context; /* mixed attention: beside one chunk */
+  double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
+                                                                         touch all n_experts */
+  KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
+                                */
+  double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */
   const KvStepShape *shape; /* steps */
   gboolean eager;           /* launched one kernel at a time by a host program */
+  gboolean repeated;        /* run again and again on the same operands, which caches then hold */
   double seconds;           /* measured */
 } KvObservation;
 
@@ -48,6 +58,9 @@ typedef struct {
 typedef struct {
   double floor_seconds;       /* no eager row of one kernel is shorter */
   double host_kernel_seconds; /* eager steps: host time to launch one kernel */
+  double l2_speedup; /* repeated rows: rate of the second-level cache over memory's ... */
+  double l2_share;   /* ... and the share of its size that operands may take to stay in it */
+  double write_passes; /* prefill attention rows: times that writing the new tokens' cache is in it */
 } KvMeasuring;
 
 double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuring,
@@ -68,6 +81,6 @@ typedef struct {
 } KvTableReader;
 
 extern const KvTableReader kv_table_pytorch_grid, kv_table_pytorch_steps;
-extern const KvTableReader kv_table_aiconfigurator;
+extern const KvTableReader kv_table_aiconfigurator, kv_table_vllm_profile;
 
 #endif

@@ -13,6 +13,7 @@
 
 enum {
   COLUMN_OP,
+  COLUMN_KERNEL,
   COLUMN_DTYPE,
   COLUMN_ATTN_DTYPE,
   COLUMN_CACHE_DTYPE,
@@ -34,6 +35,7 @@ enum {
 };
 
 static const char *const column_names[N_COLUMNS] = {"op_name",
+                                                    "kernel_source",
                                                     "gemm_dtype",
                                                     "attn_dtype",
                                                     "kv_cache_dtype",
@@ -56,6 +58,24 @@ static const struct {
   const char *name;
   KvDtype dtype;
 } dtypes[] = {{"bfloat16", KV_DTYPE_BF16}, {"float16", KV_DTYPE_FP16}, {"fp8", KV_DTYPE_FP8}};
+
+/* Attention kernels by what their names contain; the first that fits. */
+static const struct {
+  const char *part;
+  KvAttentionKernel kernel;
+} attention_kernels[] = {{"attn_fa3", KV_ATTENTION_KERNEL_FA3},
+                         {"attn_fa4", KV_N_ATTENTION_KERNELS},
+                         {"trtllm", KV_ATTENTION_KERNEL_TRTLLM},
+                         {"flashinfer", KV_ATTENTION_KERNEL_FLASHINFER},
+                         {"flash_attn", KV_ATTENTION_KERNEL_FA2},
+                         {"", KV_N_ATTENTION_KERNELS}};
+
+static KvAttentionKernel kernel_of(const char *name) {
+  guint i = 0;
+  while (!strstr(name, attention_kernels[i].part))
+    i++;
+  return attention_kernels[i].kernel;
+}
 
 typedef struct {
   int at[N_COLUMNS]; /* position in a line, or -1 */
@@ -99,6 +119,7 @@ static gboolean observe(const Line *line, KvObservation *observation, gboolean *
   if (!number_at(line, COLUMN_LATENCY, &milliseconds))
     return FALSE;
   observation->seconds = milliseconds * 1e-3;
+  observation->repeated = TRUE;
   if (milliseconds <= 0)
     return TRUE;
   if (g_str_equal(op, "gemm")) {
@@ -125,6 +146,7 @@ static gboolean observe(const Line *line, KvObservation *observation, gboolean *
            dtype_at(line, COLUMN_CACHE_DTYPE, &cache);
   if (!*known)
     return TRUE;
+  observation->kernel = kernel_of(text_at(line, COLUMN_KERNEL));
   observation->kind = decode ? KV_OBSERVED_DECODE_ATTENTION : KV_OBSERVED_PREFILL_ATTENTION;
   observation->cache_bytes = kv_dtype_bytes(cache);
   observation->dtype = cache; /* queries are cast to the cache's type, which picks the kernel */

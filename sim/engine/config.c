@@ -10,6 +10,8 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .scheduler = g_intern_static_string("vllm-v1"),
       .allocator = g_intern_static_string("paged"),
       .router = g_intern_static_string("round-robin"),
+      .data_parallel = 1,
+      .pad_ranks = TRUE,
       .block_tokens = 16,
       .chunked_prefill = TRUE,
       .prefix_caching = TRUE,
@@ -23,6 +25,10 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .n_gpu_batches = 3,
       /* Output to next schedule of a public vLLM 0.19 timeline: 0.10-0.11 ms median. */
       .step_gap_seconds = 1e-4,
+      /* InferenceMAX, autumn 2025, 99th percentile of inter-token latency at 16 in flight, which is
+       * a step with one prompt of 1k: where the GPUs' work is short (TP 4 and 8) it stays at 12.6
+       * ms for gpt-oss-120b, 46 ms for Llama-3.3-70B in fp4 on B200, 44 ms in fp8 on H200. */
+      .eager_kernel_seconds = 4e-5,
   };
 }
 

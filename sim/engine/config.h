@@ -21,6 +21,11 @@ typedef struct {
   const char *scheduler; /* interned; "vllm-v1" */
   const char *allocator; /* interned; "paged", "reserved", "chunked" */
   const char *router;    /* interned; "round-robin", "least-loaded", "prefix" */
+  guint expert_parallel; /* GPUs, of all instances, over which routed experts are spread whole; 0:
+                            split like other weights */
+  guint data_parallel;   /* ranks of one instance that attend to sequences of their own and step
+                            together (vLLM's and SGLang's data-parallel attention); 1: none */
+  gboolean pad_ranks;    /* every one of them computes as many tokens as the fullest */
   guint block_tokens;
   guint max_batched_tokens;     /* token budget of a step; 0: by platform */
   guint max_seqs;               /* running sequences; 0: by platform */
@@ -30,12 +35,15 @@ typedef struct {
   gboolean reserve_full_prompt; /* admit only if the whole prompt's blocks are free now */
   guint cuda_graph_max_tokens;  /* 0: min(2 max_seqs, 512) */
   double memory_utilization;    /* of the GPU's memory */
-  double watermark;             /* share of blocks kept free at admission */
+  guint batch_wait_steps;  /* TensorRT-LLM: steps that prompts wait for more to come; 0: none */
+  double batch_wait_share; /* ... unless the step would hold this share of its budget */
+  double watermark;        /* share of blocks kept free at admission */
   KvPreemption preemption;
   KvReservation reservation;      /* of the reserved allocator */
   double swap_bytes;              /* host memory for swapped blocks, per GPU */
   guint64 num_blocks;             /* override; 0: from memory */
   double step_gap_seconds;        /* from a step's end to the next schedule's end, on the CPU */
+  double eager_kernel_seconds;    /* CPU time to launch one kernel of a step that no graph holds */
   double per_sequence_seconds;    /* CPU time of a step that grows with the sequences in it */
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */
   guint static_batch;             /* sequences a static batch takes; 0: as memory allows */

@@ -44,7 +44,7 @@ static KvBatch *batch_take(KvInstance *instance) {
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
   batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
-  batch->decode_n = batch->padding = batch->repeat = 0;
+  batch->decode_n = batch->padding = batch->repeat = batch->most_repeats = 0;
   batch->wait_seconds = batch->gap_seconds = 0.0;
   batch->taken_blocks = 0;
   return batch;
@@ -332,10 +332,8 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
   return end - instance->now;
 }
 
-gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
-  KvSequence *victim = instance->running.tail;
-  if (!victim)
-    return FALSE;
+void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victim,
+                         gboolean to_tail) {
   queue_remove(&instance->running, victim);
   instance->n_running--;
   remove_chunk(batch, victim);
@@ -356,7 +354,7 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
     victim->state = KV_SEQUENCE_SWAPPED;
     queue_push_tail(&instance->swapped, victim);
     instance->observer->class->preempted(instance->observer, 0, instance->now);
-    return TRUE;
+    return;
   }
   instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
   victim->recomputed_tokens += victim->computed_tokens;
@@ -365,7 +363,16 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   victim->computed_tokens = 0;
   victim->state = KV_SEQUENCE_WAITING;
   victim->last_token_seconds = instance->now;
-  queue_push_head(&instance->waiting, victim);
+  if (to_tail)
+    queue_push_tail(&instance->waiting, victim);
+  else
+    queue_push_head(&instance->waiting, victim);
+}
+
+gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
+  if (!instance->running.tail)
+    return FALSE;
+  kv_instance_preempt(instance, batch, instance->running.tail, FALSE);
   return TRUE;
 }
 
@@ -564,6 +571,8 @@ static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (instance->blocked && instance->config->prefix_caching &&
       !instance->config->reserve_full_prompt)
     steps = kv_decode_set_affordable(instance->decode, 0, steps);
+  if (batch->most_repeats > 0)
+    steps = MIN(steps, batch->most_repeats);
   return MAX(steps, 1);
 }
 
@@ -684,6 +693,20 @@ static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gbool
   }
 }
 
+/* When the engine takes in what arrives now: its loop looks at its input when a step has ended. */
+static double drained_at(KvInstance *instance, double now) {
+  for (guint b = 0; b < instance->n_batches; b++) {
+    const KvBatch *batch = instance->batches[b];
+    if (!batch->open && batch->end >= now)
+      return batch->end;
+    if (batch->open)
+      return now <= batch->start
+                 ? batch->start
+                 : batch->start + jump_seconds(instance, batch, step_at(instance, batch, now));
+  }
+  return now;
+}
+
 gboolean kv_instance_settle(KvInstance *instance, double now) {
   KvBatch *newest = instance->n_batches ? instance->batches[instance->n_batches - 1] : NULL;
   if (!newest || !newest->open || instance->buddy)
@@ -693,6 +716,7 @@ gboolean kv_instance_settle(KvInstance *instance, double now) {
 
 void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->state = KV_SEQUENCE_WAITING;
+  sequence->drained_seconds = drained_at(instance, now);
   sequence->instance = instance->index;
   queue_push_tail(&instance->waiting, sequence);
   if (instance->n_batches == 0) {

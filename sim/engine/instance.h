@@ -36,6 +36,7 @@ struct KvBatch {
   GPtrArray *ending; /* sequences whose last token it emits */
   gboolean decodes;  /* the decoding sequences take part */
   guint64 decode_n, padding, repeat;
+  guint64 most_repeats; /* the scheduler wants to decide again after so many steps; 0: no limit */
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
   gboolean open, shortened;
@@ -82,7 +83,9 @@ struct KvInstance {
   double now;
   double last_decode_end, last_prefill_end;
   guint64 joined_since_decode; /* sequences that joined since decoding sequences last took part */
-  double tokens_held;          /* in caches of running sequences that do not decode */
+  guint withheld_steps;    /* that prompts have been withheld for (TensorRT-LLM's batch waiting) */
+  guint64 busy_since_step; /* decode steps taken when the instance was last idle; SGLang's */
+  double tokens_held;      /* in caches of running sequences that do not decode */
   void (*finished)(KvInstance *instance, KvSequence *sequence,
                    gpointer user); /* the sequence is freed after it */
   gpointer user;
@@ -134,6 +137,10 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
 /* Give the running sequence a chunk of `tokens` in this batch, with blocks. */
 void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
                            guint32 tokens);
+/* Preempt this running sequence: it is recomputed later, or its blocks are swapped out. It comes to
+ * the head of the queue, or to its end. */
+void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victim,
+                         gboolean to_tail);
 /* Preempt the last running sequence: recompute it later, or swap its blocks out. FALSE if there is
  * none. */
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);

@@ -5,13 +5,54 @@
 #include "sim/base/error.h"
 #include "sim/base/format.h"
 
-/* CUDA context, NCCL and the framework's own: chosen so that weights + activations + this
- * reproduces the 2,588 blocks that a real vLLM 0.19 found for Llama-3.1-8B on an RTX 4090 of which
- * CUDA shows 25,250,627,584 bytes (2,048 batched tokens, 256 sequences, utilization 0.9). */
-static const double FRAMEWORK_BYTES = 0.71 * 1024 * 1024 * 1024;
+/* CUDA context, libraries and what the allocator cannot use grow with the GPU. Chosen so that with
+ * weights and activations the blocks of two real vLLM servers come out: 2,588 on a 24 GB RTX 4090
+ * (Llama-3.1-8B in bf16, 0.19, 256 sequences, 2,048 tokens) and 21,769 on a 141 GB H200
+ * (Llama-3.1-70B in fp8 with an fp8 cache, 0.14.1, 1,024 sequences, 8,192 tokens). */
+static const double FRAMEWORK_BYTES = 2e8, FRAMEWORK_SHARE = 0.0043;
 
-/* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product, and
- * the sampler's logits in fp32, twice. */
+static gboolean as_published(const KvModel *model, const KvPlan *plan) {
+  return plan->weights.dtype == model->weight_dtype;
+}
+
+static double expert_weights(const KvModel *model) {
+  double weights = 0.0;
+  for (guint g = 0; g < model->n_groups; g++) {
+    const KvMlp *mlp = &model->groups[g].mlp;
+    weights += (double)model->groups[g].count * mlp->n_experts * (double)mlp->expert_intermediate *
+               model->hidden * (mlp->gated ? 3.0 : 2.0);
+  }
+  return weights;
+}
+
+double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan) {
+  if (!as_published(model, plan) || model->expert_dtype == model->weight_dtype)
+    return plan->weights.bytes_per_parameter;
+  /* MXFP4: an 8-bit scale for 32 elements. */
+  return kv_dtype_bytes(model->expert_dtype) +
+         (model->expert_dtype == KV_DTYPE_FP4 ? 1.0 / 32 : 0.0);
+}
+
+double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan) {
+  double all = (double)kv_model_parameters(model), experts = expert_weights(model);
+  double tables =
+      (double)model->vocab * model->embedding_dim * (model->tied_embeddings ? 1.0 : 2.0);
+  double each = plan->weights.bytes_per_parameter;
+  return (all - experts - tables) * each + tables * MAX(each, 2.0) +
+         experts * kv_memory_expert_bytes(model, plan);
+}
+
+/* Of one GPU: experts are spread over every GPU that shares them. */
+static double own_weight_bytes(const KvModel *model, const KvPlan *plan,
+                               const KvEngineConfig *config, guint tp) {
+  double experts = expert_weights(model) * kv_memory_expert_bytes(model, plan);
+  double others = kv_memory_weight_bytes(model, plan) - experts;
+  return others / tp + experts / MAX(tp, config->expert_parallel);
+}
+
+/* Peak of the profiling pass: the residual stream twice, the widest MLP's gate, up and product; and
+ * the sampler's for each row of the vocabulary: logits as they come and in fp32, sorted with their
+ * indices, and probabilities. */
 static double activation_bytes(const KvModel *model, const KvEngineConfig *config, guint tp) {
   double widest = 0.0;
   for (guint g = 0; g < model->n_groups; g++) {
@@ -21,18 +62,18 @@ static double activation_bytes(const KvModel *model, const KvEngineConfig *confi
     widest = MAX(widest, 3.0 * width / tp);
   }
   return config->max_batched_tokens * (2.0 * model->hidden + widest) * 2.0 +
-         2.0 * 4.0 * config->max_seqs * (double)model->vocab;
+         (2.0 + 4.0 + 4.0 + 8.0 + 4.0) * config->max_seqs * (double)model->vocab;
 }
 
 gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error) {
-  double tp = tensor_parallel,
-         weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
+  double tp = tensor_parallel, weights = kv_memory_weight_bytes(model, plan);
   double usable = platform->device->memory_bytes * config->memory_utilization;
-  memory->weight_bytes = weights * plan->weights.share[KV_TIER_HBM] / tp;
+  memory->weight_bytes =
+      own_weight_bytes(model, plan, config, tensor_parallel) * plan->weights.share[KV_TIER_HBM];
   memory->activation_bytes = activation_bytes(model, config, tensor_parallel);
-  memory->framework_bytes = FRAMEWORK_BYTES;
+  memory->framework_bytes = FRAMEWORK_BYTES + FRAMEWORK_SHARE * platform->device->memory_bytes;
   memory->cache_bytes =
       usable - memory->weight_bytes - memory->activation_bytes - memory->framework_bytes;
   g_autofree char *has = kv_format_bytes(usable);
@@ -71,6 +112,7 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
   /* vLLM: block 0 is the null block. */
   if (!config->num_blocks && memory->blocks > 0)
     memory->blocks -= 1;
+  memory->blocks *= config->data_parallel; /* each rank has its own */
   if (memory->blocks == 0) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%s on %s: no block of the cache fits beside the weights in %s per GPU", model->id,

@@ -15,6 +15,12 @@
 #include "sim/engine/config.h"
 #include "sim/engine/demand.h"
 
+/* Bytes of all weights under the plan. A quantized checkpoint leaves the token tables in 16 bits; a
+ * published one may store its experts smaller than the rest. */
+double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan);
+/* Bytes of one weight of a routed expert, scales counted. */
+double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan);
+
 typedef struct {
   double weight_bytes, activation_bytes, framework_bytes, cache_bytes; /* per GPU */
   guint64 blocks;                                                      /* of one instance */

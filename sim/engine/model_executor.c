@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "sim/engine/memory.h"
 #include "sim/engine/transfer.h"
 
 enum { MEMO_TOKENS = 16384, MAX_KERNELS = 32 };
@@ -37,14 +38,20 @@ typedef struct {
   const KvPlatform *platform;
   const KvDevice *device;
   const KvEngineConfig *config;
-  guint tp;
-  double activation_bytes; /* of one element */
+  guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
+  double routed_tokens; /* of all ranks, in the step being priced; 0: the fullest's times peers */
+  double ranks;         /* that attend apart and step together */
+  double peers;         /* ranks and instances that share the experts, this one counted */
+  double activation_bytes;          /* of one element */
+  KvDtype expert_dtype, head_dtype; /* operands of the routed experts, and of the lm head */
+  double expert_bytes, head_bytes;  /* of one of their weights */
   guint graph_max_tokens;
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
   Memo *memo;
   gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
   gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
+  KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -116,6 +123,37 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
                   tokens * e * (2.0 * heads * a->head_dim + 4.0 * kv_heads * a->head_dim));
 }
 
+/* The exchange goes through NCCL and not through the engines' own all-reduce kernels, which the
+ * device's fit is of: what one collective costs more, whatever its size. From the last sequence of
+ * vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.8 ms without
+ * this); it agrees with NCCL's usual 20 to 30 us (recalled). */
+static const double COLLECTIVE_SECONDS = 20e-6;
+
+/* Routed experts. Split like other weights, every GPU holds a slice of each; spread whole over `ep`
+ * GPUs, each holds its share of them and computes the tokens of every instance that are routed
+ * there. Ranks gather each other's tokens before and scatter the sums after: an all-gather and a
+ * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange), each priced
+ * as an all-reduce of half the bytes. Where ranks run padded to the fullest, the others' batches
+ * are like this one's. */
+static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layers, double tokens) {
+  double hidden = m->model->hidden,
+         all_tokens = m->routed_tokens > 0.0 ? m->routed_tokens : tokens * m->peers;
+  double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
+  add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
+           kv_kernel_moe(m->device, m->expert_dtype, m->expert_bytes, all_tokens, hidden,
+                         (double)mlp->expert_intermediate / slices, mlp->gated,
+                         (double)mlp->n_experts / m->ep, (double)mlp->n_experts_per_token / m->ep),
+           NULL);
+  if (m->peers > 1.0) {
+    double bytes = all_tokens * hidden * m->activation_bytes;
+    KvCost one =
+        kv_kernel_all_reduce(m->device, m->platform->gpu_link, 0.5 * bytes, (guint)m->peers);
+    one.seconds += COLLECTIVE_SECONDS;
+    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "expert exchange", 2.0 * layers, one, NULL);
+    dense->link_bytes += layers * bytes;
+  }
+}
+
 static void price_mlp(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
   const KvMlp *mlp = &group->mlp;
   double layers = group->count, hidden = m->model->hidden, e = m->activation_bytes, tp = m->tp;
@@ -128,12 +166,7 @@ static void price_mlp(Model *m, Dense *dense, const KvLayerGroup *group, double 
     add_gemm(m, dense, KV_COMPONENT_MLP, "down projection", layers, tokens, intermediate, hidden);
   }
   if (mlp->n_experts > 0) {
-    add_gemm(m, dense, KV_COMPONENT_MLP, "router", layers, tokens, hidden, mlp->n_experts);
-    add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
-             kv_kernel_moe(m->device, m->plan->weights.dtype, m->plan->weights.bytes_per_parameter,
-                           tokens, hidden, (double)mlp->expert_intermediate / tp, mlp->gated,
-                           mlp->n_experts, mlp->n_experts_per_token),
-             NULL);
+    price_experts(m, dense, mlp, layers, tokens);
   }
 }
 
@@ -158,8 +191,14 @@ static void price_head(Model *m, Dense *dense, double rows) {
   *dense = (Dense){.known = TRUE};
   if (rows <= 0.0)
     return;
-  add_gemm(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0, rows, m->model->hidden,
-           (double)m->model->vocab / m->tp);
+  char operands[64] = "";
+  double columns = (double)m->model->vocab / m->tp;
+  if (m->trace)
+    snprintf(operands, sizeof operands, "m=%.0f k=%u n=%.0f %s", rows, m->model->hidden, columns,
+             kv_dtype_names[m->head_dtype]);
+  add_line(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0,
+           kv_kernel_gemm(m->device, m->head_dtype, m->head_bytes, rows, m->model->hidden, columns),
+           operands);
   add_line(m, dense, KV_COMPONENT_SAMPLING, "sampling", 1.0,
            kv_kernel_sampling(m->device, rows, m->model->vocab), NULL);
 }
@@ -177,33 +216,54 @@ static const Dense *dense_of(Model *m, Dense *memo, PriceDense price, guint64 si
   return scratch;
 }
 
-/* Attention of prompt chunks: one kernel over all of them, so the fixed cost counts once. */
+/* Of all chunks' work, what falls on one rank: a single chunk wholly, many evenly. */
+static void keep_one_rank(const Model *m, const KvStep *step, KvAttentionWork *work) {
+  double share = 1.0 / fmin(m->ranks, step->n_chunks);
+  work->blocks *= share;
+  work->busy_seconds *= share;
+  work->bytes_seconds *= share;
+  work->flops *= share;
+  work->bytes *= share;
+}
+
+/* Attention of prompt chunks: one call over all of them. Leaves the call's work in
+ * m->chunk_work, for the decoding sequences that may share it. */
 static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
   for (guint g = 0; g < m->model->n_groups; g++) {
     const KvLayerGroup *group = &m->model->groups[g];
     const KvAttention *a = &group->attention;
+    KvAttentionWork *work = &m->chunk_work[g];
+    *work = (KvAttentionWork){0};
     if (a->kind == KV_ATTENTION_NONE)
       continue;
     gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
     double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
-    double fixed = m->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].fixed_seconds;
-    KvCost sum = {0};
-    for (guint i = 0; i < step->n_chunks; i++) {
-      KvCost one = kv_kernel_prefill_attention(
+    for (guint i = 0; i < step->n_chunks; i++)
+      kv_kernel_add_prefill_attention(
           m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
           a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
-          m->plan->element_bytes);
-      sum.seconds += one.seconds - (i ? MIN(fixed, one.seconds) : 0.0);
-      sum.flops += one.flops;
-      sum.bytes += one.bytes;
-      sum.bound = one.bound;
-    }
-    sum.seconds *= m->plan->prefill_flops_scale;
-    sum.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, sum,
+          m->plan->element_bytes, work);
+    keep_one_rank(m, step, work);
+    KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
+    cost.seconds *= m->plan->prefill_flops_scale;
+    cost.flops *= m->plan->prefill_flops_scale;
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, cost,
              NULL);
   }
+}
+
+/* What decoding sequences add to the call that the chunks of their step are in. */
+static KvCost decode_beside_chunks(const Model *m, const KvAttentionWork *chunks,
+                                   const KvDecodeAttention *operands) {
+  KvAttentionWork both = *chunks;
+  kv_kernel_add_decode_attention(m->device, KV_DTYPE_BF16, operands, &both);
+  KvCost alone = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, chunks);
+  KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, &both);
+  cost.seconds -= alone.seconds;
+  cost.flops -= alone.flops;
+  cost.bytes -= alone.bytes;
+  return cost;
 }
 
 /* Decode attention at repeat `at` (any real number): seconds on the GPU, and what it moved and
@@ -215,10 +275,13 @@ typedef struct {
   double launches;
 } Attention;
 
-static Attention price_attention(const Model *m, const KvDecodeBatch *decode, double at) {
+static Attention price_attention(const Model *m, const KvStep *step, double at) {
+  const KvDecodeBatch *decode = &step->decode;
   Attention sum = {0};
-  double n = (double)(decode->n + decode->padding), tp = m->tp;
-  double pad = decode->n ? n / (double)decode->n : 1.0;
+  gboolean shares_call =
+      step->n_chunks > 0 && kv_kernel_attention_shares_call(m->device, KV_DTYPE_BF16);
+  double n = (double)(decode->n + decode->padding) / m->ranks, tp = m->tp;
+  double pad = decode->n ? n / (double)decode->n : 1.0; /* what of the sums is one rank's */
   for (guint r = 0; r < m->curves->n_readers; r++) {
     const KvReader *reader = &m->curves->readers[r].reader;
     double bytes = 0.0, flops = 0.0, tokens = 0.0, host_bytes = 0.0, fetched = 0.0;
@@ -239,10 +302,20 @@ static Attention price_attention(const Model *m, const KvDecodeBatch *decode, do
       sum.host_seconds += fmax(host_bytes / p->host_memory->read_Bps, flops / p->cpu_flops);
       continue;
     }
-    double layers = reader->layers;
-    KvCost one = kv_kernel_decode_attention(m->device, reader->format, n,
-                                            (bytes + fetched) / layers / tp, flops / layers / tp,
-                                            fmax(1.0, reader->n_kv_heads / tp), tokens / n);
+    double layers = reader->layers, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+    guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
+    const KvAttention *a = &m->model->groups[group].attention;
+    KvDecodeAttention operands = {.batch = n,
+                                  .read_bytes = (bytes + fetched) / layers / tp,
+                                  .flops = flops / layers / tp,
+                                  .n_kv_heads = kv_heads,
+                                  .group = fmax(1.0, a->n_heads / tp / kv_heads),
+                                  .mean_tokens = tokens / n,
+                                  .window =
+                                      a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
+    gboolean beside = shares_call && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+    KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
+                        : kv_kernel_decode_attention(m->device, reader->format, &operands);
     sum.seconds += layers * one.seconds / reader->efficiency;
     sum.flops += flops / tp;
     sum.bytes += (bytes + fetched) / tp;
@@ -364,9 +437,33 @@ static guint64 captured_size(guint64 tokens) {
 typedef struct {
   const Dense *layers, *head;
   Dense layers_scratch, head_scratch, rest; /* rest: prefill attention */
-  double rows, tokens;
+  double rows, tokens;                      /* of the fullest rank */
   gboolean graph;
 } Priced;
+
+/* Tokens of the rank that has most, and rows it samples: decoding sequences are spread evenly, each
+ * chunk goes whole to the rank that has least. Every rank runs padded to the fullest. */
+static guint64 fullest_rank(const Model *m, const KvStep *step, guint64 *rows) {
+  enum { MOST_RANKS = 1024 };
+  guint ranks = MIN((guint)m->ranks, MOST_RANKS);
+  guint64 decoding = (step->decode.n + step->decode.padding + ranks - 1) / ranks, most = 0;
+  guint64 tokens[MOST_RANKS], lasts[MOST_RANKS];
+  memset(tokens, 0, ranks * sizeof *tokens);
+  memset(lasts, 0, ranks * sizeof *lasts);
+  for (guint i = 0; i < step->n_chunks; i++) {
+    guint least = 0;
+    for (guint r = 1; r < ranks; r++)
+      least = tokens[r] < tokens[least] ? r : least;
+    tokens[least] += step->chunks[i].tokens;
+    lasts[least] += step->chunks[i].last;
+  }
+  *rows = decoding;
+  for (guint r = 0; r < ranks; r++) {
+    most = MAX(most, tokens[r]);
+    *rows = MAX(*rows, decoding + lasts[r]);
+  }
+  return decoding + most;
+}
 
 /* FlexGen computes a block of sequences in n_gpu_batches parts, one after the other, layer by
  * layer. */
@@ -391,21 +488,27 @@ static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense
   return scratch;
 }
 
+/* Ranks that are not padded wait for the fullest, but experts see only the tokens there are. */
+static const Dense *layers_unpadded(Model *m, const KvStep *step, guint64 size, Dense *scratch) {
+  m->routed_tokens = (double)(step->decode.n + step->decode.padding);
+  for (guint i = 0; i < step->n_chunks; i++)
+    m->routed_tokens += step->chunks[i].tokens;
+  price_layers(m, scratch, (double)size);
+  m->routed_tokens = 0.0;
+  return scratch;
+}
+
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
-  guint64 chunk_tokens = 0, rows = step->decode.n + step->decode.padding;
-  guint64 tokens = rows;
-  for (guint i = 0; i < step->n_chunks; i++) {
-    chunk_tokens += step->chunks[i].tokens;
-    rows += step->chunks[i].last;
-  }
-  tokens += chunk_tokens;
+  guint64 rows = 0, tokens = fullest_rank(m, step, &rows);
   priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens;
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
   if (strcmp(m->config->scheduler, "flexgen") == 0)
     priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
+  else if (m->ranks > 1.0 && !m->config->pad_ranks)
+    priced->layers = layers_unpadded(m, step, size, &priced->layers_scratch);
   else
     priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
   priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
@@ -417,7 +520,7 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
 /* The step's time at repeat `at`, and what of it is not kernels. */
 static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, Dense *work, double *transfer, double *launch) {
-  *attention = step->decode.n ? price_attention(m, &step->decode, at) : (Attention){0};
+  *attention = step->decode.n ? price_attention(m, step, at) : (Attention){0};
   *work = (Dense){.known = TRUE};
   if (m->plan->work->len)
     price_work(m, work, step, at);
@@ -426,6 +529,8 @@ static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced,
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
                priced->rest.total_seconds + work->total_seconds + attention->seconds;
   double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
+  if (!priced->graph) /* the framework's own work to launch a kernel may keep the GPU waiting */
+    launched = fmax(launched, kernels * m->config->eager_kernel_seconds);
   *launch = launched - gpu;
   *transfer = m->streams ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
   return launched + *transfer;
@@ -490,6 +595,13 @@ static void weights_of(guint64 j, guint64 k, double weight[SAMPLES]) {
   weight[4] = 2.0 / 3.0 * (u4 + u3 - 0.25 * u2 - 0.25 * u1);
 }
 
+/* How far the quadratic through the outer and the middle one of five samples is off at the others.
+ */
+static double bend(double f0, double f1, double f2, double f3, double f4) {
+  double left = 0.375 * f0 + 0.75 * f2 - 0.125 * f4, right = -0.125 * f0 + 0.75 * f2 + 0.375 * f4;
+  return fabs(left - f1) + fabs(right - f3);
+}
+
 static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *pricing) {
   Model *m = (Model *)executor;
   price_fixed_part(m, step, &pricing->priced);
@@ -502,10 +614,10 @@ static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *
     /* At the inner samples the quadratic through the outer three differs from the quartic the most.
      */
     const Varying *f = pricing->at;
-    double left = 0.375 * f[0].seconds + 0.75 * f[2].seconds - 0.125 * f[4].seconds;
-    double right = -0.125 * f[0].seconds + 0.75 * f[2].seconds + 0.375 * f[4].seconds;
-    double off = fabs(left - f[1].seconds) + fabs(right - f[3].seconds);
-    if (off <= 1e-7 * f[2].seconds)
+    double off = bend(f[0].seconds, f[1].seconds, f[2].seconds, f[3].seconds, f[4].seconds);
+    double of_attention =
+        bend(f[0].attention, f[1].attention, f[2].attention, f[3].attention, f[4].attention);
+    if (off <= 1e-7 * f[2].seconds && of_attention <= 1e-6 * f[2].attention)
       return pricing->repeats = k;
   }
   for (guint i = 1; i < k; i++)
@@ -631,6 +743,7 @@ static void model_destroy(KvExecutor *executor) {
   kv_transfers_free(m->transfers);
   if (--m->memo->references == 0)
     g_free(m->memo);
+  g_free(m->chunk_work);
   g_free(m);
 }
 
@@ -665,6 +778,19 @@ static void set_paths(Model *m) {
   }
 }
 
+/* Quantized checkpoints leave the lm head in 16 bits; published ones may store experts smaller than
+ * the rest. */
+static void set_dtypes(Model *m) {
+  const KvWeights *w = &m->plan->weights;
+  gboolean as_published = w->dtype == m->model->weight_dtype;
+  gboolean quantized = w->bytes_per_parameter < 2.0;
+  m->expert_dtype = as_published ? m->model->expert_dtype : w->dtype;
+  m->expert_bytes =
+      as_published ? kv_memory_expert_bytes(m->model, m->plan) : w->bytes_per_parameter;
+  m->head_dtype = quantized ? KV_DTYPE_BF16 : w->dtype;
+  m->head_bytes = quantized ? 2.0 : w->bytes_per_parameter;
+}
+
 KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
                                   const KvPlanCurves *curves, const KvPlatform *platform,
                                   const KvEngineConfig *config, guint tensor_parallel) {
@@ -677,10 +803,15 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->device = platform->device;
   m->config = config;
   m->tp = tensor_parallel;
+  m->ranks = config->data_parallel;
+  m->ep = config->expert_parallel ? config->expert_parallel : 1;
+  m->peers = fmax(m->ranks, (double)m->ep / m->tp);
+  set_dtypes(m);
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;
   m->memo = g_new0(Memo, 1);
   m->memo->references = 1;
+  m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
@@ -688,7 +819,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
     for (guint t = 0; t < KV_N_TIERS; t++)
       m->written_bytes[t] += curves->stored_bytes[t][c] * slope;
   }
-  double weights = (double)kv_model_parameters(model) * plan->weights.bytes_per_parameter;
+  double weights = kv_memory_weight_bytes(model, plan);
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
   find_streams(m);
@@ -700,6 +831,7 @@ KvExecutor *kv_model_executor_twin(KvExecutor *like) {
   g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
   Model *m = g_memdup2(like, sizeof *m);
   m->memo->references++;
+  m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
   set_paths(m);
   return &m->base;

@@ -11,6 +11,8 @@
 static guint32 chunk_want(const KvEngineConfig *config, guint32 want, guint64 budget) {
   if (config->long_prefill_threshold > 0)
     want = MIN(want, config->long_prefill_threshold);
+  if (config->data_parallel > 1) /* one rank's budget is as much as a prompt can get */
+    budget = MIN(budget, config->max_batched_tokens);
   return (guint32)MIN(want, budget);
 }
 
@@ -70,11 +72,12 @@ static void schedule(KvInstance *instance, double now, KvBatch *batch) {
   gboolean preempted = kv_instance_make_room(instance, batch);
   batch->decodes = kv_decode_set_size(instance->decode) > 0;
   guint64 decoding = kv_decode_set_size(instance->decode);
-  guint64 budget = instance->config->max_batched_tokens;
+  guint64 ranks = instance->config->data_parallel;
+  guint64 budget = ranks * instance->config->max_batched_tokens;
   budget -= MIN(budget, decoding);
   preempted |= continue_prompts(instance, batch, &budget);
   while (!preempted && budget > 0 && instance->waiting.n > 0) {
-    if (instance->n_running >= instance->config->max_seqs) {
+    if (instance->n_running >= ranks * instance->config->max_seqs) {
       instance->blocked = TRUE;
       break;
     }

@@ -65,7 +65,7 @@ struct KvSequence {
   guint32 lower_tier_tokens; /* of them, those loaded from a lower tier */
   guint32 preemptions;
   guint64 recomputed_tokens;
-  double arrival_seconds, drained_seconds, scheduled_seconds, first_token_seconds,
+  double arrival_seconds, seen_seconds, drained_seconds, scheduled_seconds, first_token_seconds,
       last_token_seconds;
   double deadline_seconds, think_seconds, session_start_seconds;
   guint32 instance;        /* which one serves it */

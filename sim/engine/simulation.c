@@ -40,7 +40,7 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
   const KvSchedulerClass *scheduler = kv_scheduler_find(e->scheduler);
   if (scheduler->holds_rows || strcmp(e->scheduler, "orca") == 0)
     e->allocator = "reserved";
-  if (strcmp(e->allocator, "reserved") == 0 || strcmp(e->scheduler, "vllm-v1") != 0)
+  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->async)
     e->prefix_caching = FALSE;
   if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
     e->reservation = KV_RESERVE_ORACLE;
@@ -59,13 +59,13 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   const KvScenario *s = setup->scenario;
   guint per_node = setup->platform->n_gpus_per_node, all = per_node * setup->platform->n_nodes;
   guint heads = setup->model->groups[0].attention.n_heads;
-  if (s->tensor_parallel > per_node || s->tensor_parallel * s->replicas > all) {
+  guint one = s->tensor_parallel * s->engine.data_parallel;
+  if (one > per_node || one * s->replicas > all) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%u replicas of %u GPUs need %u GPUs, platform %s has %u (%u a node), "
                 "expected a larger platform such as %ux%s",
-                s->replicas, s->tensor_parallel, s->tensor_parallel * s->replicas,
-                setup->platform->id, all, per_node, s->tensor_parallel * s->replicas,
-                setup->platform->device->id);
+                s->replicas, one, one * s->replicas, setup->platform->id, all, per_node,
+                one * s->replicas, setup->platform->device->id);
     return FALSE;
   }
   if (heads % s->tensor_parallel) {
@@ -133,6 +133,8 @@ typedef struct {
   KvInstance **instances;
   KvExecutor **executors;
   KvEventQueue *events; /* by instance */
+  double tokenized;     /* when the prompt that came last is tokenized */
+  GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
 } Run;
 
@@ -196,6 +198,7 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
+  run->sent = g_sequence_new(NULL);
   run->n = s->replicas;
   run->instances = g_new0(KvInstance *, run->n);
   run->executors = g_new0(KvExecutor *, run->n);
@@ -242,12 +245,53 @@ static void run_end(Run *run) {
   g_free(run->instances);
   g_free(run->executors);
   kv_event_queue_free(run->events);
+  if (run->sent) {
+    g_sequence_foreach(run->sent, (GFunc)(void (*)(void))kv_sequence_free, NULL);
+    g_sequence_free(run->sent);
+  }
   kv_arrival_source_free(run->source);
   kv_metrics_free(run->metrics);
 }
 
+static gint by_seen(gconstpointer a, gconstpointer b, gpointer user) {
+  const KvSequence *x = a, *y = b;
+  if (x->seen_seconds != y->seen_seconds)
+    return x->seen_seconds < y->seen_seconds ? -1 : 1;
+  return x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* When the engine sees a request that is on its way; G_MAXDOUBLE if there is none. */
+static double next_seen(const Run *run) {
+  GSequenceIter *first = g_sequence_get_begin_iter(run->sent);
+  return g_sequence_iter_is_end(first) ? G_MAXDOUBLE
+                                       : ((KvSequence *)g_sequence_get(first))->seen_seconds;
+}
+
+static void enter(Run *run, KvSequence *sequence, double now);
+
+/* A client sends a request. */
 static void arrive(Run *run, double now) {
   KvSequence *sequence = kv_arrival_source_take(run->source);
+  const KvScenario *s = run->setup->scenario;
+  /* One thread tokenizes, prompt after prompt. */
+  run->tokenized = MAX(run->tokenized, now + s->client_request_seconds) +
+                   s->client_token_seconds * (double)sequence->input_tokens;
+  sequence->seen_seconds = run->tokenized;
+  if (sequence->seen_seconds > now)
+    g_sequence_insert_sorted(run->sent, sequence, by_seen, NULL);
+  else
+    enter(run, sequence, now);
+}
+
+static void enter_next(Run *run) {
+  GSequenceIter *first = g_sequence_get_begin_iter(run->sent);
+  KvSequence *sequence = g_sequence_get(first);
+  g_sequence_remove(first);
+  enter(run, sequence, sequence->seen_seconds);
+}
+
+/* The engine sees it. */
+static void enter(Run *run, KvSequence *sequence, double now) {
   double scale = run->setup->scenario->output_scale;
   if (scale != 1.0)
     sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
@@ -283,9 +327,13 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
     if (!kv_arrival_source_next(run->source, &arrival, error))
       return FALSE;
     double wake = kv_event_queue_next(run->events, &source);
-    if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE)
+    double seen = next_seen(run);
+    if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE && seen == G_MAXDOUBLE)
       break;
-    if (arrival <= wake) { /* what arrives as a step ends is seen by the decision made then */
+    if (seen <= wake && seen <= arrival) {
+      enter_next(run);
+    } else if (arrival <=
+               wake) { /* what arrives as a step ends is seen by the decision made then */
       arrive(run, arrival);
     } else {
       KvInstance *instance = run->instances[source];
@@ -353,12 +401,12 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->platform = g_strdup(u->platform->id);
   s->n_instances = sc->replicas;
   s->tensor_parallel = sc->tensor_parallel;
-  s->n_gpus = sc->replicas * sc->tensor_parallel;
+  s->n_gpus = sc->replicas * sc->tensor_parallel * sc->engine.data_parallel;
   s->calibrated = u->platform->device->calibrated;
   s->executor = run->executors[0]->class->name;
   s->block_tokens = sc->engine.block_tokens;
   s->total_blocks = u->memory.blocks;
-  s->block_bytes = u->demand.block_bytes / sc->tensor_parallel;
+  s->block_bytes = u->demand.block_bytes / (sc->tensor_parallel * sc->engine.data_parallel);
   s->cache_bytes = (double)u->memory.blocks * s->block_bytes;
   s->weight_bytes = u->memory.weight_bytes;
   s->activation_bytes = u->memory.activation_bytes;

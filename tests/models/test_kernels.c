@@ -29,7 +29,11 @@ static KvDevice round_device(void) {
                                                               .flops_share = 0.8,
                                                               .sustained_share = 1,
                                                               .bandwidth_share = 0.9,
-                                                              .sharpness = 4};
+                                                              .sharpness = 4,
+                                                              .kernel = KV_ATTENTION_KERNEL_FA3,
+                                                              .fill_share = 0.5,
+                                                              .softmax_dims = 16,
+                                                              .lone_factor = 1};
   return device;
 }
 
@@ -138,8 +142,13 @@ static void test_prefill_in_chunks_does_the_same_work(void) {
 
 /* One layer of a Llama-3-8B decode step. */
 static KvCost decode(const KvDevice *device, double batch, double tokens) {
-  return kv_kernel_decode_attention(device, KV_DTYPE_BF16, batch, batch * tokens * 2 * 8 * 128 * 2,
-                                    batch * tokens * 4 * 32 * 128, 8, tokens);
+  const KvDecodeAttention operands = {.batch = batch,
+                                      .read_bytes = batch * tokens * 2 * 8 * 128 * 2,
+                                      .flops = batch * tokens * 4 * 32 * 128,
+                                      .n_kv_heads = 8,
+                                      .group = 4,
+                                      .mean_tokens = tokens};
+  return kv_kernel_decode_attention(device, KV_DTYPE_BF16, &operands);
 }
 
 static void test_decode_reads_the_cache_at_bandwidth(void) {
@@ -167,7 +176,7 @@ static void test_decode_is_smooth_in_context(void) {
       g_assert_cmpfloat(slope, >=, 0);
       double limit = batches[b] * 2 * 8 * 128 * 2 / 3.6e12;
       if (!isnan(before))
-        g_assert_cmpfloat(fabs(slope - before), <, 0.1 * limit);
+        g_assert_cmpfloat(fabs(slope - before), <, 0.4 * MAX(before, limit));
       before = slope;
     }
   }
@@ -272,10 +281,17 @@ static GArray *synthetic_rows(const KvDevice *device, double noise) {
 
 static void test_fit_recovers_a_device_despite_outliers(void) {
   KvDevice truth = round_device();
-  truth.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16] =
-      (KvEfficiency){6e-6, 0.72, 0.86, 3.4, 0, 0.88, 0, 0};
-  truth.efficiency[KV_KERNEL_DECODE_ATTENTION][KV_DTYPE_BF16] =
-      (KvEfficiency){9e-6, 0.25, 0.77, 3, 0, 1, 2e-6, 0};
+  KvEfficiency *gemm = &truth.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16],
+               *attention = &truth.efficiency[KV_KERNEL_DECODE_ATTENTION][KV_DTYPE_BF16];
+  *gemm = (KvEfficiency){.fixed_seconds = 6e-6,
+                         .flops_share = 0.72,
+                         .bandwidth_share = 0.86,
+                         .sharpness = 3.4,
+                         .sustained_share = 0.88};
+  attention->fixed_seconds = 9e-6;
+  attention->flops_share = 0.25;
+  attention->bandwidth_share = 0.77;
+  attention->block_seconds = 2e-6;
   g_autoptr(GArray) rows = synthetic_rows(&truth, 0.02);
   KvDevice fitted = round_device();
   KvMeasuring measuring = {0};
@@ -287,7 +303,10 @@ static void test_fit_recovers_a_device_despite_outliers(void) {
                        *set = &truth.efficiency[family][KV_DTYPE_BF16];
     assert_near(found->fixed_seconds, set->fixed_seconds, 0.08);
     assert_near(found->bandwidth_share, set->bandwidth_share, 0.03);
-    assert_near(found->flops_share, set->flops_share, i ? 0.15 : 0.05);
+    if (family == KV_KERNEL_GEMM) /* decoding hardly computes */
+      assert_near(found->flops_share, set->flops_share, 0.05);
+    else
+      assert_near(found->block_seconds, set->block_seconds, 0.1);
   }
   KvResidual residual[KV_N_OBSERVED];
   kv_fit_cross_validate(&fitted, rows, KV_DTYPE_BF16, 1000, 0, residual, NULL);

@@ -1,0 +1,157 @@
+/* kvsim validate: replay measured runs of real engines and say how far the prediction is off. */
+#include <stdio.h>
+#include <string.h>
+
+#include "sim/base/error.h"
+#include "sim/cli/cli.h"
+#include "sim/base/error.h"
+#include "sim/base/output.h"
+#include "sim/validate/comparison.h"
+#include "viz/plots_validate.h"
+
+typedef struct {
+  char **measured, **traces, **set, *platform, *match, *kind, *directory;
+  gboolean as_json, each, markdown;
+} Options;
+
+static void options_clear(Options *o) {
+  g_strfreev(o->measured);
+  g_strfreev(o->traces);
+  g_strfreev(o->set);
+  g_free(o->platform);
+  g_free(o->match);
+  g_free(o->kind);
+  g_free(o->directory);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
+
+static gboolean parse(Options *o, int *argc, char ***argv, GError **error) {
+  const GOptionEntry entries[] = {
+      {"measured", 'M', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->measured,
+       "a measured run, a table of them, or a folder; may be given again", "PATH"},
+      {"traces", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &o->traces,
+       "folder of the traces that logs name (else looked for above the log)", "DIR"},
+      {"platform", 'p', 0, G_OPTION_ARG_STRING, &o->platform,
+       "simulate on this instead of what was measured on", "PLATFORM"},
+      {"kind", 0, 0, G_OPTION_ARG_STRING, &o->kind, "only runs of this kind of file", "ID"},
+      {"match", 0, 0, G_OPTION_ARG_STRING, &o->match,
+       "only runs whose name holds all of these words", "TEXT"},
+      {"set", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->set,
+       "set any field of every scenario, after what the run recorded", "SECTION.KEY=VALUE"},
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &o->directory,
+       "folder for report.html, with pictures, and comparisons.json", "DIR"},
+      {"each", 0, 0, G_OPTION_ARG_NONE, &o->each, "a table of every run, however many", NULL},
+      {"markdown", 0, 0, G_OPTION_ARG_NONE, &o->markdown,
+       "print the section of docs/accuracy-runs.md", NULL},
+      {"json", 0, 0, G_OPTION_ARG_NONE, &o->as_json, "print JSON", NULL},
+      {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL},
+  };
+  if (!kv_cli_parse(kv_command_find("validate"), entries, argc, argv, error))
+    return FALSE;
+  if (*argc == 1 && o->measured)
+    return TRUE;
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+              "validate: %s, expected --measured PATH (see 'kvsim "
+              "validate --help')",
+              o->measured ? "takes no arguments" : "nothing to compare with");
+  return FALSE;
+}
+
+static gboolean wanted(const Options *o, const KvMeasuredRun *run) {
+  if (o->kind && strcmp(o->kind, run->kind))
+    return FALSE;
+  g_auto(GStrv) words = g_strsplit(o->match ? o->match : "", " ", -1);
+  for (guint i = 0; words[i]; i++)
+    if (!strstr(run->name, words[i]))
+      return FALSE;
+  return TRUE;
+}
+
+static gboolean apply(const Options *o, KvMeasuredRun *run, GError **error) {
+  for (guint i = 0; o->set && o->set[i]; i++)
+    if (!kv_scenario_set(run->scenario, o->set[i], error))
+      return FALSE;
+  return TRUE;
+}
+
+static void print_json(const GPtrArray *comparisons, const GPtrArray *skipped) {
+  json_t *runs = json_array(), *reasons = json_array();
+  for (guint i = 0; i < comparisons->len; i++)
+    json_array_append_new(runs, kv_comparison_to_json(g_ptr_array_index(comparisons, i)));
+  for (guint i = 0; i < skipped->len; i++)
+    json_array_append_new(reasons, json_string(g_ptr_array_index(skipped, i)));
+  json_t *root = json_pack("{s:o, s:o}", "runs", runs, "not_simulated", reasons);
+  char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+  puts(text);
+  free(text);
+  json_decref(root);
+}
+
+static void print_tables(const Options *o, const GPtrArray *comparisons) {
+  if (o->markdown) {
+    g_autofree char *page = kv_accuracy_page(comparisons);
+    fputs(page, stdout);
+    return;
+  }
+  gboolean few = comparisons->len <= 6;
+  for (guint i = 0; i < comparisons->len && (few || o->each); i++) {
+    g_autofree char *table = kv_comparison_table(g_ptr_array_index(comparisons, i));
+    printf("%s\n", table);
+  }
+  if (comparisons->len < 2)
+    return;
+  g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons, FALSE);
+  g_autofree char *table = kv_accuracy_table(accuracy, FALSE);
+  printf("%u runs, error of the prediction:\n%s", comparisons->len, table);
+}
+
+static gboolean write_report(const Options *o, const GPtrArray *comparisons, GError **error) {
+  g_autoptr(KvRunDirectory) directory = kv_run_directory_begin(o->directory, error);
+  if (!directory)
+    return FALSE;
+  /* An earlier report in its place is known by the two files together. */
+  g_autofree char *scenario = kv_run_directory_file(directory, "scenario.json");
+  return kv_output_write_file(scenario, "{}\n", -1, error) &&
+         kv_validate_report_write(directory, comparisons, error) &&
+         kv_run_directory_commit(g_steal_pointer(&directory), error);
+}
+
+gboolean kv_command_validate(int argc, char **argv, GError **error) {
+  g_auto(Options) o = {0};
+  if (!parse(&o, &argc, &argv, error))
+    return FALSE;
+  KvMeasuredOptions options = {(const char *const *)o.traces, o.platform};
+  g_autoptr(GPtrArray) runs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_measured_run_free);
+  for (guint i = 0; o.measured[i]; i++)
+    if (!kv_measured_read(o.measured[i], &options, runs, error))
+      return FALSE;
+  g_autoptr(GPtrArray) comparisons =
+      g_ptr_array_new_with_free_func((GDestroyNotify)kv_comparison_free);
+  g_autoptr(GPtrArray) skipped = g_ptr_array_new_with_free_func(g_free);
+  for (guint i = 0; i < runs->len; i++) {
+    KvMeasuredRun *run = g_ptr_array_index(runs, i);
+    if (!wanted(&o, run))
+      continue;
+    if (!apply(&o, run, error))
+      return FALSE;
+    g_autoptr(GError) problem = NULL;
+    KvComparison *comparison = kv_comparison_new(run, &kv_interrupted, &problem);
+    if (comparison) {
+      g_ptr_array_add(comparisons, comparison);
+    } else if (g_error_matches(problem, KV_ERROR, KV_ERROR_USAGE) && runs->len > 1) {
+      /* One row of a table that cannot be simulated is said, and does not hide the others. */
+      g_ptr_array_add(skipped, g_strdup(problem->message));
+      fprintf(stderr, "kvsim: not simulated: %s\n", problem->message);
+    } else {
+      g_propagate_error(error, g_steal_pointer(&problem));
+      return FALSE;
+    }
+  }
+  if (o.directory && !write_report(&o, comparisons, error))
+    return FALSE;
+  if (o.as_json)
+    print_json(comparisons, skipped);
+  else
+    print_tables(&o, comparisons);
+  return TRUE;
+}

@@ -1,0 +1,12 @@
+/* The entries of kv_measured_kinds: one file each. */
+#ifndef KV_SIM_VALIDATE_KINDS_H
+#define KV_SIM_VALIDATE_KINDS_H
+
+#include "sim/validate/measured.h"
+
+extern const KvMeasuredKind kv_measured_vllm_log;     /* read_vllm_log.c */
+extern const KvMeasuredKind kv_measured_inferencemax; /* read_inferencemax.c */
+extern const KvMeasuredKind kv_measured_silicon;      /* read_silicon.c */
+extern const KvMeasuredKind kv_measured_vllm_bench;   /* read_vllm_bench.c */
+
+#endif

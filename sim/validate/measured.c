@@ -1,0 +1,198 @@
+#include "sim/validate/measured.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "models/hardware/hardware.h"
+#include "models/llm/llm.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "sim/validate/kinds.h"
+#include "traces/stream.h"
+
+const char *const kv_statistic_names[] = {"mean", "p50", "p90", "p95", "p99", NULL};
+const char *const kv_rate_names[] = {"makespan", "requests_per_second", "output_tokens_per_second",
+                                     "total_tokens_per_second", NULL};
+
+const KvMeasuredKind *const kv_measured_kinds[] = {
+    &kv_measured_vllm_log,
+    &kv_measured_inferencemax,
+    &kv_measured_silicon,
+    &kv_measured_vllm_bench,
+    NULL,
+};
+
+KvMeasuredRun *kv_measured_run_new(const char *kind) {
+  KvMeasuredRun *run = g_new0(KvMeasuredRun, 1);
+  run->kind = g_strdup(kind);
+  run->scenario = kv_scenario_new();
+  for (guint l = 0; l < KV_N_LATENCIES; l++)
+    for (guint s = 0; s < KV_N_STATISTICS; s++)
+      run->latency[l][s] = NAN;
+  for (guint r = 0; r < KV_N_RATES; r++)
+    run->rate[r] = NAN;
+  return run;
+}
+
+void kv_measured_run_free(KvMeasuredRun *run) {
+  if (!run)
+    return;
+  g_free(run->kind);
+  g_free(run->name);
+  g_free(run->group);
+  g_free(run->source);
+  g_free(run->trace);
+  g_free(run->workload);
+  kv_scenario_free(run->scenario);
+  g_clear_pointer(&run->requests, g_array_unref);
+  g_clear_pointer(&run->levels, g_array_unref);
+  g_free(run);
+}
+
+static char *plain(const char *name) {
+  g_autofree char *base = g_path_get_basename(name);
+  GString *letters = g_string_new(NULL);
+  for (const char *c = base; *c; c++)
+    if (g_ascii_isalnum(*c))
+      g_string_append_c(letters, g_ascii_tolower(*c));
+  return g_string_free(letters, FALSE);
+}
+
+/* How well `id` fits `name`, both plain: the length in common if one begins with the other. */
+static gsize fit(const char *name, const char *id) {
+  gboolean begins = g_str_has_prefix(name, id) || g_str_has_prefix(id, name);
+  return begins ? 2 * MIN(strlen(name), strlen(id)) + (strlen(name) == strlen(id)) : 0;
+}
+
+static const char *best_fit(const char *name, const char *const *ids) {
+  g_autofree char *wanted = plain(name);
+  const char *best = NULL;
+  gsize longest = 0;
+  for (guint i = 0; ids[i]; i++) {
+    g_autofree char *id = plain(ids[i]);
+    gsize common = fit(wanted, id);
+    if (common > longest) {
+      longest = common;
+      best = ids[i];
+    }
+  }
+  return best;
+}
+
+const char *kv_measured_model(const char *name) {
+  return best_fit(name, kv_model_ids());
+}
+
+const char *kv_measured_device(const char *name) {
+  return best_fit(name, kv_device_ids());
+}
+
+gboolean kv_measured_name(KvMeasuredRun *run, const char *place, const char *model,
+                          const char *device, guint n_gpus, const KvMeasuredOptions *options,
+                          GError **error) {
+  KvScenario *s = run->scenario;
+  const char *known = kv_measured_model(model);
+  const char *gpu = options->platform ? options->platform : kv_measured_device(device);
+  if (!known || !gpu) {
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: %s '%s' is not in the catalogue, expected %s",
+                place, known ? "GPU" : "model", known ? device : model,
+                known ? "one of `kvsim list platforms` (or --platform)"
+                      : "one of `kvsim list models`");
+    return FALSE;
+  }
+  g_free(s->model);
+  g_free(s->platform);
+  s->model = g_strdup(known);
+  s->platform =
+      options->platform || n_gpus < 2 ? g_strdup(gpu) : g_strdup_printf("%ux%s", n_gpus, gpu);
+  return TRUE;
+}
+
+/* InferenceMAX, autumn 2025: median TTFT less two median inter-token times and the step with the
+ * prompt (the 99th percentile of inter-token time at 16 in flight) is a whole number of further
+ * steps. It becomes 0 where a step takes more than about 10 ms (prompts of 1k; between 8 and 12 ms
+ * by steps of 4 ms), and is 22 to 30 ms for prompts of 8k at steps of 4 ms. An H200's 70B at one
+ * request/s, prompts of 200 tokens, leaves 4 to 6 ms. */
+void kv_measured_over_http(KvScenario *scenario) {
+  scenario->client_request_seconds = 5e-3;
+  scenario->client_token_seconds = 3e-6;
+}
+
+char *kv_measured_closed_workload(guint64 n, guint32 input_tokens, guint32 output_tokens,
+                                  double share) {
+  KvRandom random;
+  kv_random_seed(&random, 0, 0);
+  GString *text = g_string_new("{\"kvsim_trace\":1,\"timing\":\"untimed\"}\n");
+  for (guint64 i = 0; i < n; i++) {
+    gint64 in = kv_random_integer(&random, (gint64)(share * input_tokens), input_tokens);
+    gint64 out = kv_random_integer(&random, (gint64)(share * output_tokens), output_tokens);
+    g_string_append_printf(
+        text, "{\"input_length\":%" G_GINT64_FORMAT ",\"output_length\":%" G_GINT64_FORMAT "}\n",
+        MAX(1, in), MAX(1, out));
+  }
+  return g_string_free(text, FALSE);
+}
+
+/* The kind of the file at `path`; NULL if it is none, or cannot be read. */
+static const KvMeasuredKind *kind_of(const char *path) {
+  g_autoptr(KvTraceStream) stream = kv_trace_stream_open(path, NULL);
+  gsize length = 0;
+  const char *head = stream ? kv_trace_stream_head(stream, &length, NULL) : NULL;
+  for (guint k = 0; head && kv_measured_kinds[k]; k++)
+    if (kv_measured_kinds[k]->recognise(head, length))
+      return kv_measured_kinds[k];
+  return NULL;
+}
+
+static gint by_name(gconstpointer a, gconstpointer b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static gboolean read_folder(const char *path, const KvMeasuredOptions *options, GPtrArray *runs,
+                            GError **error) {
+  g_autoptr(GDir) folder = g_dir_open(path, 0, NULL);
+  g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+  for (const char *name; folder && (name = g_dir_read_name(folder));)
+    g_ptr_array_add(names, g_build_filename(path, name, NULL));
+  g_ptr_array_sort(names, by_name);
+  for (guint i = 0; i < names->len; i++) {
+    const char *member = g_ptr_array_index(names, i);
+    const KvMeasuredKind *kind;
+    if (g_file_test(member, G_FILE_TEST_IS_DIR)) {
+      if (!read_folder(member, options, runs, error))
+        return FALSE;
+    } else if ((kind = kind_of(member))) {
+      g_autoptr(GError) problem = NULL;
+      if (kind->read(member, options, runs, &problem))
+        continue;
+      if (!g_error_matches(problem, KV_ERROR, KV_ERROR_USAGE)) {
+        g_propagate_error(error, g_steal_pointer(&problem));
+        return FALSE;
+      }
+      g_printerr("kvsim: not simulated: %s\n", problem->message);
+    }
+  }
+  return TRUE;
+}
+
+gboolean kv_measured_read(const char *path, const KvMeasuredOptions *options, GPtrArray *runs,
+                          GError **error) {
+  guint before = runs->len;
+  if (g_file_test(path, G_FILE_TEST_IS_DIR)) {
+    if (!read_folder(path, options, runs, error))
+      return FALSE;
+  } else {
+    const KvMeasuredKind *kind = kind_of(path);
+    if (kind && !kind->read(path, options, runs, error))
+      return FALSE;
+  }
+  if (runs->len > before)
+    return TRUE;
+  g_autoptr(GString) known = g_string_new(NULL);
+  for (guint k = 0; kv_measured_kinds[k]; k++)
+    g_string_append_printf(known, "%s%s", k ? ", " : "", kv_measured_kinds[k]->id);
+  g_set_error(error, KV_ERROR, KV_ERROR_INPUT,
+              "%s: holds no measured run that can be read, expected a file or folder of: %s", path,
+              known->str);
+  return FALSE;
+}
