@@ -4,18 +4,19 @@
 
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
-#include "sim/base/error.h"
 #include "sim/base/output.h"
 #include "sim/validate/comparison.h"
+#include "sim/validate/steps.h"
 #include "viz/plots_validate.h"
 
 typedef struct {
-  char **measured, **traces, **set, *platform, *match, *kind, *directory;
+  char **measured, **steps, **traces, **set, *platform, *match, *kind, *directory;
   gboolean as_json, each, markdown;
 } Options;
 
 static void options_clear(Options *o) {
   g_strfreev(o->measured);
+  g_strfreev(o->steps);
   g_strfreev(o->traces);
   g_strfreev(o->set);
   g_free(o->platform);
@@ -29,6 +30,8 @@ static gboolean parse(Options *o, int *argc, char ***argv, GError **error) {
   const GOptionEntry entries[] = {
       {"measured", 'M', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->measured,
        "a measured run, a table of them, or a folder; may be given again", "PATH"},
+      {"steps", 'S', 0, G_OPTION_ARG_FILENAME_ARRAY, &o->steps,
+       "a table of measured whole-model steps; may be given again", "FILE"},
       {"traces", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &o->traces,
        "folder of the traces that logs name (else looked for above the log)", "DIR"},
       {"platform", 'p', 0, G_OPTION_ARG_STRING, &o->platform,
@@ -48,12 +51,12 @@ static gboolean parse(Options *o, int *argc, char ***argv, GError **error) {
   };
   if (!kv_cli_parse(kv_command_find("validate"), entries, argc, argv, error))
     return FALSE;
-  if (*argc == 1 && o->measured)
+  if (*argc == 1 && (o->measured || o->steps))
     return TRUE;
   g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-              "validate: %s, expected --measured PATH (see 'kvsim "
+              "validate: %s, expected --measured PATH or --steps FILE (see 'kvsim "
               "validate --help')",
-              o->measured ? "takes no arguments" : "nothing to compare with");
+              o->measured || o->steps ? "takes no arguments" : "nothing to compare with");
   return FALSE;
 }
 
@@ -116,10 +119,24 @@ static gboolean write_report(const Options *o, const GPtrArray *comparisons, GEr
          kv_run_directory_commit(g_steal_pointer(&directory), error);
 }
 
+static gboolean compare_steps(const Options *o, GError **error) {
+  for (guint i = 0; o->steps && o->steps[i]; i++) {
+    g_autoptr(GArray) steps = kv_measured_steps(o->steps[i], o->platform, error);
+    if (!steps)
+      return FALSE;
+    g_autofree char *table = kv_measured_steps_table(steps, o->each);
+    fputs(table, stdout);
+    putchar('\n');
+  }
+  return TRUE;
+}
+
 gboolean kv_command_validate(int argc, char **argv, GError **error) {
   g_auto(Options) o = {0};
-  if (!parse(&o, &argc, &argv, error))
+  if (!parse(&o, &argc, &argv, error) || !compare_steps(&o, error))
     return FALSE;
+  if (!o.measured)
+    return TRUE;
   KvMeasuredOptions options = {(const char *const *)o.traces, o.platform};
   g_autoptr(GPtrArray) runs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_measured_run_free);
   for (guint i = 0; o.measured[i]; i++)

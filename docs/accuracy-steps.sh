@@ -1,0 +1,20 @@
+#!/bin/bash
+# Make the tables of docs/accuracy-steps.md anew:  docs/accuracy-steps.sh [FOLDER] [PROGRAM]
+# FOLDER holds the public measurements (split/splitwise.working.csv); without it those tables are left out.
+set -euo pipefail
+tree=$(dirname "$(dirname "$(readlink -f "$0")")")
+folder=${1-} program=$(readlink -f "${2-$tree/build/kvsim}") page=$tree/docs/accuracy-steps.md
+new=$(mktemp)
+trap 'rm -f "$new"' EXIT
+sed '/^<!-- tables -->$/q' "$page" >"$new"
+table() {
+  printf '\n## %s\n\n' "$1"
+  shift
+  "$program" validate "$@"
+}
+{
+  table 'H200, PyTorch (reference/measured/h200)' --each --steps "$tree/reference/measured/h200/pytorch_steps.json"
+  table 'H100, PyTorch (reference/measured/h100)' --each --steps "$tree/reference/measured/h100/pytorch_steps.json"
+  [ -z "$folder" ] || table 'A100 and H100, vLLM of 2023 (Splitwise)' --steps "$folder/split/splitwise.working.csv"
+} >>"$new"
+cat "$new" >"$page"
