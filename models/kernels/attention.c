@@ -5,13 +5,13 @@
  * split shows where few long sequences take no longer than one; which heads are packed, where the
  * time follows query heads and not KV heads. */
 typedef struct {
-  double tile_rows;          /* of queries in one block */
-  double most_splits;        /* of one context, decoding */
-  gboolean packs_prefill;    /* query heads of a KV head share tiles of prompt chunks too */
-  gboolean splits_prefill;   /* contexts of prompt chunks are split where tiles are few */
-  gboolean shared_only;      /* decoding packs heads and splits contexts only where query heads share
-                                a KV head and no window is set */
-  gboolean shares_call;      /* prompt chunks and decoding sequences go into one call ... */
+  double tile_rows;        /* of queries in one block */
+  double most_splits;      /* of one context, decoding */
+  gboolean packs_prefill;  /* query heads of a KV head share tiles of prompt chunks too */
+  gboolean splits_prefill; /* contexts of prompt chunks are split where tiles are few */
+  gboolean shared_only;    /* decoding packs heads and splits contexts only where query heads share
+                              a KV head and no window is set */
+  gboolean shares_call;    /* prompt chunks and decoding sequences go into one call ... */
   double window_edge_tokens; /* tokens multiplied beyond a window, decoding */
 } Scheme;
 
@@ -31,9 +31,13 @@ static const Scheme *scheme_of(const KvEfficiency *efficiency) {
   return &schemes[efficiency->kernel];
 }
 
-static double fourth_root(double x) { return sqrt(sqrt(x)); }
+static double fourth_root(double x) {
+  return sqrt(sqrt(x));
+}
 
-static double fourth_power(double x) { return x * x * (x * x); }
+static double fourth_power(double x) {
+  return x * x * (x * x);
+}
 
 /* Query-key pairs of a causal chunk: token i of the chunk sees past + i tokens, the last `window`
  * of them at most. */
@@ -51,8 +55,7 @@ static double causal_pairs(double chunk, double past, double window) {
 static double column_seconds(const KvDevice *device, const KvEfficiency *efficiency, KvDtype dtype,
                              double head_dims) {
   double peak = kv_roofline_peak(device, dtype);
-  double softmax_dims =
-      efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
+  double softmax_dims = efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
   return 2 * scheme_of(efficiency)->tile_rows * (head_dims + 2 * softmax_dims) * device->n_sm /
          (peak * efficiency->flops_share);
 }
@@ -159,8 +162,7 @@ KvCost kv_attention_decode(const KvDevice *device, KvDtype dtype, const KvDecode
     double wanted = 1 + tokens / split_tokens;
     splits = wanted / kv_roofline_at_least_one(wanted / scheme->most_splits);
     double few = heads / device->n_sm, ratio = fourth_power(tokens / packed_tokens);
-    extra_seconds = efficiency->combine_seconds * (1 - 1 / (1 + ratio)) /
-                    (1 + fourth_power(few));
+    extra_seconds = efficiency->combine_seconds * (1 - 1 / (1 + ratio)) / (1 + fourth_power(few));
     if (scheme->shared_only && o->n_kv_heads > 1 && o->batch > 1)
       extra_seconds += efficiency->pack_seconds;
   }

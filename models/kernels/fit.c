@@ -13,16 +13,22 @@ typedef struct {
   guint family;
   gsize offset;
   double start, low, high;
-  guint kinds; /* bit set of the observations that tell about it */
+  guint kinds;                            /* bit set of the observations that tell about it */
   enum { ALWAYS, EAGER, REPEATED } where; /* rows that it matters to */
 } Parameter;
 
 #define BIT(kind) (1u << (kind))
 #define STEPS (BIT(KV_OBSERVED_DECODE_STEP) | BIT(KV_OBSERVED_PREFILL_STEP))
 #define IN(family, member, start, low, high, kinds)                                                \
-  { #member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds, ALWAYS }
-#define MEASURED(member, start, low, high, kinds, where)                                                  \
-  { #member, FAMILY_MEASURING, G_STRUCT_OFFSET(KvMeasuring, member), start, low, high, kinds, where }
+  {                                                                                                \
+#member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds,   \
+        ALWAYS                                                                                     \
+  }
+#define MEASURED(member, start, low, high, kinds, where)                                           \
+  {                                                                                                \
+#member, FAMILY_MEASURING, G_STRUCT_OFFSET(KvMeasuring, member), start, low, high, kinds,      \
+        where                                                                                      \
+  }
 
 #define PREFILL (BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_MIXED_ATTENTION))
 #define DECODE BIT(KV_OBSERVED_DECODE_ATTENTION)

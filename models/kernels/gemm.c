@@ -35,9 +35,9 @@ static gboolean is_scaled(const KvDevice *device, KvDtype dtype) {
 }
 
 /* vLLM's scaled products on Hopper choose a tile by the number of rows alone, however few columns
- * there are to keep the multiprocessors busy: its fp8 table of an H100 is met with a median error of
- * 8.7 % so, 12.5 % with the best of all tiles. The same on a B200 gives 13.8 and 12.9 %, so other
- * devices keep the best tile. */
+ * there are to keep the multiprocessors busy: its fp8 table of an H100 is met with a median error
+ * of 8.7 % so, 12.5 % with the best of all tiles. The same on a B200 gives 13.8 and 12.9 %, so
+ * other devices keep the best tile. */
 static const struct {
   double most_m, m, n;
 } scaled_tiles[] = {{64, 64, 64}, {128, 64, 128}, {G_MAXDOUBLE, 128, 128}};

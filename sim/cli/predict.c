@@ -79,7 +79,7 @@ static KvTimeInterval interval_of(const KvSetup *setup, const Answer *a) {
   KvTimeInterval interval = {0};
   for (guint c = 0; c < KV_N_COMPONENTS; c++)
     kv_time_interval_add(&interval, setup->platform->device, families[c], KV_DTYPE_BF16,
-                    a->cost.component_seconds[c]);
+                         a->cost.component_seconds[c]);
   return interval;
 }
 
@@ -101,15 +101,15 @@ static void print_json(const KvSetup *setup, const Question *q, const Answer *a)
   const KvScenario *s = setup->scenario;
   KvTimeInterval interval = interval_of(setup, a);
   json_t *root = json_pack(
-      "{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:o}", "model",
-      setup->model->id, "platform", setup->platform->id, "use", s->use, "tensor_parallel",
+      "{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:o}",
+      "model", setup->model->id, "platform", setup->platform->id, "use", s->use, "tensor_parallel",
       (int)s->tensor_parallel, "phase", q->phase, "batch", (int)q->batch, "context_tokens",
       (int)q->context, "calibrated", setup->platform->device->calibrated, "time_seconds",
       a->cost.seconds, "time_low_seconds", kv_time_interval_low(&interval), "time_high_seconds",
-      kv_time_interval_high(&interval), "kv_resident_bytes", a->resident_bytes, "kv_read_bytes", a->read_bytes,
-      "kv_resident_bytes_by_tier", tiers, "flops", a->cost.flops * s->tensor_parallel, "hbm_bytes",
-      a->cost.hbm_bytes * s->tensor_parallel, "launches", a->cost.launches, "components",
-      components);
+      kv_time_interval_high(&interval), "kv_resident_bytes", a->resident_bytes, "kv_read_bytes",
+      a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
+      a->cost.flops * s->tensor_parallel, "hbm_bytes", a->cost.hbm_bytes * s->tensor_parallel,
+      "launches", a->cost.launches, "components", components);
   char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
   puts(text);
   free(text);

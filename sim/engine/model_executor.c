@@ -38,7 +38,7 @@ typedef struct {
   Dense *heads;                      /* lm head and sampling, by rows */
   gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
   gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
-  KvAttentionWork *chunk_work;       /* by group of layers: the prompt chunks of the step priced last */
+  KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -255,7 +255,8 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
                                   .n_kv_heads = kv_heads,
                                   .group = fmax(1.0, a->n_heads / tp / kv_heads),
                                   .mean_tokens = tokens / n,
-                                  .window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
+                                  .window =
+                                      a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
     gboolean beside = shares_call && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
     KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
                         : kv_kernel_decode_attention(m->device, reader->format, &operands);
