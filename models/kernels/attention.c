@@ -13,14 +13,15 @@ typedef struct {
                               a KV head and no window is set */
   gboolean shares_call;    /* prompt chunks and decoding sequences go into one call ... */
   double window_edge_tokens; /* tokens multiplied beyond a window, decoding */
+  gboolean overlaps_softmax; /* exponentials run beside the products of another tile */
 } Scheme;
 
 static const Scheme schemes[KV_N_ATTENTION_KERNELS] = {
-    [KV_ATTENTION_KERNEL_FA2] = {128, 128, FALSE, FALSE, TRUE, TRUE, 0},
-    [KV_ATTENTION_KERNEL_FA2_SMALL] = {64, 128, FALSE, FALSE, TRUE, TRUE, 0},
-    [KV_ATTENTION_KERNEL_FA3] = {128, 32, TRUE, TRUE, FALSE, TRUE, 128},
-    [KV_ATTENTION_KERNEL_TRTLLM] = {128, 32, FALSE, FALSE, FALSE, FALSE, 0},
-    [KV_ATTENTION_KERNEL_FLASHINFER] = {128, 128, FALSE, FALSE, FALSE, FALSE, 0},
+    [KV_ATTENTION_KERNEL_FA2] = {128, 128, FALSE, FALSE, TRUE, TRUE, 0, FALSE},
+    [KV_ATTENTION_KERNEL_FA2_SMALL] = {64, 128, FALSE, FALSE, TRUE, TRUE, 0, FALSE},
+    [KV_ATTENTION_KERNEL_FA3] = {128, 32, TRUE, TRUE, FALSE, TRUE, 128, TRUE},
+    [KV_ATTENTION_KERNEL_TRTLLM] = {128, 32, FALSE, FALSE, FALSE, FALSE, 0, TRUE},
+    [KV_ATTENTION_KERNEL_FLASHINFER] = {128, 128, FALSE, FALSE, FALSE, FALSE, 0, FALSE},
 };
 
 /* Cached tokens below which splitting a context over more blocks stops paying: decoding, and
@@ -56,8 +57,10 @@ static double column_seconds(const KvDevice *device, const KvEfficiency *efficie
                              double head_dims) {
   double peak = kv_roofline_peak(device, dtype);
   double softmax_dims = efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
-  return 2 * scheme_of(efficiency)->tile_rows * (head_dims + 2 * softmax_dims) * device->n_sm /
-         (peak * efficiency->flops_share);
+  const Scheme *scheme = scheme_of(efficiency);
+  double dims = scheme->overlaps_softmax ? hypot(head_dims, 2 * softmax_dims)
+                                         : head_dims + 2 * softmax_dims;
+  return 2 * scheme->tile_rows * dims * device->n_sm / (peak * efficiency->flops_share);
 }
 
 /* A block's start and end: half of it grows with the head, on kernels that hold a tile of 128

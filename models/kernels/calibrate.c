@@ -115,7 +115,7 @@ static const struct {
 #define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION)
 #define DECODE (1u << KV_KERNEL_DECODE_ATTENTION)
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
-    MEMBER("block_us", block_seconds, 1e-6, PREFILL | DECODE),
+    MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
     MEMBER("combine_us", combine_seconds, 1e-6, DECODE),
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),

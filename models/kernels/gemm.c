@@ -44,8 +44,8 @@ static const struct {
 
 /* Seconds of the multiply-adds with tiles of tile_m x tile_n. */
 static double tile_seconds(const KvDevice *device, double flops_per_sm, gboolean split,
-                           double groups, double m, double k, double n, double tile_m,
-                           double tile_n) {
+                           double block_seconds, double groups, double m, double k, double n,
+                           double tile_m, double tile_n) {
   double large_m = device->tile_m > 0 ? device->tile_m : 128;
   double large_n = device->tile_n > 0 ? device->tile_n : 128;
   double large_load = 1 + load_rows * (1 / large_m + 1 / large_n);
@@ -55,12 +55,14 @@ static double tile_seconds(const KvDevice *device, double flops_per_sm, gboolean
   double depth = ceil(waves) * tile_depth;
   if (split)
     depth = MIN(depth, waves * tile_depth + exchange_depth);
-  return depth * 2 * tile_m * tile_n * load / flops_per_sm;
+  /* Scaling and storing a tile of 128 x 128 keeps its block for block_seconds. */
+  double stored = MAX(waves, 1) * block_seconds * tile_m * tile_n / (128 * 128);
+  return depth * 2 * tile_m * tile_n * load / flops_per_sm + stored;
 }
 
 /* ... the library's best tile taken where it chooses by the whole shape. */
 static double tiled_seconds(const KvDevice *device, double flops_per_sm, gboolean scaled,
-                            double groups, double m, double k, double n) {
+                            double block_seconds, double groups, double m, double k, double n) {
   double large_m = device->tile_m > 0 ? device->tile_m : 128;
   double large_n = device->tile_n > 0 ? device->tile_n : 128;
   double best_seconds = G_MAXDOUBLE;
@@ -68,12 +70,12 @@ static double tiled_seconds(const KvDevice *device, double flops_per_sm, gboolea
     guint i = 0;
     while (m > scaled_tiles[i].most_m)
       i++;
-    return tile_seconds(device, flops_per_sm, FALSE, groups, m, k, n, scaled_tiles[i].m,
+    return tile_seconds(device, flops_per_sm, FALSE, block_seconds, groups, m, k, n, scaled_tiles[i].m,
                         scaled_tiles[i].n);
   }
   for (guint i = 0; i < G_N_ELEMENTS(tile_shapes); i++)
     best_seconds =
-        MIN(best_seconds, tile_seconds(device, flops_per_sm, !scaled, groups, m, k, n,
+        MIN(best_seconds, tile_seconds(device, flops_per_sm, !scaled, block_seconds, groups, m, k, n,
                                        large_m * tile_shapes[i].m, large_n * tile_shapes[i].n));
   return best_seconds;
 }
@@ -110,7 +112,8 @@ KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_byte
   double flops_per_sm = kv_roofline_peak(device, dtype) * efficiency->flops_share / device->n_sm;
   double flops = 2 * groups * m * k * n;
   double flops_seconds =
-      tiled_seconds(device, flops_per_sm, is_scaled(device, dtype), groups, m, k, n) *
+      tiled_seconds(device, flops_per_sm, is_scaled(device, dtype), efficiency->block_seconds,
+                    groups, m, k, n) *
       sustained_slowdown(efficiency, m);
   /* Activations come in as the operand type and leave as bf16. */
   double operand_bytes = is_scaled(device, dtype) ? kv_dtype_bytes(dtype) : 2;
