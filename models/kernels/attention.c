@@ -58,8 +58,8 @@ static double column_seconds(const KvDevice *device, const KvEfficiency *efficie
   double peak = kv_roofline_peak(device, dtype);
   double softmax_dims = efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
   const Scheme *scheme = scheme_of(efficiency);
-  double dims = scheme->overlaps_softmax ? hypot(head_dims, 2 * softmax_dims)
-                                         : head_dims + 2 * softmax_dims;
+  double dims =
+      scheme->overlaps_softmax ? hypot(head_dims, 2 * softmax_dims) : head_dims + 2 * softmax_dims;
   return 2 * scheme->tile_rows * dims * device->n_sm / (peak * efficiency->flops_share);
 }
 

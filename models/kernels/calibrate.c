@@ -117,7 +117,7 @@ static const struct {
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
     MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
-    MEMBER("combine_us", combine_seconds, 1e-6, DECODE),
+    MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE),
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
     MEMBER("fill_share", fill_share, 1, DECODE),
     MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE),
