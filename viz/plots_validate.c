@@ -112,8 +112,8 @@ static guint write_points(GString *script, const GPtrArray *comparisons, guint f
     const KvComparison *c = g_ptr_array_index(comparisons, i);
     for (guint r = 0; r < c->rows->len; r++) {
       const KvComparisonRow *row = &g_array_index(c->rows, KvComparisonRow, r);
-      if (strcmp(row->metric, scattered[f].metric) ||
-          strcmp(row->statistic, scattered[f].statistic) || row->measured <= 0.0 ||
+      if (strcmp(row->metric, scattered[f].metric) != 0 ||
+          strcmp(row->statistic, scattered[f].statistic) != 0 || row->measured <= 0.0 ||
           row->predicted <= 0.0)
         continue;
       kv_say(script, "%.6g %.6g\n", row->measured, row->predicted);

@@ -53,7 +53,7 @@ typedef struct {
   double lone_factor;     /* prefill: time of a column in a block that has its multiprocessor
                              alone, over its share when blocks are many */
   /* How well the fit does, out of sample. */
-  double residual;      /* median |relative error|; 0 if there was none */
+  double residual;                      /* median |relative error|; 0 if there was none */
   double low_log_error, high_log_error; /* 5th and 95th percentile of log(measured / predicted) */
 } KvEfficiency;
 
@@ -89,7 +89,7 @@ typedef struct {
   char *price_source, *power_source;
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];
-  guint tile_m, tile_n; /* output tile of the large GEMM kernel, for wave quantization */
+  guint tile_m, tile_n;         /* output tile of the large GEMM kernel, for wave quantization */
   gboolean scaled_tile_by_rows; /* GEMMs of scaled 8-bit operands: tile chosen by the rows alone */
 } KvDevice;
 

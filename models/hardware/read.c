@@ -7,7 +7,7 @@
 const char *const kv_kernel_family_names[] = {
     "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", NULL};
 
-const char *const kv_attention_kernel_names[] = {"fa2", "fa2-small", "fa3",
+const char *const kv_attention_kernel_names[] = {"fa2",    "fa2-small",  "fa3",
                                                  "trtllm", "flashinfer", NULL};
 
 #define GIGA 1e9
@@ -138,8 +138,7 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
 
 /* The error of a device that is predicted from another's efficiencies. */
 static void uncalibrated_range(KvEfficiency *e) {
-  json_t *range =
-      json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+  json_t *range = json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
   e->low_log_error = json_number_value(json_array_get(range, 0));
   e->high_log_error = json_number_value(json_array_get(range, 1));
 }
@@ -213,7 +212,8 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
     read_family(entry->document, family, device->efficiency[k]);
     for (guint d = 0; d < KV_N_DTYPES; d++) {
       device->efficiency[k][d].kernel = kernel;
-      device->efficiency[k][d].flops_share = MIN(device->efficiency[k][d].flops_share * flops[k], 1);
+      device->efficiency[k][d].flops_share =
+          MIN(device->efficiency[k][d].flops_share * flops[k], 1);
       device->efficiency[k][d].bandwidth_share =
           MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;

@@ -5,22 +5,23 @@
  * split shows where few long sequences take no longer than one; which heads are packed, where the
  * time follows query heads and not KV heads. */
 typedef struct {
-  double tile_rows;          /* of queries in one block */
-  double most_splits;        /* of one context, decoding */
-  gboolean packs_prefill;    /* query heads of a KV head share tiles of prompt chunks too */
-  gboolean splits_prefill;   /* contexts of prompt chunks are split where tiles are few */
-  gboolean shared_only;      /* decoding packs heads and splits contexts only where query heads share
-                                a KV head and no window is set */
-  gboolean shares_call;      /* prompt chunks and decoding sequences go into one call ... */
+  double tile_rows;        /* of queries in one block */
+  double most_splits;      /* of one context, decoding */
+  gboolean packs_prefill;  /* query heads of a KV head share tiles of prompt chunks too */
+  gboolean splits_prefill; /* contexts of prompt chunks are split where tiles are few */
+  gboolean shared_only;    /* decoding packs heads and splits contexts only where query heads share
+                              a KV head and no window is set */
+  gboolean shares_call;    /* prompt chunks and decoding sequences go into one call ... */
   double window_edge_tokens; /* tokens multiplied beyond a window, decoding */
+  gboolean overlaps_softmax; /* exponentials run beside the products of another tile */
 } Scheme;
 
 static const Scheme schemes[KV_N_ATTENTION_KERNELS] = {
-    [KV_ATTENTION_KERNEL_FA2] = {128, 128, FALSE, FALSE, TRUE, TRUE, 0},
-    [KV_ATTENTION_KERNEL_FA2_SMALL] = {64, 128, FALSE, FALSE, TRUE, TRUE, 0},
-    [KV_ATTENTION_KERNEL_FA3] = {128, 32, TRUE, TRUE, FALSE, TRUE, 128},
-    [KV_ATTENTION_KERNEL_TRTLLM] = {128, 32, FALSE, FALSE, FALSE, FALSE, 0},
-    [KV_ATTENTION_KERNEL_FLASHINFER] = {128, 128, FALSE, FALSE, FALSE, FALSE, 0},
+    [KV_ATTENTION_KERNEL_FA2] = {128, 128, FALSE, FALSE, TRUE, TRUE, 0, FALSE},
+    [KV_ATTENTION_KERNEL_FA2_SMALL] = {64, 128, FALSE, FALSE, TRUE, TRUE, 0, FALSE},
+    [KV_ATTENTION_KERNEL_FA3] = {128, 32, TRUE, TRUE, FALSE, TRUE, 128, TRUE},
+    [KV_ATTENTION_KERNEL_TRTLLM] = {128, 32, FALSE, FALSE, FALSE, FALSE, 0, TRUE},
+    [KV_ATTENTION_KERNEL_FLASHINFER] = {128, 128, FALSE, FALSE, FALSE, FALSE, 0, FALSE},
 };
 
 /* Cached tokens below which splitting a context over more blocks stops paying: decoding, and
@@ -31,9 +32,13 @@ static const Scheme *scheme_of(const KvEfficiency *efficiency) {
   return &schemes[efficiency->kernel];
 }
 
-static double fourth_root(double x) { return sqrt(sqrt(x)); }
+static double fourth_root(double x) {
+  return sqrt(sqrt(x));
+}
 
-static double fourth_power(double x) { return x * x * (x * x); }
+static double fourth_power(double x) {
+  return x * x * (x * x);
+}
 
 /* Query-key pairs of a causal chunk: token i of the chunk sees past + i tokens, the last `window`
  * of them at most. */
@@ -51,10 +56,11 @@ static double causal_pairs(double chunk, double past, double window) {
 static double column_seconds(const KvDevice *device, const KvEfficiency *efficiency, KvDtype dtype,
                              double head_dims) {
   double peak = kv_roofline_peak(device, dtype);
-  double softmax_dims =
-      efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
-  return 2 * scheme_of(efficiency)->tile_rows * (head_dims + 2 * softmax_dims) * device->n_sm /
-         (peak * efficiency->flops_share);
+  double softmax_dims = efficiency->softmax_dims * peak / kv_roofline_peak(device, KV_DTYPE_BF16);
+  const Scheme *scheme = scheme_of(efficiency);
+  double dims =
+      scheme->overlaps_softmax ? hypot(head_dims, 2 * softmax_dims) : head_dims + 2 * softmax_dims;
+  return 2 * scheme->tile_rows * dims * device->n_sm / (peak * efficiency->flops_share);
 }
 
 /* A block's start and end: half of it grows with the head, on kernels that hold a tile of 128
@@ -159,8 +165,7 @@ KvCost kv_attention_decode(const KvDevice *device, KvDtype dtype, const KvDecode
     double wanted = 1 + tokens / split_tokens;
     splits = wanted / kv_roofline_at_least_one(wanted / scheme->most_splits);
     double few = heads / device->n_sm, ratio = fourth_power(tokens / packed_tokens);
-    extra_seconds = efficiency->combine_seconds * (1 - 1 / (1 + ratio)) /
-                    (1 + fourth_power(few));
+    extra_seconds = efficiency->combine_seconds * (1 - 1 / (1 + ratio)) / (1 + fourth_power(few));
     if (scheme->shared_only && o->n_kv_heads > 1 && o->batch > 1)
       extra_seconds += efficiency->pack_seconds;
   }

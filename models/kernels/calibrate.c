@@ -109,14 +109,15 @@ static const struct {
   double unit;
   guint families;
 } efficiency_members[] = {
-#define MEMBER(key, name, unit, families) {key, G_STRUCT_OFFSET(KvEfficiency, name), unit, families}
+#define MEMBER(key, name, unit, families)                                                          \
+  { key, G_STRUCT_OFFSET(KvEfficiency, name), unit, families }
 #define GEMM (1u << KV_KERNEL_GEMM)
 #define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION)
 #define DECODE (1u << KV_KERNEL_DECODE_ATTENTION)
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
-    MEMBER("block_us", block_seconds, 1e-6, PREFILL | DECODE),
+    MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
-    MEMBER("combine_us", combine_seconds, 1e-6, DECODE),
+    MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE),
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
     MEMBER("fill_share", fill_share, 1, DECODE),
     MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE),
@@ -151,8 +152,9 @@ static void print_efficiency(KvKernelFamily family, KvDtype dtype, const KvEffic
 }
 
 static void print_heading(const KvDevice *device, guint n, const char *names) {
-  g_print("%s: %u measured times from %s\n\n  %-18s %-5s %7s %10s %9s %9s %20s %8s\n", device->id, n,
-          names, "rows not fitted", "type", "n", "median", "p95", "bias", "90 % interval", "covers");
+  g_print("%s: %u measured times from %s\n\n  %-18s %-5s %7s %10s %9s %9s %20s %8s\n", device->id,
+          n, names, "rows not fitted", "type", "n", "median", "p95", "bias", "90 % interval",
+          "covers");
 }
 
 static void print_residuals(const KvResidual *residual, KvDtype dtype) {
@@ -203,9 +205,9 @@ static void store(json_t *document, KvKernelFamily family, KvDtype dtype,
   for (guint i = 0; i < G_N_ELEMENTS(efficiency_members); i++)
     if (efficiency_members[i].families & 1u << family && member_value(efficiency, i) > 0)
       put(object, efficiency_members[i].key, member_value(efficiency, i));
-  json_object_set_new(object, "log_error",
-                      json_pack("[f,f]", rounded(efficiency->low_log_error),
-                                rounded(efficiency->high_log_error)));
+  json_object_set_new(
+      object, "log_error",
+      json_pack("[f,f]", rounded(efficiency->low_log_error), rounded(efficiency->high_log_error)));
   json_object_set_new(of_family, kv_dtype_names[dtype], object);
 }
 
@@ -253,14 +255,13 @@ static void score(const KvDevice *device, const GArray *observations, const char
   KvMeasuring measuring = {.l2_speedup = 2, .l2_share = 0.7, .write_passes = 1};
   g_autofree double *predicted = g_new0(double, observations->len);
   for (guint i = 0; i < observations->len; i++)
-    predicted[i] = kv_observation_predict(device, &measuring,
-                                          &g_array_index(observations, KvObservation, i));
+    predicted[i] =
+        kv_observation_predict(device, &measuring, &g_array_index(observations, KvObservation, i));
   print_heading(device, observations->len, names);
   for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++) {
     KvResidual residual[KV_N_OBSERVED];
     for (guint kind = 0; kind < KV_N_OBSERVED; kind++)
-      residual[kind] =
-          kv_fit_residual(observations, predicted, kind, dtype, shortest_seconds);
+      residual[kind] = kv_fit_residual(observations, predicted, kind, dtype, shortest_seconds);
     print_residuals(residual, dtype);
   }
 }

@@ -82,7 +82,8 @@ const char *kv_columns_text(const KvColumns *table, const char *column) {
   return at >= 0 && (guint)at < table->n_fields ? table->fields[at] : "";
 }
 
-gboolean kv_columns_number(const KvColumns *table, const char *column, double *value, GError **error) {
+gboolean kv_columns_number(const KvColumns *table, const char *column, double *value,
+                           GError **error) {
   const char *text = kv_columns_text(table, column);
   char *end;
   *value = g_ascii_strtod(text, &end);

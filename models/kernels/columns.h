@@ -25,6 +25,7 @@ gboolean kv_columns_next(KvColumns *table, GError **error);
 const char *kv_columns_text(const KvColumns *table, const char *column);
 
 /* The field as a number of at least 0; *error says file, line and column if it is none. */
-gboolean kv_columns_number(const KvColumns *table, const char *column, double *value, GError **error);
+gboolean kv_columns_number(const KvColumns *table, const char *column, double *value,
+                           GError **error);
 
 #endif

@@ -13,16 +13,22 @@ typedef struct {
   guint family;
   gsize offset;
   double start, low, high;
-  guint kinds; /* bit set of the observations that tell about it */
+  guint kinds;                            /* bit set of the observations that tell about it */
   enum { ALWAYS, EAGER, REPEATED } where; /* rows that it matters to */
 } Parameter;
 
 #define BIT(kind) (1u << (kind))
 #define STEPS (BIT(KV_OBSERVED_DECODE_STEP) | BIT(KV_OBSERVED_PREFILL_STEP))
 #define IN(family, member, start, low, high, kinds)                                                \
-  { #member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds, ALWAYS }
-#define MEASURED(member, start, low, high, kinds, where)                                                  \
-  { #member, FAMILY_MEASURING, G_STRUCT_OFFSET(KvMeasuring, member), start, low, high, kinds, where }
+  {                                                                                                \
+#member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds,   \
+        ALWAYS                                                                                     \
+  }
+#define MEASURED(member, start, low, high, kinds, where)                                           \
+  {                                                                                                \
+#member, FAMILY_MEASURING, G_STRUCT_OFFSET(KvMeasuring, member), start, low, high, kinds,      \
+        where                                                                                      \
+  }
 
 #define PREFILL (BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_MIXED_ATTENTION))
 #define DECODE BIT(KV_OBSERVED_DECODE_ATTENTION)
@@ -35,6 +41,8 @@ static const Parameter parameters[] = {
     IN(GEMM, bandwidth_share, 0.85, 0.2, 1, BIT(KV_OBSERVED_GEMM) | STEPS),
     IN(GEMM, sustained_share, 0.9, 0.5, 1, BIT(KV_OBSERVED_GEMM) | BIT(KV_OBSERVED_PREFILL_STEP)),
     IN(GEMM, quantize_share, 0.6, 0.05, 1, BIT(KV_OBSERVED_GEMM)),
+    IN(GEMM, block_seconds, 3e-7, 1e-9, 2e-5, BIT(KV_OBSERVED_GEMM)),
+    IN(GEMM, combine_seconds, 2e-6, 1e-7, 5e-5, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
     IN(PREFILL_ATTENTION, fixed_seconds, 8e-6, 5e-7, 5e-5, PREFILL),
     IN(PREFILL_ATTENTION, flops_share, 0.7, 0.03, 1, PREFILL | BIT(KV_OBSERVED_PREFILL_STEP)),

@@ -15,7 +15,7 @@ typedef struct {
   double median, p95,
       bias; /* of |predicted/measured - 1|; bias: median of predicted/measured - 1 */
   double low_log_error, high_log_error; /* percentiles 5 and 95 of log(measured/predicted) */
-  double coverage; /* of that interval on rows that it was not taken from */
+  double coverage;                      /* of that interval on rows that it was not taken from */
 } KvResidual;
 
 /* Fit the parameters of `dtype` that `observations` (of KvObservation) tell anything about; the
@@ -30,9 +30,9 @@ KvResidual kv_fit_residual(const GArray *observations, const double *predicted, 
                            KvDtype dtype, double shortest_seconds);
 
 /* Split the rows into halves by shape family (by place where there are too few families), fit to
- * one and score the other, then the reverse: residual[kind] of all rows of at least `shortest_seconds`, none scored by a fit that saw it. If
- * `predicted` is not NULL, predicted[i] becomes that prediction of row i (0 for rows of another
- * type). */
+ * one and score the other, then the reverse: residual[kind] of all rows of at least
+ * `shortest_seconds`, none scored by a fit that saw it. If `predicted` is not NULL, predicted[i]
+ * becomes that prediction of row i (0 for rows of another type). */
 void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, KvDtype dtype,
                            guint rows_per_kind, double shortest_seconds,
                            KvResidual residual[KV_N_OBSERVED], double *predicted);

@@ -13,11 +13,10 @@ static const struct {
 static const double load_rows = 12;
 
 /* Stream-K and split-K spread the last, partly filled wave over every multiprocessor for one
- * exchange of partial sums (Osama et al., "Stream-K", PPoPP 2023): as long as a multiplication of
- * this depth. For 16-bit operands only: scaled ones keep a tile's whole sum in one block (vLLM's
- * fp8 products on an H100: median error 12.6 % without splits, 14.1 % with; B200: 12.9 and 15.5 %).
+ * exchange of partial sums (Osama et al., "Stream-K", PPoPP 2023), combine_seconds for a tile of
+ * 128 x 128. For 16-bit operands only: scaled ones keep a tile's whole sum in one block (vLLM's fp8
+ * products on an H100: median error 12.6 % without splits, 14.1 % with; B200: 12.9 and 15.5 %).
  */
-static const double exchange_depth = 512;
 
 /* Filling a tile's pipeline and writing its output take as long as a multiplication of this depth.
  */
@@ -35,32 +34,35 @@ static gboolean is_scaled(const KvDevice *device, KvDtype dtype) {
 }
 
 /* vLLM's scaled products on Hopper choose a tile by the number of rows alone, however few columns
- * there are to keep the multiprocessors busy: its fp8 table of an H100 is met with a median error of
- * 8.7 % so, 12.5 % with the best of all tiles. The same on a B200 gives 13.8 and 12.9 %, so other
- * devices keep the best tile. */
+ * there are to keep the multiprocessors busy: its fp8 table of an H100 is met with a median error
+ * of 8.7 % so, 12.5 % with the best of all tiles. The same on a B200 gives 13.8 and 12.9 %, so
+ * other devices keep the best tile. */
 static const struct {
   double most_m, m, n;
 } scaled_tiles[] = {{64, 64, 64}, {128, 64, 128}, {G_MAXDOUBLE, 128, 128}};
 
 /* Seconds of the multiply-adds with tiles of tile_m x tile_n. */
-static double tile_seconds(const KvDevice *device, double flops_per_sm, gboolean split,
-                           double groups, double m, double k, double n, double tile_m,
-                           double tile_n) {
+static double tile_seconds(const KvDevice *device, const KvEfficiency *efficiency,
+                           double flops_per_sm, gboolean split, double groups, double m, double k,
+                           double n, double tile_m, double tile_n) {
   double large_m = device->tile_m > 0 ? device->tile_m : 128;
   double large_n = device->tile_n > 0 ? device->tile_n : 128;
   double large_load = 1 + load_rows * (1 / large_m + 1 / large_n);
-  double tile_depth = k + tile_overhead_depth;
   double load = (1 + load_rows * (1 / tile_m + 1 / tile_n)) / large_load;
   double waves = groups * ceil(m / tile_m) * ceil(n / tile_n) / device->n_sm;
-  double depth = ceil(waves) * tile_depth;
+  double size = tile_m * tile_n / (128 * 128);
+  double multiply_seconds = (k + tile_overhead_depth) * 2 * tile_m * tile_n * load / flops_per_sm;
+  double seconds = ceil(waves) * multiply_seconds;
   if (split)
-    depth = MIN(depth, waves * tile_depth + exchange_depth);
-  return depth * 2 * tile_m * tile_n * load / flops_per_sm;
+    seconds = MIN(seconds, waves * multiply_seconds + efficiency->combine_seconds * size);
+  /* Scaling and storing a tile of 128 x 128 keeps its block for block_seconds. */
+  return seconds + MAX(waves, 1) * efficiency->block_seconds * size;
 }
 
 /* ... the library's best tile taken where it chooses by the whole shape. */
-static double tiled_seconds(const KvDevice *device, double flops_per_sm, gboolean scaled,
-                            double groups, double m, double k, double n) {
+static double tiled_seconds(const KvDevice *device, const KvEfficiency *efficiency,
+                            double flops_per_sm, gboolean scaled, double groups, double m, double k,
+                            double n) {
   double large_m = device->tile_m > 0 ? device->tile_m : 128;
   double large_n = device->tile_n > 0 ? device->tile_n : 128;
   double best_seconds = G_MAXDOUBLE;
@@ -68,12 +70,12 @@ static double tiled_seconds(const KvDevice *device, double flops_per_sm, gboolea
     guint i = 0;
     while (m > scaled_tiles[i].most_m)
       i++;
-    return tile_seconds(device, flops_per_sm, FALSE, groups, m, k, n, scaled_tiles[i].m,
+    return tile_seconds(device, efficiency, flops_per_sm, FALSE, groups, m, k, n, scaled_tiles[i].m,
                         scaled_tiles[i].n);
   }
   for (guint i = 0; i < G_N_ELEMENTS(tile_shapes); i++)
     best_seconds =
-        MIN(best_seconds, tile_seconds(device, flops_per_sm, !scaled, groups, m, k, n,
+        MIN(best_seconds, tile_seconds(device, efficiency, flops_per_sm, !scaled, groups, m, k, n,
                                        large_m * tile_shapes[i].m, large_n * tile_shapes[i].n));
   return best_seconds;
 }
@@ -110,7 +112,7 @@ KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_byte
   double flops_per_sm = kv_roofline_peak(device, dtype) * efficiency->flops_share / device->n_sm;
   double flops = 2 * groups * m * k * n;
   double flops_seconds =
-      tiled_seconds(device, flops_per_sm, is_scaled(device, dtype), groups, m, k, n) *
+      tiled_seconds(device, efficiency, flops_per_sm, is_scaled(device, dtype), groups, m, k, n) *
       sustained_slowdown(efficiency, m);
   /* Activations come in as the operand type and leave as bf16. */
   double operand_bytes = is_scaled(device, dtype) ? kv_dtype_bytes(dtype) : 2;

@@ -3,7 +3,7 @@
 #include "models/kernels/kernels.h"
 
 void kv_time_interval_add(KvTimeInterval *interval, const KvDevice *device, KvKernelFamily family,
-                     KvDtype dtype, double seconds) {
+                          KvDtype dtype, double seconds) {
   const KvEfficiency *efficiency = &device->efficiency[family][dtype];
   interval->seconds += seconds;
   interval->below[family] += seconds * -expm1(efficiency->low_log_error);

@@ -70,8 +70,9 @@ KvCost kv_kernel_prefill_attention(const KvDevice *device, KvDtype dtype, double
 
 /* One decode step of attention of one layer over a batch. */
 typedef struct {
-  double batch;             /* sequences */
-  double read_bytes, flops; /* of the cache by all of them, each token once; flops = 4 H d a token */
+  double batch; /* sequences */
+  double read_bytes,
+      flops; /* of the cache by all of them, each token once; flops = 4 H d a token */
   double n_kv_heads, group; /* of a sequence; query heads that share a KV head */
   double mean_tokens;       /* mean context read */
   double window;            /* tokens of the window that the kernel is told of; 0: none */
@@ -119,15 +120,15 @@ double kv_kernel_launched(const KvDevice *device, double kernels, gboolean graph
 
 /* The 90 % interval of a sum of kernels, from the errors that the fits left on rows that they did
  * not see. Errors of one family are taken to go together, those of different families to be
- * independent. Start from {0}; seconds that no fit covers add with kv_time_interval_add()'s `seconds`
- * member alone. */
+ * independent. Start from {0}; seconds that no fit covers add with kv_time_interval_add()'s
+ * `seconds` member alone. */
 typedef struct {
   double seconds;
   double below[KV_N_KERNELS], above[KV_N_KERNELS];
 } KvTimeInterval;
 
 void kv_time_interval_add(KvTimeInterval *interval, const KvDevice *device, KvKernelFamily family,
-                     KvDtype dtype, double seconds);
+                          KvDtype dtype, double seconds);
 double kv_time_interval_low(const KvTimeInterval *interval);
 double kv_time_interval_high(const KvTimeInterval *interval);
 

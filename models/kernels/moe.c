@@ -12,8 +12,8 @@ double kv_kernel_experts_touched(double tokens, double n_experts, double n_exper
 /* Router, permutation, grouped GEMM up (gate and up in one where gated), activation, grouped GEMM
  * down, weighted sum: the order of fused mixture-of-experts kernels. */
 KvCost kv_moe_touching(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
-                     double hidden, double expert_intermediate, gboolean gated, double n_experts,
-                     double n_experts_per_token, double touched) {
+                       double hidden, double expert_intermediate, gboolean gated, double n_experts,
+                       double n_experts_per_token, double touched) {
   if (touched <= 0)
     return (KvCost){0};
   double rows = tokens * n_experts_per_token;

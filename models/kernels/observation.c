@@ -122,9 +122,9 @@ static KvDecodeAttention decode_operands(const KvObservation *observation, doubl
 
 static double predict_decode_attention(const KvDevice *device, const KvMeasuring *measuring,
                                        const KvObservation *observation) {
-  KvDecodeAttention operands = decode_operands(
-      observation, observation->batch, observation->past + observation->chunk, observation->n_heads,
-      observation->n_kv_heads, observation->head_dim);
+  KvDecodeAttention operands =
+      decode_operands(observation, observation->batch, observation->past + observation->chunk,
+                      observation->n_heads, observation->n_kv_heads, observation->head_dim);
   KvResidency residency = residency_of(device, measuring, observation, operands.read_bytes);
   return kv_attention_decode(device, observation->dtype, &operands, residency).seconds;
 }
@@ -141,15 +141,15 @@ static double predict_prefill_attention(const KvDevice *device, const KvMeasurin
   seconds = prefill_attention_seconds(&used, row, row->n_heads, row->n_kv_heads, row->head_dim);
   double written_bytes =
       row->batch * row->chunk * row->n_kv_heads * 2 * row->head_dim * (2 + row->cache_bytes);
-  return seconds + (row->repeated ? measuring->write_passes * written_bytes / device->memory_Bps : 0);
+  return seconds +
+         (row->repeated ? measuring->write_passes * written_bytes / device->memory_Bps : 0);
 }
 
 /* A chunk of one sequence beside decoding sequences of equal length. */
 static double predict_mixed_attention(const KvDevice *device, const KvObservation *row) {
   KvAttentionWork work = {0};
-  KvDecodeAttention operands =
-      decode_operands(row, row->decode_batch, row->decode_context, row->n_heads, row->n_kv_heads,
-                      row->head_dim);
+  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
+                                               row->n_heads, row->n_kv_heads, row->head_dim);
   kv_kernel_add_prefill_attention(device, row->dtype, row->chunk, row->past, row->n_heads,
                                   row->n_kv_heads, row->head_dim, row->head_dim, row->window,
                                   row->cache_bytes, &work);

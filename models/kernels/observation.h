@@ -46,7 +46,7 @@ typedef struct {
   double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
                                                                          touch all n_experts */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
-                                */
+                             */
   double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */
   const KvStepShape *shape; /* steps */
   gboolean eager;           /* launched one kernel at a time by a host program */
@@ -58,9 +58,10 @@ typedef struct {
 typedef struct {
   double floor_seconds;       /* no eager row of one kernel is shorter */
   double host_kernel_seconds; /* eager steps: host time to launch one kernel */
-  double l2_speedup; /* repeated rows: rate of the second-level cache over memory's ... */
-  double l2_share;   /* ... and the share of its size that operands may take to stay in it */
-  double write_passes; /* prefill attention rows: times that writing the new tokens' cache is in it */
+  double l2_speedup;          /* repeated rows: rate of the second-level cache over memory's ... */
+  double l2_share; /* ... and the share of its size that operands may take to stay in it */
+  double
+      write_passes; /* prefill attention rows: times that writing the new tokens' cache is in it */
 } KvMeasuring;
 
 double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuring,

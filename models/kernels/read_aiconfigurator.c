@@ -63,12 +63,10 @@ static const struct {
 static const struct {
   const char *part;
   KvAttentionKernel kernel;
-} attention_kernels[] = {{"attn_fa3", KV_ATTENTION_KERNEL_FA3},
-                         {"attn_fa4", KV_N_ATTENTION_KERNELS},
-                         {"trtllm", KV_ATTENTION_KERNEL_TRTLLM},
-                         {"flashinfer", KV_ATTENTION_KERNEL_FLASHINFER},
-                         {"flash_attn", KV_ATTENTION_KERNEL_FA2},
-                         {"", KV_N_ATTENTION_KERNELS}};
+} attention_kernels[] = {
+    {"attn_fa3", KV_ATTENTION_KERNEL_FA3},   {"attn_fa4", KV_N_ATTENTION_KERNELS},
+    {"trtllm", KV_ATTENTION_KERNEL_TRTLLM},  {"flashinfer", KV_ATTENTION_KERNEL_FLASHINFER},
+    {"flash_attn", KV_ATTENTION_KERNEL_FA2}, {"", KV_N_ATTENTION_KERNELS}};
 
 static KvAttentionKernel kernel_of(const char *name) {
   guint i = 0;

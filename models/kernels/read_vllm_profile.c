@@ -45,7 +45,8 @@ static gboolean find_shape(const char *path, Shape *shape, GError **error) {
   guint n = g_strv_length(parts);
   double tp = n >= 4 && g_str_has_prefix(parts[n - 2], "tp") ? atoi(parts[n - 2] + 2) : 0;
   if (tp < 1) {
-    kv_error_at(error, path, 0, "lies in no folder MODEL/VARIANT/tpN, expected one that names them");
+    kv_error_at(error, path, 0,
+                "lies in no folder MODEL/VARIANT/tpN, expected one that names them");
     return FALSE;
   }
   g_autofree char *id = model_id(parts[n - 4]);
@@ -177,5 +178,6 @@ static gboolean accepts(const char *path) {
 }
 
 const KvTableReader kv_table_vllm_profile = {
-    "vllm-profile", "attention.table, dense.table, per_sequence.table or moe.table of a MODEL/VARIANT/tpN",
-    accepts, read_table};
+    "vllm-profile",
+    "attention.table, dense.table, per_sequence.table or moe.table of a MODEL/VARIANT/tpN", accepts,
+    read_table};

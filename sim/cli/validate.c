@@ -61,7 +61,7 @@ static gboolean parse(Options *o, int *argc, char ***argv, GError **error) {
 }
 
 static gboolean wanted(const Options *o, const KvMeasuredRun *run) {
-  if (o->kind && strcmp(o->kind, run->kind))
+  if (o->kind && strcmp(o->kind, run->kind) != 0)
     return FALSE;
   g_auto(GStrv) words = g_strsplit(o->match ? o->match : "", " ", -1);
   for (guint i = 0; words[i]; i++)

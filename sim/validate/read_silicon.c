@@ -69,7 +69,7 @@ static gboolean read_runs(const char *path, const KvMeasuredOptions *options, GP
     return FALSE;
   g_autoptr(GError) problem = NULL;
   while (kv_csv_row(&csv, &problem)) {
-    if (strcmp(field(&csv, "mode"), "agg"))
+    if (strcmp(field(&csv, "mode"), "agg") != 0)
       continue;
     KvMeasuredRun *run = kv_measured_run_new(kv_measured_silicon.id);
     run->source =

@@ -100,8 +100,9 @@ static gboolean seen_before(const char *path, const char *date, gint64 input_tok
   gboolean found = FALSE;
   for (const char *name; dir && !found && (name = g_dir_read_name(dir));) {
     g_autofree char *other = g_build_filename(folder, name, NULL);
-    g_autoptr(KvJson) json =
-        g_str_has_suffix(name, ".json") && strcmp(other, path) ? kv_json_load(other, NULL) : NULL;
+    g_autoptr(KvJson) json = g_str_has_suffix(name, ".json") && strcmp(other, path) != 0
+                                 ? kv_json_load(other, NULL)
+                                 : NULL;
     json_t *root = json ? kv_json_root(json) : NULL;
     found = root &&
             json_integer_value(json_object_get(root, "total_input_tokens")) == input_tokens &&

@@ -160,7 +160,7 @@ static char *find_trace(const char *dataset, const char *log, const KvMeasuredOp
   for (guint i = 0; options->trace_folders && options->trace_folders[i]; i++)
     g_ptr_array_add(places, g_build_filename(options->trace_folders[i], base, NULL));
   g_autofree char *above = g_path_get_dirname(log);
-  for (guint level = 0; level < 8 && strcmp(above, "/") && strcmp(above, "."); level++) {
+  for (guint level = 0; level < 8 && strcmp(above, "/") != 0 && strcmp(above, ".") != 0; level++) {
     g_ptr_array_add(places, g_build_filename(above, dataset, NULL));
     g_autofree char *traces = g_build_filename(above, "traces", NULL);
     g_autoptr(GDir) folder = g_dir_open(traces, 0, NULL);

@@ -188,8 +188,8 @@ static void test_efficiency_of_a_file(void) {
   g_autoptr(KvPlatform) h100 = load("h100-sxm");
   assert_close(p->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].flops_share,
                h100->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].flops_share);
-  g_assert_cmpfloat(
-      p->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].residual, ==, 0);
+  g_assert_cmpfloat(p->device->efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].residual, ==,
+                    0);
   assert_close(p->device->launch_seconds, 7e-6);
   assert_close(p->device->graph_node_seconds, 0.5e-6);
 }

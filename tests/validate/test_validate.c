@@ -109,7 +109,8 @@ static void check_accuracy(const char *name, const char *metric, double most) {
   g_assert_no_error(error);
   for (guint i = 0; i < c->rows->len; i++) {
     const KvComparisonRow *row = &g_array_index(c->rows, KvComparisonRow, i);
-    if (strcmp(row->metric, metric) || (*row->statistic && strcmp(row->statistic, "mean")))
+    if (strcmp(row->metric, metric) != 0 ||
+        (*row->statistic && strcmp(row->statistic, "mean") != 0))
       continue;
     g_test_message("%s %s: %.4g measured, %.4g predicted", name, metric, row->measured,
                    row->predicted);

@@ -1,0 +1,85 @@
+#!/bin/sh
+# Regenerates the table of rung 1 (operations) in docs/accuracy.md from folders of measured tables:
+#
+#   tests/bench/accuracy.sh MEASURED [KVSIM] [PAGE]
+#
+# MEASURED holds aiconfigurator/kernels, llmservingsim/kernels and h200_pytorch; KVSIM is the
+# program (default build/kvsim) and PAGE the page (default docs/accuracy.md), of which the lines
+# between the two markers are replaced. Every figure comes from `kvsim calibrate`.
+set -eu
+measured=${1:?"usage: accuracy.sh MEASURED [KVSIM] [PAGE]"}
+kvsim=${2:-build/kvsim}
+page=${3:-docs/accuracy.md}
+kernels=$measured/aiconfigurator/kernels
+profiles=$measured/llmservingsim/kernels
+[ -d "$kernels" ] && [ -d "$profiles" ] || { echo "accuracy.sh: $measured: no tables" >&2; exit 2; }
+
+tables_of() { # the tables of a device
+  case $1 in
+  h100-sxm) set -- h100_sxm 0.24.0 0.24.0 ;;
+  a100-80gb) set -- a100_sxm 0.14.0 0.14.0 ;;
+  b200) set -- b200_sxm 0.24.0 0.24.0 ;;
+  l40s) set -- l40s 0.24.0 0.22.0 ;;
+  rtx-pro-6000-server) find "$profiles/RTXPRO6000" -name '*.csv.gz' | grep -v 'skew\|moe' | sort; return ;;
+  rtx-4090) find "$profiles/RTX4090" -name '*.csv.gz' | grep -v 'skew\|moe' | sort; return ;;
+  h200) ls "$measured"/h200_pytorch/*.json; return ;;
+  esac
+  echo "$kernels/$1/gemm/gemm_perf.vllm-$2.csv.gz"
+  echo "$kernels/$1/attention/context_attention_perf.vllm-$2.csv.gz"
+  echo "$kernels/$1/attention/generation_attention_perf.vllm-$2.csv.gz"
+  echo "$kernels/$1/comm/custom_allreduce_perf.vllm-$3.csv.gz"
+}
+
+# Rows "kind dtype n median p95 bias low .. high covers" of kvsim calibrate as rows of a page.
+rows() {
+  awk -v device="$1" '/ \.\. / {
+    gsub(/ %/, "%")
+    n = NF
+    kind = $1
+    for (i = 2; i <= n - 9; i++) kind = kind " " $i
+    printf "| %s | %s | %s | %s | %s | %s | %s | %s to %s | %s |\n", device, kind, $(n-8), $(n-7), \
+           $(n-6), $(n-5), $(n-4), $(n-3) "%", $(n-1), $n
+  }'
+}
+
+head_of() {
+  echo "| $1 | operation | type | n | median | p95 | bias | 90 % interval | covers |"
+  echo "|---|---|---|---|---|---|---|---|---|"
+}
+
+section() {
+  echo "### Fitted to one half of the shape families, scored on the other"
+  echo
+  head_of device
+  for device in a100-80gb h100-sxm h200 b200 l40s rtx-pro-6000-server rtx-4090; do
+    # shellcheck disable=SC2046
+    "$kvsim" calibrate --device $device --from $(tables_of $device) | rows $device
+  done
+  echo
+  echo "### Without any measurement of the device: its data sheet and another device's efficiencies"
+  echo
+  head_of "device, efficiencies of"
+  for pair in a100-80gb,h100-sxm h100-sxm,a100-80gb b200,h100-sxm l40s,rtx-pro-6000-server \
+    rtx-pro-6000-server,l40s rtx-4090,l40s h200,h100-sxm; do
+    device=${pair%,*}
+    # shellcheck disable=SC2046
+    "$kvsim" calibrate --device "$device" --like "${pair#*,}" --from $(tables_of "$device") |
+      rows "$device, ${pair#*,}"
+  done
+  echo
+  echo "### Mixture of experts, priced by the parameters of GEMM (nothing fitted)"
+  echo
+  head_of device
+  "$kvsim" calibrate --device rtx-pro-6000-server --like rtx-pro-6000-server --from \
+    $(find "$profiles/RTXPRO6000" -name 'moe.csv.gz' | sort) | rows rtx-pro-6000-server
+}
+
+text=$(mktemp)
+trap 'rm -f "$text" "$text.page"' EXIT
+section >"$text"
+awk -v text="$text" '
+  /<!-- rung 1: end -->/ { inside = 0 }
+  !inside { print }
+  /<!-- rung 1: begin -->/ { inside = 1; while ((getline line < text) > 0) print line }
+' "$page" >"$text.page"
+cat "$text.page" >"$page"
