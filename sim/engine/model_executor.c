@@ -607,19 +607,31 @@ static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *
   price_fixed_part(m, step, &pricing->priced);
   guint64 k = repeats_before_work(m, step, step->repeat);
   pricing->at[0] = sample(m, step, &pricing->priced, 0.0);
-  for (; k > SAMPLES; k = (k + 1) / 2) {
-    double quarter = ((double)k - 1.0) / 4.0;
+  /* A span that can be halved a few times keeps every other sample where the half one needs it. */
+  guint64 span = k - 1, fresh = ~(guint64)0;
+  if (span >= 64)
+    span &= ~(guint64)15;
+  for (; span >= SAMPLES; span /= 2) {
+    double quarter = (double)span / 4.0;
+    Varying *f = pricing->at;
     for (guint i = 1; i < SAMPLES; i++)
-      pricing->at[i] = sample(m, step, &pricing->priced, i * quarter);
+      if (fresh & ((guint64)1 << i))
+        f[i] = sample(m, step, &pricing->priced, i * quarter);
     /* At the inner samples the quadratic through the outer three differs from the quartic the most.
      */
-    const Varying *f = pricing->at;
     double off = bend(f[0].seconds, f[1].seconds, f[2].seconds, f[3].seconds, f[4].seconds);
     double of_attention =
         bend(f[0].attention, f[1].attention, f[2].attention, f[3].attention, f[4].attention);
-    if (off <= 1e-7 * f[2].seconds && of_attention <= 1e-6 * f[2].attention)
-      return pricing->repeats = k;
+    if (off <= 1e-6 * f[2].seconds && of_attention <= 1e-5 * f[2].attention)
+      return pricing->repeats = span + 1;
+    fresh = ~(guint64)0;
+    if (span % 2 == 0) {
+      f[4] = f[2];
+      f[2] = f[1];
+      fresh = 1 << 1 | 1 << 3;
+    }
   }
+  k = MIN(k, span + 1);
   for (guint i = 1; i < k; i++)
     pricing->at[i] = sample(m, step, &pricing->priced, i);
   return pricing->repeats = k;

@@ -5,8 +5,8 @@
  * through sums that grow linearly from repeat to repeat, so a step's time is a smooth function of
  * the repeat. It is sampled at five equidistant repeats; the sum over the first j repeats is that
  * of the interpolating quartic, in closed form. The range is halved until the quartic and the
- * quadratic through three of the samples agree to 1e-7: the quartic's own error is then far below
- * 1e-9.
+ * quadratic through three of the samples agree to 1e-6: the quartic's own error is then far below
+ * 1e-7.
  */
 #ifndef KV_SIM_ENGINE_MODEL_EXECUTOR_H
 #define KV_SIM_ENGINE_MODEL_EXECUTOR_H
