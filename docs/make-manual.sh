@@ -14,18 +14,30 @@ verbatim() {
   printf '.fi\n'
 }
 
+# The words of a command; `trace` has commands of its own.
 commands() {
-  local names name
-  names=$("$program" list commands --names)
-  for name in $names; do
-    printf '.SS %s\n' "${name//-/\\-}"
-    "$program" "$name" --help | verbatim
+  local name sub
+  for name in $("$program" list commands --names); do
+    echo "$name"
+    [ "$name" = trace ] || continue
+    for sub in $("$program" trace --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'); do
+      echo "trace $sub"
+    done
+  done
+}
+
+help_of_all() {
+  local words
+  commands | while read -r words; do
+    printf '.SS %s\n' "${words//-/\\-}"
+    # shellcheck disable=SC2086  # one word or two
+    "$program" $words --help </dev/null | verbatim
   done
 }
 
 while IFS= read -r line; do
   case $line in
-  @COMMANDS@) commands ;;
+  @COMMANDS@) help_of_all ;;
   *) printf '%s\n' "${line//@VERSION@/$version}" ;;
   esac
 done <"$template"

@@ -87,7 +87,7 @@ const KvScenarioField kv_scenario_fields[] = {
      "debugging: price every step by itself"},
     {"engine", "static_batch", KV_FIELD_COUNT, ENGINE(static_batch), 0, 1e6, NULL,
      "sequences of a static batch; 0: as memory allows"},
-    {"engine", "gpu_batch", KV_FIELD_COUNT, ENGINE(gpu_batch), 1, 1e6, NULL,
+    {"engine", "gpu_batch", KV_FIELD_COUNT, ENGINE(gpu_batch), 1, 1e5, NULL,
      "FlexGen: sequences of a GPU batch"},
     {"engine", "n_gpu_batches", KV_FIELD_COUNT, ENGINE(n_gpu_batches), 1, 1e4, NULL,
      "FlexGen: GPU batches of a block"},
@@ -275,6 +275,16 @@ static const KvScenarioField *find_field(const char *name) {
   return NULL;
 }
 
+static gboolean set_fail(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+static gboolean set_fail(GError **error, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  g_autofree char *message = kv_error_one_line(g_strdup_vprintf(format, args));
+  va_end(args);
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--set %s", message);
+  return FALSE;
+}
+
 gboolean kv_scenario_set(KvScenario *scenario, const char *assignment, GError **error) {
   const char *equals = strchr(assignment, '=');
   g_autofree char *name =
@@ -287,11 +297,11 @@ gboolean kv_scenario_set(KvScenario *scenario, const char *assignment, GError **
                       *f->section ? g_strconcat(f->section, ".", f->key, NULL) : g_strdup(f->key));
     g_ptr_array_add(known, NULL);
     g_autofree char *unknown = kv_names_unknown("field", name, (const char *const *)known->pdata);
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--set %s: %s", assignment,
-                field ? "no value, expected KEY=VALUE" : unknown);
-    return FALSE;
+    return set_fail(error, "%s: %s", assignment, field ? "no value, expected KEY=VALUE" : unknown);
   }
   const char *value = equals + 1;
+  if (!g_utf8_validate(value, -1, NULL)) /* it could not be stored with the run */
+    return set_fail(error, "%s: not UTF-8, expected text", name);
   if (field->kind == KV_FIELD_TEXT && !field->choices) {
     store_text(scenario, field, value);
     return TRUE;
@@ -307,15 +317,12 @@ gboolean kv_scenario_set(KvScenario *scenario, const char *assignment, GError **
       }
     }
     g_autofree char *list = g_strjoinv("|", (char **)field->choices);
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--set %s: '%s', expected %s", name, value, list);
-    return FALSE;
+    return set_fail(error, "%s: '%s', expected %s", name, value, list);
   }
   if (field->kind == KV_FIELD_FLAG) {
-    gboolean yes = !strcmp(value, "true") || !strcmp(value, "1");
-    if (!yes && strcmp(value, "false") && strcmp(value, "0")) {
-      g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--set %s: '%s', expected true or false", name,
-                  value);
-      return FALSE;
+    gboolean yes = strcmp(value, "true") == 0 || strcmp(value, "1") == 0;
+    if (!yes && strcmp(value, "false") != 0 && strcmp(value, "0") != 0) {
+      return set_fail(error, "%s: '%s', expected true or false", name, value);
     }
     store_number(scenario, field, yes);
     return TRUE;
@@ -325,9 +332,8 @@ gboolean kv_scenario_set(KvScenario *scenario, const char *assignment, GError **
   gboolean whole = field->kind != KV_FIELD_REAL;
   if (end == value || *end || !isfinite(number) || number < field->min || number > field->max ||
       (whole && number != floor(number))) {
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--set %s: '%s', expected a %s from %g to %g",
-                name, value, whole ? "whole number" : "number", field->min, field->max);
-    return FALSE;
+    return set_fail(error, "%s: '%s', expected a %s from %.16g to %.16g", name, value,
+                    whole ? "whole number" : "number", field->min, field->max);
   }
   store_number(scenario, field, number);
   return TRUE;

@@ -98,7 +98,7 @@ void kv_trace_reader_close(KvTraceReader *reader) {
 }
 
 gboolean kv_trace_reader_next(KvTraceReader *reader, KvTraceRequest *request, GError **error) {
-  if (reader->ended)
+  if (reader->ended || kv_error_if_interrupted(error))
     return FALSE;
   *request = (KvTraceRequest){
       .line = reader->n_requests + 1, .session = -1, .id = (gint64)reader->n_requests};

@@ -93,8 +93,10 @@ static gssize read_source(KvTraceStream *stream, void *into, gsize room, GError 
   } else {
     do
       n = read(stream->fd, into, room);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && errno == EINTR && !g_atomic_int_get(&kv_interrupted));
     if (n < 0) {
+      if (kv_error_if_interrupted(error))
+        return -1;
       kv_error_at(error, stream->name, stream->next_line, "cannot be read (%s)", g_strerror(errno));
       return -1;
     }

@@ -21,8 +21,13 @@ static const Scale bytes_scales[] = {
     {0.9995e6, 1e6, " MB"},   {0.9995e3, 1e3, " kB"},   {0, 1, " B"},
 };
 static const Scale flops_scales[] = {
-    {0.9995e21, 1e21, " ZFLOP"}, {0.9995e18, 1e18, " EFLOP"}, {0.9995e15, 1e15, " PFLOP"},
-    {0.9995e12, 1e12, " TFLOP"}, {0.9995e9, 1e9, " GFLOP"},   {0, 1, " FLOP"},
+    {0.9995e21, 1e21, " ZFLOP"},
+    {0.9995e18, 1e18, " EFLOP"},
+    {0.9995e15, 1e15, " PFLOP"},
+    {0.9995e12, 1e12, " TFLOP"},
+    {0.9995e9, 1e9, " GFLOP"},
+    {0.9995e6, 1e6, " MFLOP"},
+    {0, 1, " FLOP"},
 };
 static const Scale joules_scales[] = {
     {0.9995e9, 1e9, " GJ"}, {0.9995e6, 1e6, " MJ"}, {0.9995e3, 1e3, " kJ"},

@@ -361,12 +361,13 @@ static void check_links(KvJson *json, json_t *object, const KvDevice *device) {
     const char *key, *id;
   } links[] = {{"gpu_link", device->link}, {"host_link", device->host_link}};
   for (guint i = 0; i < G_N_ELEMENTS(links); i++)
-    if (links[i].id && !kv_catalogue_find(kv_link_kind.catalogue(), links[i].id)) {
-      g_autofree char *unknown = kv_names_unknown("link", links[i].id, kv_link_ids());
+    if (links[i].id && !kv_catalogue_find(kv_link_catalogue(), links[i].id)) {
+      g_autofree char *unknown = kv_names_unknown("link", links[i].id, kv_link_catalogue()->ids);
       kv_json_fail(json, object, links[i].key, "%s (see `kvsim list links`)", unknown);
     }
-  if (device->host_memory && !kv_catalogue_find(kv_storage_kind.catalogue(), device->host_memory)) {
-    g_autofree char *unknown = kv_names_unknown("storage", device->host_memory, kv_storage_ids());
+  if (device->host_memory && !kv_catalogue_find(kv_storage_catalogue(), device->host_memory)) {
+    g_autofree char *unknown =
+        kv_names_unknown("storage", device->host_memory, kv_storage_catalogue()->ids);
     kv_json_fail(json, object, "host_memory", "%s (see `kvsim list storage`)", unknown);
   }
 }
@@ -393,7 +394,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   device->host_memory = text(json, object, "host_memory", NULL);
   device->host_memory_share = share(json, object, "host_memory_share", 1);
   const KvCatalogueEntry *link =
-      device->link ? kv_catalogue_find(kv_link_kind.catalogue(), device->link) : NULL;
+      device->link ? kv_catalogue_find(kv_link_catalogue(), device->link) : NULL;
   double peak = link ? number(link->document, link->object, "GBps", 0, 1) : 0;
   device->link_Bps = device->link ? number(json, object, "gpu_link_GBps", peak, GIGA) : 0;
 

@@ -43,6 +43,11 @@ gpointer kv_hardware_load(const KvHardwareKind *kind, const char *name, GError *
 gpointer kv_hardware_member(const KvHardwareKind *kind, KvJson *json, json_t *object,
                             const char *key);
 
+/* The catalogues, opened at their first use. */
+const KvCatalogue *kv_device_catalogue(void);
+const KvCatalogue *kv_link_catalogue(void);
+const KvCatalogue *kv_storage_catalogue(void);
 const KvCatalogue *kv_platform_catalogue(void);
+const KvCatalogue *kv_other_catalogue(void);
 
 #endif

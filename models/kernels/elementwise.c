@@ -1,24 +1,5 @@
 #include "models/kernels/roofline.h"
 
-const char *const kv_bound_names[] = {"fixed", "compute", "memory", "link", NULL};
-G_STATIC_ASSERT(G_N_ELEMENTS(kv_bound_names) == KV_N_BOUNDS + 1);
-
-double kv_smooth_max(double a, double b, double p) {
-  double high = MAX(a, b), low = MIN(a, b);
-  if (low <= 0 || p >= 64)
-    return high;
-  double ratio = low / high;
-  if (p == 1)
-    return a + b;
-  if (p == 2)
-    return high * sqrt(1 + ratio * ratio);
-  if (p == 4)
-    return high * kv_roofline_at_least_one(ratio);
-  double power = pow(ratio, p);
-  /* Below half an ulp of 1 the sum rounds to 1. */
-  return power < 1e-16 ? high : high * pow(1 + power, 1 / p);
-}
-
 /* Norms, rotary, activations and residual sums do a few operations a byte: bandwidth bounds them on
  * every device. What they read was written by the kernel before: while it fits, the second-level
  * cache still holds it, which is a few times as fast as memory (the RTX PRO 6000 and RTX 4090 move

@@ -1,6 +1,5 @@
 #include "models/llm/document.h"
 
-const char *const kv_attention_kind_names[] = {"full", "sliding", "latent", "none", NULL};
 static const char *const norm_names[] = {"rms", "layer", NULL};
 
 static const char *const model_fields[] = {

@@ -21,6 +21,15 @@ void kv_error_at(GError **error, const char *file, guint64 line, const char *for
     g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: %s", file, message);
 }
 
+volatile gint kv_interrupted;
+
+gboolean kv_error_if_interrupted(GError **error) {
+  if (G_LIKELY(!g_atomic_int_get(&kv_interrupted)))
+    return FALSE;
+  g_set_error(error, KV_ERROR, KV_ERROR_INTERRUPTED, "interrupted");
+  return TRUE;
+}
+
 int kv_error_exit_status(const GError *error) {
   if (error->domain != KV_ERROR)
     return error->domain == G_OPTION_ERROR ? 2 : 1;

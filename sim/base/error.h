@@ -34,6 +34,12 @@ void kv_error_at(GError **error, const char *file, guint64 line, const char *for
  * itself. */
 char *kv_error_one_line(char *text);
 
+/* Set to 1 by the program when the user stops it (Ctrl-C); whatever runs long looks at it. */
+extern volatile gint kv_interrupted;
+
+/* TRUE, with *error set to KV_ERROR_INTERRUPTED, if the user has stopped the program. */
+gboolean kv_error_if_interrupted(GError **error);
+
 /* The exit status that the program owes for `error`. */
 int kv_error_exit_status(const GError *error);
 

@@ -250,6 +250,11 @@ static char *begin_folder(const char *target) {
 }
 
 KvRunDirectory *kv_run_directory_begin(const char *path, GError **error) {
+  if (!*path) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "the run directory has no name, expected a folder to make");
+    return NULL;
+  }
   g_autofree char *target = g_canonicalize_filename(path, NULL);
   g_autofree char *here = g_get_current_dir();
   if (strcmp(target, here) == 0 || g_file_test(target, G_FILE_TEST_EXISTS)) {

@@ -7,26 +7,28 @@
 #include "sim/base/error.h"
 #include "sim/base/names.h"
 
-volatile gint kv_cli_interrupted;
-
 const KvCommand kv_commands[] = {
-    {"run", "TRACE", "replay a trace: table, run directory, report",
-     "kvsim run chat.jsonl --model llama-3.1-8b --platform 2xh100-sxm --use kivi:bits=4 -o runs/kivi",
-     kv_command_run},
+    {"run", "TRACE", "replay a trace under a scenario: table, run directory, report",
+     "kvsim run chat.jsonl --model llama-3.1-8b --platform h100-sxm --use kivi:bits=4 -o runs/kivi",
+     kv_command_run, FALSE},
     {"compare", "TRACE", "the same trace under several stacks, side by side",
-     "kvsim compare chat.jsonl --use '' --use kivi --use snapkv:budget=1024", kv_command_compare},
+     "kvsim compare chat.jsonl --use '' --use kivi --use snapkv:budget=1024", kv_command_compare,
+     FALSE},
     {"predict", "", "price one step, broken down by kernel",
-     "kvsim predict --phase decode --batch 64 --context 8192", kv_command_predict},
+     "kvsim predict --phase decode --batch 64 --context 8192", kv_command_predict, FALSE},
     {"trace", "stat|convert|slice|scale|smear|repeat|generate",
-     "look at traces, change them, make them", "kvsim trace stat chat.jsonl", kv_command_trace},
+     "look at traces, change them, make them", "kvsim trace stat chat.jsonl", kv_command_trace,
+     FALSE},
     {"list", "KIND", "what there is: models, platforms, techniques, schedulers, formats, ...",
-     "kvsim list techniques", kv_command_list},
+     "kvsim list techniques", kv_command_list, FALSE},
     {"show", "NAME", "what one thing is: a model, a device, a technique, ...", "kvsim show kivi",
-     kv_command_show},
+     kv_command_show, FALSE},
     {"calibrate", "", "fit a device file to measured operations",
      "kvsim calibrate --device h200 --from ceilings.json --from steps.json -o h200.json",
-     kv_command_calibrate},
-    {NULL, NULL, NULL, NULL, NULL},
+     kv_command_calibrate, FALSE},
+    {"docs", "KIND", "print the reference pages that are made from the program's own tables",
+     "kvsim docs scenario", kv_command_docs, TRUE},
+    {.name = NULL},
 };
 
 const KvCommand *kv_command_find(const char *name) {
@@ -38,7 +40,8 @@ const KvCommand *kv_command_find(const char *name) {
 
 gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc,
                       char ***argv, GError **error) {
-  g_autofree char *usage = g_strdup_printf("%s - %s", command->arguments, command->summary);
+  g_autofree char *usage = g_strdup_printf("%s%s- %s", command->arguments,
+                                           *command->arguments ? " " : "", command->summary);
   g_autofree char *program = g_strdup_printf("kvsim %s", command->name);
   g_autofree char *example = g_strdup_printf("Example:\n  %s", command->example);
   g_autoptr(GOptionContext) context = g_option_context_new(usage);

@@ -13,6 +13,7 @@ typedef struct {
   const char *name, *arguments, *summary;
   const char *example;                                    /* printed under --help */
   gboolean (*run)(int argc, char **argv, GError **error); /* argv[0] is the command's name */
+  gboolean hidden; /* for those who work on kvsim; in no list */
 } KvCommand;
 
 extern const KvCommand kv_commands[]; /* ends with name NULL */
@@ -22,9 +23,6 @@ const KvCommand *kv_command_find(const char *name);
  * stays). `--help` prints and exits. */
 gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc,
                       char ***argv, GError **error);
-
-/* Set when the user presses Ctrl-C; commands stop at the next opportunity. */
-extern volatile gint kv_cli_interrupted;
 
 /* Width of the terminal, and whether standard output is one that takes colour. */
 guint kv_cli_columns(void);
@@ -37,5 +35,6 @@ gboolean kv_command_trace(int argc, char **argv, GError **error);
 gboolean kv_command_list(int argc, char **argv, GError **error);
 gboolean kv_command_show(int argc, char **argv, GError **error);
 gboolean kv_command_calibrate(int argc, char **argv, GError **error);
+gboolean kv_command_docs(int argc, char **argv, GError **error);
 
 #endif

@@ -17,6 +17,8 @@ static gboolean replay_all(Runs *runs, const KvScenario *scenario, char **stacks
     g_autoptr(KvScenario) variant = kv_scenario_copy(scenario);
     g_free(variant->use);
     variant->use = g_strdup(stacks[i]);
+    g_free(variant->label); /* one for all would tell nothing apart */
+    variant->label = g_strdup("");
     KvSetup *setup = kv_setup_new(variant, TRUE, error);
     if (!setup)
       return FALSE;
@@ -53,7 +55,7 @@ static gboolean compare(const KvScenario *scenario, char **stacks, const char *t
   Runs runs = {setups, summaries};
   if (!replay_all(&runs, scenario, stacks, trace, format, directory, error) ||
       !kv_replay_write(g_steal_pointer(&directory), (const KvSetup *const *)setups->pdata,
-                       (KvSummary *const *)summaries->pdata, summaries->len, error))
+                       (KvSummary *const *)summaries->pdata, summaries->len, TRUE, error))
     return FALSE;
   if (as_json) {
     print_json(&runs);
@@ -67,7 +69,7 @@ static gboolean compare(const KvScenario *scenario, char **stacks, const char *t
 }
 
 gboolean kv_command_compare(int argc, char **argv, GError **error) {
-  KvScenarioOptions options = {0};
+  g_auto(KvScenarioOptions) options = {0};
   g_autofree char *directory = NULL;
   g_autofree char *format = NULL;
   gboolean as_json = FALSE;
@@ -83,19 +85,21 @@ gboolean kv_command_compare(int argc, char **argv, GError **error) {
   g_autoptr(KvScenario) scenario = NULL;
   gboolean ok = kv_cli_parse(kv_command_find("compare"), entries, &argc, &argv, error) &&
                 (scenario = kv_scenario_options_apply(&options, error));
-  const char *problem = argc < 2                         ? "no trace given"
-                        : argc > 2                       ? "more than one trace given"
-                        : !options.use                   ? "no stack given"
-                        : g_strv_length(options.use) < 2 ? "only one stack given"
-                        : g_strcmp0(argv[1], "-") == 0   ? "standard input can be read only once"
-                                                         : NULL;
-  if (ok && problem) {
+  if (!ok)
+    return FALSE;
+  const char *problem = argc < 2                       ? "no trace given"
+                        : argc > 2                     ? "more than one trace given"
+                        : !options.use                 ? "no stack given"
+                        : g_strcmp0(argv[1], "-") == 0 ? "standard input can be read only once"
+                                                       : NULL;
+  if (problem) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "compare: %s, expected one trace file and at least two --use ('' is the baseline)",
+                "compare: %s, expected one trace file and --use for each stack "
+                "(see 'kvsim compare --help')",
                 problem);
-    ok = FALSE;
+    return FALSE;
   }
-  ok = ok && compare(scenario, options.use, argv[1], format, directory, as_json, error);
-  kv_scenario_options_clear(&options);
-  return ok;
+  char *with_baseline[] = {(char *)"", options.use[0], NULL};
+  return compare(scenario, options.use[1] ? options.use : with_baseline, argv[1], format, directory,
+                 as_json, error);
 }

@@ -4,59 +4,14 @@
 #include <string.h>
 
 #include "sim/base/error.h"
-#include "sim/base/format.h"
 #include "sim/cli/cli.h"
 #include "sim/cli/scenario_options.h"
 #include "sim/engine/model_executor.h"
-#include "sim/engine/simulation.h"
+#include "sim/engine/predict.h"
+#include "viz/format.h"
 
-typedef struct {
-  const char *phase;
-  guint batch, context, chunk;
-} Question;
-
-typedef struct {
-  KvStepCost cost;
-  GArray *kernels; /* of KvPricedKernel */
-  double resident_bytes, read_bytes;
-  double tier_bytes[KV_N_TIERS];
-} Answer;
-
-/* Decode: `batch` sequences whose context is `context`, the new token counted. Prefill: `batch`
- * prompts of `context` tokens in one step, or their last `chunk` tokens. */
-static gboolean ask(const KvSetup *setup, const Question *q, Answer *answer, GError **error) {
-  gboolean decode = strcmp(q->phase, "decode") == 0;
-  KvExecutor *executor =
-      kv_model_executor_new(setup->model, setup->plan, &setup->curves, setup->platform,
-                            &setup->scenario->engine, setup->scenario->tensor_parallel);
-  double values[KV_MAX_CHANNELS] = {0}, slopes[KV_MAX_CHANNELS] = {0};
-  g_autofree KvChunk *chunks = g_new0(KvChunk, q->batch);
-  KvStep step = {.chunks = chunks, .repeat = 1};
-  if (decode) {
-    for (guint c = 0; c < setup->curves.n_channels; c++)
-      values[c] =
-          q->batch * kv_law_value(&setup->curves.laws[c], q->context, q->context, TRUE, NULL, NULL);
-    step.decode = (KvDecodeBatch){.n = q->batch,
-                                  .context_tokens = (double)q->batch * q->context,
-                                  .longest_tokens = q->context,
-                                  .values = values,
-                                  .slopes = slopes};
-  } else {
-    guint tokens = q->chunk ? MIN(q->chunk, q->context) : q->context;
-    step.n_chunks = q->batch;
-    for (guint i = 0; i < q->batch; i++)
-      chunks[i] = (KvChunk){.past = q->context - tokens, .tokens = tokens, .last = TRUE};
-  }
-  gboolean ok = executor->class->step(executor, &step, &answer->cost, error);
-  answer->kernels = kv_model_executor_kernels(executor, &step);
-  executor->class->destroy(executor);
-  KvPlanCost one = kv_plan_cost(setup->plan, &setup->curves, q->context, q->context, decode);
-  for (guint t = 0; t < KV_N_TIERS; t++) {
-    answer->tier_bytes[t] = q->batch * one.resident_bytes[t];
-    answer->resident_bytes += answer->tier_bytes[t];
-  }
-  answer->read_bytes = decode ? q->batch * one.read_bytes : 0.0;
-  return ok;
+static const char *phase_name(const KvStepQuestion *q) {
+  return q->decode ? "decode" : "prefill";
 }
 
 /* The family whose fit a component's time rests on. */
@@ -75,7 +30,7 @@ static const KvKernelFamily families[KV_N_COMPONENTS] = {
     [KV_COMPONENT_LAUNCH] = KV_KERNEL_ELEMENTWISE,
 };
 
-static KvTimeInterval interval_of(const KvSetup *setup, const Answer *a) {
+static KvTimeInterval interval_of(const KvSetup *setup, const KvPrediction *a) {
   KvTimeInterval interval = {0};
   for (guint c = 0; c < KV_N_COMPONENTS; c++)
     kv_time_interval_add(&interval, setup->platform->device, families[c], KV_DTYPE_BF16,
@@ -83,7 +38,14 @@ static KvTimeInterval interval_of(const KvSetup *setup, const Answer *a) {
   return interval;
 }
 
-static void print_json(const KvSetup *setup, const Question *q, const Answer *a) {
+static double total_resident(const KvPrediction *prediction) {
+  double bytes = 0.0;
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    bytes += prediction->resident_bytes[t];
+  return bytes;
+}
+
+static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPrediction *a) {
   json_t *components = json_array();
   for (guint i = 0; i < a->kernels->len; i++) {
     const KvPricedKernel *k = &g_array_index(a->kernels, KvPricedKernel, i);
@@ -96,17 +58,17 @@ static void print_json(const KvSetup *setup, const Question *q, const Answer *a)
   }
   json_t *tiers = json_object();
   for (guint t = 0; t < KV_N_TIERS; t++)
-    if (a->tier_bytes[t] > 0.0)
-      json_object_set_new(tiers, kv_tier_names[t], json_real(a->tier_bytes[t]));
+    if (a->resident_bytes[t] > 0.0)
+      json_object_set_new(tiers, kv_tier_names[t], json_real(a->resident_bytes[t]));
   const KvScenario *s = setup->scenario;
   KvTimeInterval interval = interval_of(setup, a);
   json_t *root = json_pack(
       "{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:o}",
       "model", setup->model->id, "platform", setup->platform->id, "use", s->use, "tensor_parallel",
-      (int)s->tensor_parallel, "phase", q->phase, "batch", (int)q->batch, "context_tokens",
-      (int)q->context, "calibrated", setup->platform->device->calibrated, "time_seconds",
+      (int)s->tensor_parallel, "phase", phase_name(q), "batch", (int)q->batch, "context_tokens",
+      (int)q->context_tokens, "calibrated", setup->platform->device->calibrated, "time_seconds",
       a->cost.seconds, "time_low_seconds", kv_time_interval_low(&interval), "time_high_seconds",
-      kv_time_interval_high(&interval), "kv_resident_bytes", a->resident_bytes, "kv_read_bytes",
+      kv_time_interval_high(&interval), "kv_resident_bytes", total_resident(a), "kv_read_bytes",
       a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
       a->cost.flops * s->tensor_parallel, "hbm_bytes", a->cost.hbm_bytes * s->tensor_parallel,
       "launches", a->cost.launches, "components", components);
@@ -116,46 +78,45 @@ static void print_json(const KvSetup *setup, const Question *q, const Answer *a)
   json_decref(root);
 }
 
-static void print_table(const KvSetup *setup, const Question *q, const Answer *a) {
-  g_autofree char *time = kv_format_seconds(a->cost.seconds);
-  g_autofree char *resident = kv_format_bytes(a->resident_bytes);
-  g_autofree char *read = kv_format_bytes(a->read_bytes);
-  g_autofree char *flops = kv_format_count(a->cost.flops * setup->scenario->tensor_parallel);
-  printf("%s on %s%s%s: %s of %u x %u tokens%s\n", setup->model->id, setup->platform->id,
-         *setup->scenario->use ? ", " : "", setup->scenario->use, q->phase, q->batch, q->context,
-         setup->platform->device->calibrated ? "" : " (uncalibrated)");
-  KvTimeInterval interval = interval_of(setup, a);
-  g_autofree char *low = kv_format_seconds(kv_time_interval_low(&interval));
-  g_autofree char *high = kv_format_seconds(kv_time_interval_high(&interval));
-  printf("  %s (90 %% interval %s to %s)   KV cache %s resident, %s read   %sFLOP\n\n", time, low,
-         high, resident, read, flops);
-  printf("  %-28s %6s %10s %6s %10s %10s  %-8s %s\n", "kernel", "count", "time", "share", "FLOP",
-         "HBM", "bound", "operands");
-  for (guint i = 0; i < a->kernels->len; i++) {
-    const KvPricedKernel *k = &g_array_index(a->kernels, KvPricedKernel, i);
-    g_autofree char *seconds = kv_format_seconds(k->cost.seconds);
-    g_autofree char *work = kv_format_count(k->cost.flops);
-    g_autofree char *bytes = kv_format_bytes(k->cost.bytes);
-    printf("  %-28s %6.0f %10s %5.1f%% %10s %10s  %-8s %s\n", k->name, k->count, seconds,
-           100.0 * k->cost.seconds / a->cost.seconds, work, bytes, kv_bound_names[k->cost.bound],
-           k->operands);
-  }
+/* `value` in `unit`, right-aligned in `width` columns (printf would count the bytes of a "µ"). */
+static void print_cell(KvUnit unit, double value, int width) {
+  g_autofree char *text = kv_format(unit, value);
+  printf(" %*s%s", MAX(0, width - (int)g_utf8_strlen(text, -1)), "", text);
 }
 
-static gboolean check(const Question *q, const KvSetup *setup, GError **error) {
-  if (strcmp(q->phase, "decode") && strcmp(q->phase, "prefill")) {
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--phase '%s', expected prefill or decode",
-                q->phase);
-    return FALSE;
-  }
-  if (setup && q->context > setup->model->max_context_tokens)
-    fprintf(stderr, "kvsim: warning: %u tokens are beyond the %u of %s\n", q->context,
-            setup->model->max_context_tokens, setup->model->id);
-  return TRUE;
+static void print_kernel(const KvPricedKernel *k, double total_seconds) {
+  printf("  %-28s %6.0f", k->name, k->count);
+  print_cell(KV_UNIT_SECONDS, k->cost.seconds, 10);
+  print_cell(KV_UNIT_SHARE, k->cost.seconds / total_seconds, 7);
+  print_cell(KV_UNIT_FLOPS, k->cost.flops, 11);
+  print_cell(KV_UNIT_BYTES, k->cost.bytes, 10);
+  const char *operands = k->operands;
+  printf(operands && *operands ? "  %-8s %s\n" : "  %s%s\n", kv_bound_names[k->cost.bound],
+         operands ? operands : "");
+}
+
+static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvPrediction *a) {
+  g_autofree char *time = kv_format(KV_UNIT_SECONDS, a->cost.seconds);
+  g_autofree char *resident = kv_format(KV_UNIT_BYTES, total_resident(a));
+  g_autofree char *read = kv_format(KV_UNIT_BYTES, a->read_bytes);
+  g_autofree char *flops =
+      kv_format(KV_UNIT_FLOPS, a->cost.flops * setup->scenario->tensor_parallel);
+  printf("%s on %s%s%s: %s of %u x %u tokens%s\n", setup->model->id, setup->platform->id,
+         *setup->scenario->use ? ", " : "", setup->scenario->use, phase_name(q), q->batch,
+         q->context_tokens, setup->platform->device->calibrated ? "" : " (uncalibrated)");
+  KvTimeInterval interval = interval_of(setup, a);
+  g_autofree char *low = kv_format(KV_UNIT_SECONDS, kv_time_interval_low(&interval));
+  g_autofree char *high = kv_format(KV_UNIT_SECONDS, kv_time_interval_high(&interval));
+  printf("  %s (90 %% interval %s to %s) · KV cache %s resident, %s read · %s\n\n", time, low, high,
+         resident, read, flops);
+  printf("  %-28s %6s %10s %7s %11s %10s  %-8s %s\n", "kernel", "count", "time", "share", "FLOPs",
+         "HBM", "bound", "operands");
+  for (guint i = 0; i < a->kernels->len; i++)
+    print_kernel(&g_array_index(a->kernels, KvPricedKernel, i), a->cost.seconds);
 }
 
 gboolean kv_command_predict(int argc, char **argv, GError **error) {
-  KvScenarioOptions options = {0};
+  g_auto(KvScenarioOptions) options = {0};
   g_autofree char *phase = NULL;
   int batch = 1, context = 1024, chunk = 0;
   gboolean as_json = FALSE;
@@ -172,13 +133,7 @@ gboolean kv_command_predict(int argc, char **argv, GError **error) {
   g_autofree GOptionEntry *entries = kv_scenario_option_entries(&options, extra);
   g_autoptr(KvScenario) scenario = NULL;
   gboolean ok = kv_cli_parse(kv_command_find("predict"), entries, &argc, &argv, error) &&
-                (scenario = kv_scenario_options_apply(&options, error));
-  if (ok && options.use) {
-    g_autofree char *stack = g_strjoinv(",", options.use);
-    g_free(scenario->use);
-    scenario->use = g_steal_pointer(&stack);
-  }
-  kv_scenario_options_clear(&options);
+                (scenario = kv_scenario_options_apply_all(&options, error));
   if (!ok)
     return FALSE;
   if (argc > 1 || batch < 1 || context < 1 || chunk < 0 || batch > 1000000 || context > 100000000) {
@@ -187,17 +142,23 @@ gboolean kv_command_predict(int argc, char **argv, GError **error) {
                 argc > 1 ? "takes no arguments" : "a count is out of range");
     return FALSE;
   }
-  Question q = {phase ? phase : "decode", (guint)batch, (guint)context, (guint)chunk};
-  g_autoptr(KvSetup) setup = NULL;
-  if (!check(&q, NULL, error) || !(setup = kv_setup_new(scenario, FALSE, error)) ||
-      !check(&q, setup, error))
+  if (phase && strcmp(phase, "decode") != 0 && strcmp(phase, "prefill") != 0) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--phase '%s', expected prefill or decode", phase);
     return FALSE;
-  Answer answer = {0};
-  ok = ask(setup, &q, &answer, error);
+  }
+  KvStepQuestion q = {g_strcmp0(phase, "prefill") != 0, (guint)batch, (guint)context, (guint)chunk};
+  g_autoptr(KvSetup) setup = kv_setup_new(scenario, FALSE, error);
+  if (!setup)
+    return FALSE;
+  if (q.context_tokens > setup->model->max_context_tokens)
+    fprintf(stderr, "kvsim: warning: %u tokens are beyond the %u of %s\n", q.context_tokens,
+            setup->model->max_context_tokens, setup->model->id);
+  KvPrediction prediction;
+  ok = kv_predict(setup, &q, &prediction, error);
   if (ok && as_json)
-    print_json(setup, &q, &answer);
+    print_json(setup, &q, &prediction);
   else if (ok)
-    print_table(setup, &q, &answer);
-  g_array_unref(answer.kernels);
+    print_table(setup, &q, &prediction);
+  kv_prediction_clear(&prediction);
   return ok;
 }

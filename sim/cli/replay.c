@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include "sim/base/error.h"
-#include "sim/base/format.h"
 #include "sim/cli/cli.h"
 #include "traces/transform.h"
+#include "viz/format.h"
 #include "viz/viz.h"
 
 /* Progress: nothing for the first second, then a line that is rewritten. */
@@ -22,8 +22,8 @@ static void show_progress(double share, guint64 done, double now_seconds, gpoint
     return;
   progress->shown = time;
   double rate = (double)done / ((double)(time - progress->began) * 1e-6);
-  g_autofree char *simulated = kv_format_seconds(now_seconds);
-  g_autofree char *speed = kv_format_count(rate);
+  g_autofree char *simulated = kv_format(KV_UNIT_SECONDS, now_seconds);
+  g_autofree char *speed = kv_format_whole((guint64)rate);
   if (share >= 0.0)
     fprintf(stderr, "\r\033[K%3.0f %%  %" G_GUINT64_FORMAT " requests  %s simulated  %s requests/s",
             100.0 * MIN(share, 1.0), done, simulated, speed);
@@ -60,7 +60,7 @@ KvSummary *kv_replay(const KvSetup *setup, const char *trace, const char *format
                                .operations = rows,
                                .progress = terminal ? show_progress : NULL,
                                .user = &progress,
-                               .interrupted = &kv_cli_interrupted};
+                               .interrupted = &kv_interrupted};
   g_autoptr(KvSummary) summary = kv_simulate(setup, reader, &options, error);
   if (progress.shown)
     fprintf(stderr, "\r\033[K");
@@ -126,7 +126,7 @@ static GPtrArray *notes_on(const KvSetup *const *setups, KvSummary *const *summa
 }
 
 gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups,
-                         KvSummary *const *summaries, guint n, GError **error) {
+                         KvSummary *const *summaries, guint n, gboolean plots, GError **error) {
   g_autoptr(KvRunDirectory) uncommitted = directory;
   g_autofree char *scenarios = NULL;
   json_t *all = n > 1 ? json_array() : NULL, *figures = n > 1 ? json_array() : NULL;
@@ -158,7 +158,8 @@ gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups
     return FALSE;
   g_autoptr(GPtrArray) notes = notes_on(setups, summaries, n);
   g_autofree char *reason = NULL;
-  g_auto(GStrv) missing = kv_plots_draw(directory, (const KvSummary *const *)summaries, n, &reason);
+  g_auto(GStrv) missing =
+      plots ? kv_plots_draw(directory, (const KvSummary *const *)summaries, n, &reason) : NULL;
   if (missing && missing[0]) {
     g_autofree char *list = g_strjoinv(", ", missing);
     g_autofree char *note = g_strdup_printf("pictures are missing: %s (%s)", list, reason);
@@ -169,16 +170,16 @@ gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups
   if (!kv_report_write(directory, (const KvSummary *const *)summaries, n, scenarios,
                        (const char *const *)notes->pdata, error))
     return FALSE;
-  if (g_atomic_int_get(&kv_cli_interrupted)) {
-    g_set_error(error, KV_ERROR, KV_ERROR_INTERRUPTED, "interrupted");
+  if (kv_error_if_interrupted(error))
     return FALSE;
-  }
   return kv_run_directory_commit(g_steal_pointer(&uncommitted), error);
 }
 
 char *kv_replay_directory_name(const char *trace, const char *kind) {
   g_autofree char *base = strcmp(trace, "-") == 0 ? g_strdup("stdin") : g_path_get_basename(trace);
-  char *dot = strchr(base, '.');
+  if (g_str_has_suffix(base, ".gz"))
+    base[strlen(base) - 3] = '\0';
+  char *dot = strrchr(base, '.');
   if (dot && dot != base)
     *dot = '\0';
   for (guint i = 1;; i++) {

@@ -14,10 +14,10 @@ KvSummary *kv_replay(const KvSetup *setup, const char *trace, const char *format
                      const KvRunDirectory *directory, const char *prefix, gboolean operations,
                      GError **error);
 
-/* Write scenario.json, summary.json, timeline.csv, the plots and report.html of one or more runs
- * and commit the directory. Prints on standard error which pictures are missing. */
+/* Write scenario.json, summary.json, timeline.csv, the plots (if `plots`) and report.html of one or
+ * more runs and commit the directory. Prints on standard error which pictures are missing. */
 gboolean kv_replay_write(KvRunDirectory *directory, const KvSetup *const *setups,
-                         KvSummary *const *summaries, guint n, GError **error);
+                         KvSummary *const *summaries, guint n, gboolean plots, GError **error);
 
 /* "runs/NAME", made of the trace's name, the first that does not exist. */
 char *kv_replay_directory_name(const char *trace, const char *kind);

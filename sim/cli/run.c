@@ -26,63 +26,70 @@ static gboolean print_summary(const KvSummary *summary) {
   return TRUE;
 }
 
-static gboolean replay_one(const KvScenario *scenario, const char *trace, const char *format,
-                           const char *directory_name, gboolean nothing_written,
-                           gboolean operations, gboolean as_json, GError **error) {
+/* What to write of a run, and where. */
+typedef struct {
+  char *directory, *format;
+  gboolean nothing, operations, no_plots, as_json;
+} Wanted;
+
+static void wanted_clear(Wanted *wanted) {
+  g_free(wanted->directory);
+  g_free(wanted->format);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Wanted, wanted_clear)
+
+static gboolean replay_one(const KvScenario *scenario, const char *trace, const Wanted *wanted,
+                           GError **error) {
   g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
   if (!setup)
     return FALSE;
   g_autofree char *chosen =
-      directory_name ? g_strdup(directory_name) : kv_replay_directory_name(trace, "");
+      wanted->directory ? g_strdup(wanted->directory) : kv_replay_directory_name(trace, "");
   g_autoptr(KvRunDirectory) directory =
-      nothing_written ? NULL : kv_run_directory_begin(chosen, error);
-  if (!directory && !nothing_written)
+      wanted->nothing ? NULL : kv_run_directory_begin(chosen, error);
+  if (!directory && !wanted->nothing)
     return FALSE;
-  g_autoptr(KvSummary) summary = kv_replay(setup, trace, format, directory, "", operations, error);
+  g_autoptr(KvSummary) summary =
+      kv_replay(setup, trace, wanted->format, directory, "", wanted->operations, error);
   if (!summary)
     return FALSE;
   const KvSetup *setups[] = {setup};
   KvSummary *summaries[] = {summary};
-  if (directory && !kv_replay_write(g_steal_pointer(&directory), setups, summaries, 1, error))
+  if (directory &&
+      !kv_replay_write(g_steal_pointer(&directory), setups, summaries, 1, !wanted->no_plots, error))
     return FALSE;
-  if (as_json)
+  if (wanted->as_json)
     return print_summary(summary);
   g_autofree char *table = kv_table_run(summary, kv_cli_columns(), kv_cli_colour());
   fputs(table, stdout);
-  if (!nothing_written)
+  if (!wanted->nothing)
     printf("\nreport: %s/report.html\n", chosen);
   return TRUE;
 }
 
 gboolean kv_command_run(int argc, char **argv, GError **error) {
-  KvScenarioOptions options = {0};
-  g_autofree char *directory = NULL;
-  g_autofree char *format = NULL;
-  gboolean as_json = FALSE, only_scenario = FALSE, operations = FALSE, nothing = FALSE;
+  g_auto(KvScenarioOptions) options = {0};
+  g_auto(Wanted) wanted = {0};
+  gboolean only_scenario = FALSE;
   const GOptionEntry extra[] = {
-      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &directory, "run directory (default: runs/TRACE)",
-       "DIR"},
-      {"no-output", 'n', 0, G_OPTION_ARG_NONE, &nothing, "write no run directory", NULL},
-      {"operations", 0, 0, G_OPTION_ARG_NONE, &operations,
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &wanted.directory,
+       "run directory (default: runs/TRACE)", "DIR"},
+      {"no-output", 'n', 0, G_OPTION_ARG_NONE, &wanted.nothing, "write no run directory", NULL},
+      {"no-plots", 0, 0, G_OPTION_ARG_NONE, &wanted.no_plots, "draw no pictures", NULL},
+      {"operations", 0, 0, G_OPTION_ARG_NONE, &wanted.operations,
        "also write operations.csv, a row per batch", NULL},
-      {"format", 'f', 0, G_OPTION_ARG_STRING, &format, "the trace's format (default: by content)",
-       "NAME"},
-      {"json", 0, 0, G_OPTION_ARG_NONE, &as_json, "print summary.json instead of the table", NULL},
+      {"format", 'f', 0, G_OPTION_ARG_STRING, &wanted.format,
+       "the trace's format (default: by content)", "NAME"},
+      {"json", 0, 0, G_OPTION_ARG_NONE, &wanted.as_json, "print summary.json instead of the table",
+       NULL},
       {"print-scenario", 0, 0, G_OPTION_ARG_NONE, &only_scenario,
        "print the complete scenario and stop", NULL},
       {NULL, 0, 0, G_OPTION_ARG_NONE, NULL, NULL, NULL},
   };
   g_autofree GOptionEntry *entries = kv_scenario_option_entries(&options, extra);
   g_autoptr(KvScenario) scenario = NULL;
-  gboolean ok = kv_cli_parse(kv_command_find("run"), entries, &argc, &argv, error) &&
-                (scenario = kv_scenario_options_apply(&options, error));
-  if (ok && options.use && options.use[0]) {
-    g_autofree char *stack = g_strjoinv(",", options.use);
-    g_free(scenario->use);
-    scenario->use = g_steal_pointer(&stack);
-  }
-  kv_scenario_options_clear(&options);
-  if (!ok)
+  if (!kv_cli_parse(kv_command_find("run"), entries, &argc, &argv, error) ||
+      !(scenario = kv_scenario_options_apply_all(&options, error)))
     return FALSE;
   if (only_scenario) {
     g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
@@ -94,5 +101,5 @@ gboolean kv_command_run(int argc, char **argv, GError **error) {
                 argc < 2 ? "no trace given" : "more than one trace given");
     return FALSE;
   }
-  return replay_one(scenario, argv[1], format, directory, nothing, operations, as_json, error);
+  return replay_one(scenario, argv[1], &wanted, error);
 }

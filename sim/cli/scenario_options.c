@@ -4,71 +4,80 @@
 
 #include "sim/base/error.h"
 
+static const struct {
+  const char *option;
+  char letter;
+  const char *field, *help, *value;
+} shortcuts[] = {
+    {"model", 'm', "model", "model: an id, or a JSON file (kvsim list models)", "MODEL"},
+    {"platform", 'p', "platform", "hardware: h200, 4xh100-sxm, 2x8xh200, or a JSON file",
+     "PLATFORM"},
+    {"executor", 0, "executor", "who carries the work out: model or host", "NAME"},
+    {"label", 0, "label", "name of the run in tables and plots", "TEXT"},
+    {"replicas", 0, "deployment.replicas", "instances behind the router", "N"},
+    {"router", 0, "deployment.router", "round-robin, least-loaded or prefix", "NAME"},
+    {"tp", 0, "deployment.tensor_parallel", "GPUs of one instance", "N"},
+    {"scheduler", 0, "engine.scheduler", "who runs when (kvsim list schedulers)", "NAME"},
+    {"max-model-len", 0, "engine.max_model_len", "longest request: prompt plus output tokens", "N"},
+    {"arrivals", 0, "arrivals.mode", "auto, trace, closed or sessions", "MODE"},
+    {"concurrency", 0, "arrivals.concurrency", "requests or sessions in flight, if closed", "N"},
+    {"requests", 0, "arrivals.requests", "stop after N requests", "N"},
+    {"rate-scale", 0, "arrivals.rate_scale", "arrivals X times as fast", "X"},
+    {"seed", 0, "seed", "seed of everything random", "N"},
+};
+G_STATIC_ASSERT(G_N_ELEMENTS(shortcuts) <= KV_MAX_SHORTCUTS);
+
 GOptionEntry *kv_scenario_option_entries(KvScenarioOptions *o, const GOptionEntry *extra) {
-  const GOptionEntry own[] = {
-      {"scenario", 's', 0, G_OPTION_ARG_FILENAME, &o->file, "scenario file", "FILE.json"},
-      {"model", 'm', 0, G_OPTION_ARG_STRING, &o->model, "model id or JSON file", "MODEL"},
-      {"platform", 'p', 0, G_OPTION_ARG_STRING, &o->platform, "h200, 4xh100-sxm, or a JSON file",
-       "PLATFORM"},
-      {"use", 'u', 0, G_OPTION_ARG_STRING_ARRAY, &o->use, "technique stack, left to right",
-       "ID:PARAM=VALUE,..."},
-      {"executor", 0, 0, G_OPTION_ARG_STRING, &o->executor, "model or host", "NAME"},
-      {"replicas", 0, 0, G_OPTION_ARG_INT, &o->replicas, "instances behind the router", "N"},
-      {"tp", 0, 0, G_OPTION_ARG_INT, &o->tensor_parallel, "GPUs of one instance", "N"},
-      {"arrivals", 0, 0, G_OPTION_ARG_STRING, &o->arrivals, "auto, trace, closed or sessions",
-       "MODE"},
-      {"concurrency", 0, 0, G_OPTION_ARG_INT, &o->concurrency, "requests or sessions in flight",
-       "N"},
-      {"requests", 0, 0, G_OPTION_ARG_INT64, &o->requests, "stop after N requests", "N"},
-      {"rate-scale", 0, 0, G_OPTION_ARG_DOUBLE, &o->rate_scale, "arrivals X times as fast", "X"},
-      {"max-model-len", 0, 0, G_OPTION_ARG_INT, &o->max_model_len, "prompt plus output tokens",
-       "N"},
-      {"seed", 0, 0, G_OPTION_ARG_INT64, &o->seed, "of everything random", "N"},
-      {"step-by-step", 0, 0, G_OPTION_ARG_NONE, &o->step_by_step, "price every step by itself",
-       NULL},
-      {"set", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->set, "set any field of the scenario",
-       "SECTION.KEY=VALUE"},
+  const GOptionEntry first[] = {
+      {"scenario", 's', 0, G_OPTION_ARG_FILENAME, &o->file, "scenario file (docs/scenario.md)",
+       "FILE.json"},
+      {"use", 'u', 0, G_OPTION_ARG_STRING_ARRAY, &o->use,
+       "techniques, left to right (kvsim list techniques)", "ID:PARAM=VALUE,..."},
   };
-  guint n_extra = 0;
-  while (extra && extra[n_extra].long_name)
-    n_extra++;
-  o->replicas = o->tensor_parallel = o->concurrency = o->max_model_len = -1;
-  o->rate_scale = -1.0;
-  o->requests = o->seed = -1;
-  GOptionEntry *entries = g_new0(GOptionEntry, G_N_ELEMENTS(own) + n_extra + 1);
-  memcpy(entries, own, sizeof own);
-  if (n_extra)
-    memcpy(entries + G_N_ELEMENTS(own), extra, n_extra * sizeof *extra);
-  return entries;
+  const GOptionEntry last[] = {
+      {"set", 0, 0, G_OPTION_ARG_STRING_ARRAY, &o->set,
+       "set any field of the scenario (kvsim list fields)", "SECTION.KEY=VALUE"},
+      {"step-by-step", 0, 0, G_OPTION_ARG_NONE, &o->step_by_step,
+       "debugging: price every step by itself", NULL},
+  };
+  GArray *entries = g_array_new(TRUE, TRUE, sizeof(GOptionEntry));
+  for (; extra && extra->long_name; extra++)
+    g_array_append_val(entries, *extra);
+  g_array_append_vals(entries, first, G_N_ELEMENTS(first));
+  for (guint i = 0; i < G_N_ELEMENTS(shortcuts); i++) {
+    GOptionEntry entry = {shortcuts[i].option, shortcuts[i].letter, 0,
+                          G_OPTION_ARG_STRING, &o->shortcuts[i],    shortcuts[i].help,
+                          shortcuts[i].value};
+    g_array_append_val(entries, entry);
+  }
+  g_array_append_vals(entries, last, G_N_ELEMENTS(last));
+  return (GOptionEntry *)g_array_free(entries, FALSE);
 }
 
-static gboolean set_text(KvScenario *s, const char *key, const char *value, GError **error) {
-  g_autofree char *assignment = value ? g_strdup_printf("%s=%s", key, value) : NULL;
-  return !assignment || kv_scenario_set(s, assignment, error);
-}
-
-static gboolean set_number(KvScenario *s, const char *key, double value, gboolean given,
-                           GError **error) {
-  char text[G_ASCII_DTOSTR_BUF_SIZE];
-  return !given || set_text(s, key, g_ascii_dtostr(text, sizeof text, value), error);
+/* Errors name what the user typed: --tp, not the field behind it. */
+static gboolean set_shortcut(KvScenario *scenario, guint i, const char *value, GError **error) {
+  g_autofree char *assignment = g_strdup_printf("%s=%s", shortcuts[i].field, value);
+  g_autofree char *prefix = g_strdup_printf("--set %s", shortcuts[i].field);
+  g_autoptr(GError) problem = NULL;
+  if (kv_scenario_set(scenario, assignment, &problem))
+    return TRUE;
+  const char *message = problem->message;
+  if (g_str_has_prefix(message, prefix))
+    g_set_error(error, problem->domain, problem->code, "--%s%s", shortcuts[i].option,
+                message + strlen(prefix));
+  else
+    g_propagate_error(error, g_steal_pointer(&problem));
+  return FALSE;
 }
 
 KvScenario *kv_scenario_options_apply(const KvScenarioOptions *o, GError **error) {
   g_autoptr(KvScenario) s = kv_scenario_new();
   if (o->file && !kv_scenario_load(s, o->file, error))
     return NULL;
-  if (!set_text(s, "model", o->model, error) || !set_text(s, "platform", o->platform, error) ||
-      !set_text(s, "executor", o->executor, error) ||
-      !set_text(s, "arrivals.mode", o->arrivals, error) ||
-      !set_number(s, "deployment.replicas", o->replicas, o->replicas != -1, error) ||
-      !set_number(s, "deployment.tensor_parallel", o->tensor_parallel, o->tensor_parallel != -1,
-                  error) ||
-      !set_number(s, "arrivals.concurrency", o->concurrency, o->concurrency != -1, error) ||
-      !set_number(s, "arrivals.requests", (double)o->requests, o->requests != -1, error) ||
-      !set_number(s, "arrivals.rate_scale", o->rate_scale, o->rate_scale != -1.0, error) ||
-      !set_number(s, "engine.max_model_len", o->max_model_len, o->max_model_len != -1, error) ||
-      !set_number(s, "seed", (double)o->seed, o->seed != -1, error) ||
-      !set_text(s, "engine.step_by_step", o->step_by_step ? "true" : NULL, error))
+  for (guint i = 0; i < G_N_ELEMENTS(shortcuts); i++)
+    if (o->shortcuts[i] && !set_shortcut(s, i, o->shortcuts[i], error))
+      return NULL;
+  if (o->step_by_step && !kv_scenario_set(s, "engine.step_by_step=true", error))
     return NULL;
   for (guint i = 0; o->set && o->set[i]; i++)
     if (!kv_scenario_set(s, o->set[i], error))
@@ -76,12 +85,23 @@ KvScenario *kv_scenario_options_apply(const KvScenarioOptions *o, GError **error
   return g_steal_pointer(&s);
 }
 
+KvScenario *kv_scenario_options_apply_all(const KvScenarioOptions *o, GError **error) {
+  KvScenario *s = kv_scenario_options_apply(o, error);
+  if (!s || !o->use)
+    return s;
+  GString *stack = g_string_new(NULL);
+  for (guint i = 0; o->use[i]; i++)
+    if (*o->use[i])
+      g_string_append_printf(stack, "%s%s", stack->len ? "," : "", o->use[i]);
+  g_free(s->use);
+  s->use = g_string_free(stack, FALSE);
+  return s;
+}
+
 void kv_scenario_options_clear(KvScenarioOptions *o) {
   g_free(o->file);
-  g_free(o->model);
-  g_free(o->platform);
-  g_free(o->executor);
-  g_free(o->arrivals);
+  for (guint i = 0; i < KV_MAX_SHORTCUTS; i++)
+    g_free(o->shortcuts[i]);
   g_strfreev(o->use);
   g_strfreev(o->set);
 }

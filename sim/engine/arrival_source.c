@@ -10,10 +10,11 @@ const char *const kv_arrival_mode_names[] = {"auto", "trace", "closed", "session
 /* Turns of one session that have not been given out. */
 typedef struct {
   gint64 id;
-  GQueue turns;       /* of KvSequence */
-  gboolean answering; /* a turn is with the engine */
-  gboolean pending;   /* its start is recorded and has not come */
-  gboolean counted;   /* takes one of the concurrent places: its start is not recorded */
+  GQueue turns;            /* of KvSequence */
+  gboolean answering;      /* a turn is with the engine, or its time is known */
+  double answered_seconds; /* when the last answer was complete; -G_MAXDOUBLE: none yet */
+  gboolean pending;        /* its start is recorded and has not come */
+  gboolean counted;        /* takes one of the concurrent places: its start is not recorded */
 } Session;
 
 struct KvArrivalSource {
@@ -63,6 +64,13 @@ void kv_sequence_free(KvSequence *sequence) {
   g_free(sequence->block_ids);
   g_free(sequence->swapped_ids);
   g_free(sequence);
+}
+
+static Session *session_new(gint64 id) {
+  Session *session = g_new0(Session, 1);
+  session->id = id;
+  session->answered_seconds = -G_MAXDOUBLE;
+  return session;
 }
 
 static void session_free(gpointer data) {
@@ -166,42 +174,36 @@ static gboolean read_ahead(KvArrivalSource *source, GError **error) {
   return TRUE;
 }
 
-/* Start the next session of a trace of sessions: all its turns stand together. */
+/* Start the next session of a trace of sessions: all its turns stand together. Should its name come
+ * up again while it is active, the turns continue it. */
 static gboolean start_session(KvArrivalSource *source, GError **error) {
-  if (!read_ahead(source, error))
-    return FALSE;
-  if (!source->ahead)
-    return TRUE;
   gint64 id = source->ahead->session;
-  Session *session = g_new0(Session, 1);
-  session->id = id;
-  session->answering = TRUE;
-  KvSequence *first = g_steal_pointer(&source->ahead);
-  double start = first->session_start_seconds / source->rate_scale;
-  session->counted = start <= 0.0;
-  for (;;) {
-    if (!read_ahead(source, error)) {
-      kv_sequence_free(first);
-      session_free(session);
-      return FALSE;
+  Session *session = g_hash_table_lookup(source->sessions, &id);
+  if (!session) {
+    KvSequence *first = g_steal_pointer(&source->ahead);
+    double start = first->session_start_seconds / source->rate_scale;
+    session = session_new(id);
+    session->answering = TRUE;
+    session->counted = start <= 0.0;
+    g_hash_table_insert(source->sessions, &session->id, session);
+    if (session->counted) {
+      source->in_flight++;
+      source->base = source->now;
+      defer(source, first, source->now);
+    } else {
+      /* A recorded start counts from that of the last session without one: a subagent's from its
+       * parent's. */
+      source->pending++;
+      session->pending = TRUE;
+      defer(source, first, MAX(source->base + start, source->now));
     }
-    if (!source->ahead || source->ahead->session != id || id < 0)
-      break;
+  }
+  while (read_ahead(source, error)) {
+    if (!source->ahead || source->ahead->session != id)
+      return TRUE;
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
-  g_hash_table_replace(source->sessions, &session->id, session);
-  if (session->counted) {
-    source->in_flight++;
-    source->base = source->now;
-    defer(source, first, source->now);
-  } else {
-    /* A recorded start counts from that of the last session without one: a subagent's from its
-     * parent's. */
-    source->pending++;
-    session->pending = TRUE;
-    defer(source, first, MAX(source->base + start, source->now));
-  }
-  return TRUE;
+  return FALSE;
 }
 
 /* Have the turns of every session in memory that may start: as many as there are places of those
@@ -227,13 +229,18 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
       return TRUE;
     Session *session = g_hash_table_lookup(source->sessions, &ahead->session);
     if (!session) {
-      session = g_new0(Session, 1);
-      session->id = ahead->session;
+      session = session_new(ahead->session);
       g_hash_table_insert(source->sessions, &session->id, session);
     }
-    if (!session->answering && g_queue_is_empty(&session->turns))
-      return TRUE;
-    g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
+    if (!session->answering) {
+      double ready = session->answered_seconds + ahead->think_seconds;
+      if (ready <= ahead->arrival_seconds)
+        return TRUE;
+      session->answering = TRUE;
+      defer(source, g_steal_pointer(&source->ahead), ready);
+    } else {
+      g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
+    }
   }
   return FALSE;
 }
@@ -297,8 +304,10 @@ void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *seque
     defer(source, next, source->by_session ? ready : MAX(next->arrival_seconds, ready));
     return;
   }
-  if (session)
+  if (session) {
     session->answering = FALSE;
+    session->answered_seconds = now;
+  }
   if (source->by_session) {
     source->in_flight -= session && session->counted;
     g_hash_table_remove(source->sessions, &sequence->session);

@@ -67,8 +67,8 @@ gboolean kv_buddy_reserve(KvBuddy *buddy, guint64 units, guint64 *start) {
   if (!kv_buddy_fits(buddy, units))
     return FALSE;
   if (buddy->exact) {
+    *start = buddy->units - buddy->free_units;
     buddy->free_units -= units;
-    *start = 0;
     return TRUE;
   }
   gpointer hole = g_tree_node_key(g_tree_node_first(buddy->holes[o]));

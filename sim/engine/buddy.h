@@ -12,8 +12,8 @@
 
 typedef struct KvBuddy KvBuddy;
 
-/* With `exact`, units are only counted, neither rounded nor placed: a static batch is one tensor.
- */
+/* With `exact`, units are not rounded and stand one behind another: a static batch is one tensor,
+ * all of which is released before the next one is reserved. */
 KvBuddy *kv_buddy_new(guint64 units, gboolean exact);
 void kv_buddy_free(KvBuddy *buddy);
 

@@ -19,6 +19,8 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .memory_utilization = 0.9,
       .preemption = KV_PREEMPT_RECOMPUTE,
       .reservation = KV_RESERVE_MAX,
+      .gpu_batch = 48, /* as the technique flexgen */
+      .n_gpu_batches = 3,
       /* Output to next schedule of a public vLLM 0.19 timeline: 0.10-0.11 ms median. */
       .step_gap_seconds = 1e-4,
   };

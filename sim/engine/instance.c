@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "sim/engine/metrics.h"
-
 /* Queues. */
 
 static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
@@ -45,9 +43,10 @@ static KvBatch *batch_take(KvInstance *instance) {
   }
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
-  batch->decodes = batch->open = batch->shortened = FALSE;
+  batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
   batch->decode_n = batch->padding = batch->repeat = 0;
-  batch->wait_seconds = 0.0;
+  batch->wait_seconds = batch->gap_seconds = 0.0;
+  batch->taken_blocks = 0;
   return batch;
 }
 
@@ -67,7 +66,7 @@ static void batch_give(KvInstance *instance, KvBatch *batch) {
 }
 
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
-                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
+                            KvExecutor *executor, KvObserver *observer, guint64 blocks,
                             guint hash_block_tokens, const KvPlan *plan) {
   KvInstance *instance = g_new0(KvInstance, 1);
   gboolean reserved = strcmp(config->allocator, "reserved") == 0;
@@ -75,7 +74,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->config = config;
   instance->scheduler = kv_scheduler_find(config->scheduler);
   instance->executor = executor;
-  instance->metrics = metrics;
+  instance->observer = observer;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
@@ -186,8 +185,10 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
   if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
     return FALSE;
+  /* The longest prompt: what a preemption just before its last token leaves to be computed again.
+   */
   guint64 prompt =
-      kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
+      kv_demand_blocks(&instance->demand, (double)tokens - 1.0, sequence->input_tokens, FALSE);
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
@@ -199,6 +200,12 @@ gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence) {
   if (!kv_buddy_reserve(instance->buddy, blocks, &sequence->reserved_start))
     return FALSE;
   sequence->reserved_blocks = blocks;
+  if (!instance->executor->class->closed_form) { /* real memory: the table is the range itself */
+    sequence->block_ids = g_renew(guint32, sequence->block_ids, blocks);
+    sequence->n_block_ids = sequence->block_ids_size = (guint32)blocks;
+    for (guint32 i = 0; i < blocks; i++)
+      sequence->block_ids[i] = (guint32)sequence->reserved_start + i;
+  }
   return TRUE;
 }
 
@@ -245,7 +252,7 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
                    .blocks = blocks,
                    .sequence = sequence,
                    .pinned = TRUE};
-    kv_metrics_moved(instance->metrics, &copy, now);
+    instance->observer->class->moved(instance->observer, &copy, now);
     instance->executor->class->copy(instance->executor, &copy, now);
     return;
   }
@@ -310,7 +317,7 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
                  .bytes = (double)blocks * instance->demand.block_bytes,
                  .blocks = blocks};
   instance->executor->class->copy(instance->executor, &copy, instance->now);
-  kv_metrics_moved(instance->metrics, &copy, instance->now);
+  instance->observer->class->moved(instance->observer, &copy, instance->now);
   swap_contents(instance, sequence, blocks, out);
   if (out)
     instance->host_free_blocks -= blocks;
@@ -338,18 +345,20 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
   else
     g_ptr_array_remove(instance->prefilling, victim);
   victim->preemptions++;
+  batch->reordered = TRUE;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
       instance->host_free_blocks >= blocks) {
-    batch->wait_seconds = MAX(batch->wait_seconds, swap(instance, victim, blocks, TRUE));
+    double seconds = swap(instance, victim, blocks, TRUE);
+    batch->wait_seconds = MAX(batch->wait_seconds, seconds);
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
     queue_push_tail(&instance->swapped, victim);
-    kv_metrics_preempted(instance->metrics, 0, instance->now);
+    instance->observer->class->preempted(instance->observer, 0, instance->now);
     return TRUE;
   }
-  kv_metrics_preempted(instance->metrics, victim->computed_tokens, instance->now);
+  instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
   victim->recomputed_tokens += victim->computed_tokens;
   give_back(instance, victim, TRUE);
   victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
@@ -362,13 +371,26 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
 
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   queue_remove(&instance->swapped, sequence);
+  batch->reordered = TRUE;
   kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
-  batch->wait_seconds =
-      MAX(batch->wait_seconds, swap(instance, sequence, sequence->swapped_blocks, FALSE));
+  double seconds = swap(instance, sequence, sequence->swapped_blocks, FALSE);
+  batch->wait_seconds = MAX(batch->wait_seconds, seconds);
   sequence->swapped_blocks = 0;
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;
   kv_decode_set_join(instance->decode, sequence);
+}
+
+gboolean kv_instance_unload_last(KvInstance *instance) {
+  if (instance->running.n > 0 || instance->n_batches > 0 || instance->n_loading > 0)
+    return FALSE;
+  for (KvSequence *s = instance->waiting.tail; s && s != instance->waiting.head; s = s->previous)
+    if (s->computed_tokens > 0) {
+      give_back(instance, s, FALSE);
+      s->computed_tokens = 0;
+      return TRUE;
+    }
+  return FALSE;
 }
 
 gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch) {
@@ -425,7 +447,7 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
                      .bytes = (double)blocks * instance->demand.block_bytes,
                      .blocks = blocks,
                      .pinned = TRUE};
-      kv_metrics_moved(instance->metrics, &copy, batch->end);
+      instance->observer->class->moved(instance->observer, &copy, batch->end);
       instance->executor->class->copy(instance->executor, &copy, batch->end);
     }
   }
@@ -467,6 +489,17 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
   g_ptr_array_set_size(instance->held_rows, 0);
 }
 
+/* Take what the decoding sequences need for the first `steps` steps of the batch from the pool. */
+static gboolean take_growth(KvInstance *instance, KvBatch *batch, guint64 steps) {
+  guint64 growth = kv_decode_set_growth(instance->decode, steps);
+  if (growth <= batch->taken_blocks)
+    return FALSE;
+  kv_pool_take_private(instance->pool, growth - batch->taken_blocks);
+  instance->taken_private += growth - batch->taken_blocks;
+  batch->taken_blocks = growth;
+  return TRUE;
+}
+
 static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error) {
   if (!instance->executor->class->closed_form && batch->decodes)
     prepare_members(instance);
@@ -483,16 +516,14 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
-  batch->end = batch->start + batch->cost.seconds;
+  batch->end =
+      batch->start + batch->cost.seconds + batch->gap_seconds * ((double)batch->repeat - 1.0);
   if (batch->decodes && batch->decode_n > 0) {
-    if (!instance->buddy && instance->executor->class->closed_form) {
-      guint64 growth = kv_decode_set_growth(instance->decode, batch->repeat);
-      kv_pool_take_private(instance->pool, growth);
-      instance->taken_private += growth;
-    }
+    if (!instance->buddy && instance->executor->class->closed_form)
+      take_growth(instance, batch, batch->repeat);
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
-  kv_metrics_batch(instance->metrics, instance, batch);
+  instance->observer->class->batch(instance->observer, instance, batch);
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
     instance->joined_since_decode = 0;
@@ -510,15 +541,29 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   return TRUE;
 }
 
+/* Whether a sequence that waits may be let in by the very next decision: this one preempted or
+ * swapped in and so admitted nobody, or the batch that is still executing will give back blocks and
+ * slots before it. */
+static gboolean room_comes(const KvInstance *instance, const KvBatch *batch) {
+  if (instance->waiting.n == 0 && instance->swapped.n == 0)
+    return FALSE;
+  return batch->reordered || (instance->n_batches > 0 && instance->batches[0]->ending->len > 0);
+}
+
 /* How many steps may be decided at once: none of them changes what the next decision would see. */
 static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
-      instance->config->step_by_step)
+      instance->config->step_by_step || room_comes(instance, batch))
     return 1;
   guint64 steps =
       MIN(kv_decode_set_until_finish(instance->decode), kv_decode_set_until_bend(instance->decode));
   if (!instance->buddy)
     steps = kv_decode_set_affordable(instance->decode, kv_pool_free_blocks(instance->pool), steps);
+  /* A head that asks only for its next chunk asks for less once what it would have found in the
+   * cache is reused. */
+  if (instance->blocked && instance->config->prefix_caching &&
+      !instance->config->reserve_full_prompt)
+    steps = kv_decode_set_affordable(instance->decode, 0, steps);
   return MAX(steps, 1);
 }
 
@@ -532,7 +577,8 @@ static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
 static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
   if (repeats == 0)
     return 0.0;
-  return batch->wait_seconds + instance->executor->class->seconds(batch->pricing, repeats);
+  return batch->wait_seconds + batch->gap_seconds * ((double)repeats - 1.0) +
+         instance->executor->class->seconds(batch->pricing, repeats);
 }
 
 /* Price the jump; it becomes as long as one price covers. */
@@ -555,7 +601,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   gboolean decodes = batch->decodes && kv_decode_set_size(instance->decode) > 0;
   *decided = decodes || batch->chunks->len > 0;
   if (!*decided) {
-    instance->nothing_to_decide = TRUE;
+    /* If somebody was preempted, the very next decision may admit. */
+    instance->nothing_to_decide = instance->n_batches > 0 || !batch->reordered;
     batch_give(instance, batch);
     return TRUE;
   }
@@ -572,14 +619,23 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
     memcpy(batch->slopes, set.slopes, KV_MAX_CHANNELS * sizeof(double));
     batch->repeat = jump_length(instance, batch);
   }
-  batch->start = instance->now + gap_seconds(instance, batch);
+  /* What the CPU needs between steps delays every step of a synchronous engine. An asynchronous one
+   * hides it behind the step that runs meanwhile; if that is too short, each step is decided by
+   * itself. */
+  double gap = gap_seconds(instance, batch);
+  if (instance->depth == 1)
+    batch->gap_seconds = gap;
+  if (batch->repeat > 1)
+    price_jump(instance, batch);
+  if (instance->depth > 1 && batch->repeat > 1 && gap > jump_seconds(instance, batch, 1))
+    batch->repeat = 1;
+  batch->start = instance->now + gap;
   if (instance->n_batches > 0)
     batch->start = MAX(batch->start, instance->batches[instance->n_batches - 1]->end);
   instance->batches[instance->n_batches++] = batch;
   batch->open = batch->repeat > 1;
   if (!batch->open)
     return close_batch(instance, batch, error);
-  price_jump(instance, batch);
   set_due(instance, batch);
   return TRUE;
 }
@@ -609,14 +665,30 @@ static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) 
   return high;
 }
 
-static void shorten_jump(KvInstance *instance, KvBatch *batch, double now) {
-  guint64 steps = now <= batch->start ? 0 : step_at(instance, batch, now);
-  guint64 repeat = MAX(1, steps + (instance->depth - 1));
+/* Steps of the open jump that have been decided, were each decided by itself, when something comes
+ * at `now`; the next decision is the first to see it. `decided`: what would be decided at this very
+ * moment has been decided before it came (an answer's end lets the next request come). */
+static guint64 steps_by(KvInstance *instance, const KvBatch *batch, double now, gboolean decided) {
+  guint64 steps =
+      now > batch->start ? step_at(instance, batch, now) : decided && now == batch->start;
+  return MIN(MAX(1, steps + (instance->depth - 1)), batch->repeat);
+}
+
+/* Something comes at `now`: let the jump end so that the next decision sees it. */
+static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
+  guint64 repeat = steps_by(instance, batch, now, decided);
   batch->shortened = TRUE;
   if (repeat < batch->repeat) {
     batch->repeat = repeat;
     set_due(instance, batch);
   }
+}
+
+gboolean kv_instance_settle(KvInstance *instance, double now) {
+  KvBatch *newest = instance->n_batches ? instance->batches[instance->n_batches - 1] : NULL;
+  if (!newest || !newest->open || instance->buddy)
+    return FALSE;
+  return take_growth(instance, newest, steps_by(instance, newest, now, instance->now >= now));
 }
 
 void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) {
@@ -630,7 +702,7 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   }
   KvBatch *newest = instance->batches[instance->n_batches - 1];
   if (newest->open && !newest->shortened && !instance->blocked)
-    shorten_jump(instance, newest, now);
+    shorten_jump(instance, newest, now, instance->now >= now);
 }
 
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
@@ -638,7 +710,7 @@ static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->state = KV_SEQUENCE_FINISHED;
   give_back(instance, sequence, FALSE);
   instance->n_running--;
-  kv_metrics_finished(instance->metrics, sequence);
+  instance->observer->class->finished(instance->observer, sequence);
   if (instance->executor->class->forget)
     instance->executor->class->forget(instance->executor, sequence);
   instance->finished(instance, sequence, instance->user);
@@ -656,9 +728,10 @@ static void take_results(KvInstance *instance) {
       continue;
     if (sequence->first_token_seconds < 0.0) {
       sequence->first_token_seconds = batch->end;
-      kv_metrics_first_token(instance->metrics, sequence);
+      instance->observer->class->first_token(instance->observer, sequence);
     } else {
-      kv_metrics_stalled_token(instance->metrics, batch->end - sequence->last_token_seconds);
+      instance->observer->class->stalled_token(instance->observer,
+                                               batch->end - sequence->last_token_seconds);
     }
   }
   for (guint i = 0; i < batch->ending->len; i++)
@@ -706,7 +779,7 @@ static void take_copies(KvInstance *instance) {
     if (instance->n_batches == 0)
       instance->nothing_to_decide = FALSE;
     else if (instance->batches[instance->n_batches - 1]->open)
-      shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now);
+      shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now, FALSE);
   }
 }
 
@@ -729,6 +802,9 @@ gboolean kv_instance_wake(KvInstance *instance, double now, GError **error) {
       if (!decided)
         return TRUE;
     } else {
+      /* Only last tokens are in flight: the engine waits for them before it looks again. */
+      if (instance->n_batches > 0 && instance->waiting.n + instance->running.n == 0)
+        instance->nothing_to_decide = TRUE;
       return TRUE;
     }
   }

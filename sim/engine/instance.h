@@ -22,10 +22,9 @@
 #include "sim/engine/decode_set.h"
 #include "sim/engine/demand.h"
 #include "sim/engine/executor.h"
+#include "sim/engine/observer.h"
 #include "sim/engine/pool.h"
 #include "sim/engine/scheduler.h"
-
-typedef struct KvMetrics KvMetrics;
 
 typedef struct {
   KvSequence *head, *tail;
@@ -40,10 +39,14 @@ struct KvBatch {
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
   gboolean open, shortened;
-  double start, end;   /* end: known once closed */
-  double due;          /* open: when it is closed and the next batch decided */
-  double wait_seconds; /* extra time before it may start: copies that it waits for */
-  KvPricing *pricing;  /* of a jump; made when first needed */
+  gboolean reordered;   /* somebody was preempted or swapped in when it was decided */
+  double start, end;    /* end: known once closed */
+  double due;           /* open: when it is closed and the next batch decided */
+  double wait_seconds;  /* extra time before it may start: copies that it waits for */
+  guint64 taken_blocks; /* open: blocks that its steps so far have taken from the pool
+                           (kv_instance_settle) */
+  double gap_seconds;   /* CPU time before each further step of a jump; 0 where the GPU hides it */
+  KvPricing *pricing;   /* of a jump; made when first needed */
   KvStepCost cost;
 };
 
@@ -52,7 +55,7 @@ struct KvInstance {
   const KvEngineConfig *config;
   const KvSchedulerClass *scheduler;
   KvExecutor *executor;
-  KvMetrics *metrics;
+  KvObserver *observer;
   KvDemand demand;
   KvPool *pool;   /* paged */
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
@@ -87,7 +90,7 @@ struct KvInstance {
 
 /* Everything is borrowed. `blocks` the pool's size, `hash_block_tokens` the trace's. */
 KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvPlanCurves *curves,
-                            KvExecutor *executor, KvMetrics *metrics, guint64 blocks,
+                            KvExecutor *executor, KvObserver *observer, guint64 blocks,
                             guint hash_block_tokens, const KvPlan *plan);
 void kv_instance_free(KvInstance *instance);
 
@@ -101,6 +104,10 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
  * executor failed. */
 double kv_instance_next(KvInstance *instance);
 gboolean kv_instance_wake(KvInstance *instance, double now, GError **error);
+
+/* Routers that look into the pool: let what the steps begun by `now` of an open jump have taken be
+ * gone from it. TRUE if that was anything. */
+gboolean kv_instance_settle(KvInstance *instance, double now);
 
 /* For routers: sequences waiting and running. */
 guint kv_instance_waiting(const KvInstance *instance);
@@ -132,6 +139,9 @@ void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *seq
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 /* Bring a swapped sequence back: it decodes in this batch, which waits for the copy. */
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
+/* Nothing runs and the head of the queue finds no room: take back what the last waiting sequence
+ * behind it holds since its prefix was loaded. FALSE if none does. */
+gboolean kv_instance_unload_last(KvInstance *instance);
 /* Preempt until the decoding sequences can take one more step. TRUE if anybody was preempted. */
 gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch);
 

@@ -27,6 +27,7 @@ typedef struct {
 } Level;
 
 struct KvMetrics {
+  KvObserver observer;
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
   Samples samples[KV_N_LATENCIES];
@@ -40,7 +41,7 @@ struct KvMetrics {
   double component_seconds[KV_N_COMPONENTS], component_flops[KV_N_COMPONENTS],
       component_bytes[KV_N_COMPONENTS];
   double flops, hbm_bytes, link_bytes, fetched[KV_N_TIERS], stored[KV_N_TIERS];
-  double held_integral, tokens_integral, running_integral, waiting_integral; /* over busy time */
+  double held_integral, tokens_integral; /* over busy time */
   double peak_held, peak_running, peak_waiting;
   GArray *levels;                  /* of Level, by instance: as of its last batch */
   double running_now, waiting_now; /* over instances */
@@ -123,7 +124,9 @@ static void sketch_add(Sketch *sketch, double low, double high, double n, double
     return;
   }
   for (guint b = first; b <= last; b++) {
-    double from = MAX(low, bucket_seconds(b)), to = MIN(high, bucket_seconds(b + 1.0));
+    /* The outermost buckets take what lies beyond the sketch's range. */
+    double from = b == first ? low : bucket_seconds(b),
+           to = b == last ? high : bucket_seconds(b + 1.0);
     sketch->weights[b] += n * MAX(0.0, to - from) / (high - low);
   }
 }
@@ -172,9 +175,9 @@ static KvInterval *interval_at(KvMetrics *metrics, double when) {
   while (since >= metrics->interval_seconds * MAX_INTERVALS) {
     guint n = metrics->timeline->len, half = (n + 1) / 2;
     for (guint i = 0; i < half; i++) {
-      KvInterval pair = g_array_index(metrics->timeline, KvInterval, 2 * i);
+      KvInterval pair = g_array_index(metrics->timeline, KvInterval, (gsize)2 * i);
       if (2 * i + 1 < n)
-        merge_interval(&pair, &g_array_index(metrics->timeline, KvInterval, 2 * i + 1));
+        merge_interval(&pair, &g_array_index(metrics->timeline, KvInterval, (gsize)2 * i + 1));
       g_array_index(metrics->timeline, KvInterval, i) = pair;
     }
     g_array_set_size(metrics->timeline, half);
@@ -191,9 +194,11 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
   interval_at(metrics, end);
   double origin = metrics->first_arrival < G_MAXDOUBLE ? metrics->first_arrival : 0.0;
   double width = metrics->interval_seconds;
-  for (double at = start; at < end;) {
-    guint index = (guint)(MAX(0.0, at - origin) / width);
-    double edge = origin + (index + 1.0) * width, to = MIN(end, edge > at ? edge : at + width);
+  guint last = metrics->timeline->len - 1, index = (guint)(MAX(0.0, start - origin) / width);
+  /* By the interval's number, never by dividing again: at an edge, rounding would find the interval
+   * before it. */
+  for (double at = start; at < end; index++) {
+    double to = index < last ? CLAMP(origin + (index + 1.0) * width, at, end) : end;
     double share = to - at;
     KvInterval part = *state;
     double *levels[] = {&part.running,       &part.waiting,       &part.blocks_held,
@@ -203,7 +208,7 @@ static void spread(KvMetrics *metrics, double start, double end, const KvInterva
       *levels[i] *= share;
     for (guint t = 0; t < KV_N_TIERS; t++)
       part.tier_bytes[t] *= share;
-    merge_interval(interval_at(metrics, at), &part);
+    merge_interval(&g_array_index(metrics->timeline, KvInterval, MIN(index, last)), &part);
     at = to;
   }
 }
@@ -230,7 +235,8 @@ static void note_level(KvMetrics *metrics, guint instance, double running, doubl
   metrics->peak_waiting = MAX(metrics->peak_waiting, metrics->waiting_now);
 }
 
-void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch) {
+static void observe_batch(KvObserver *observer, const KvInstance *instance, const KvBatch *batch) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   const KvStepCost *cost = &batch->cost;
   double repeat = (double)batch->repeat, chunk_tokens = 0.0;
   guint64 emitted = 0;
@@ -268,19 +274,18 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
     sketch_add(&metrics->itl, old_gap, old_gap, old, old * old_gap);
     sketch_add(&metrics->itl, fresh_gap, fresh_gap, fresh, fresh * fresh_gap);
     if (batch->repeat > 1)
-      sketch_add(&metrics->itl, MIN(cost->first_seconds, cost->last_seconds),
-                 MAX(cost->first_seconds, cost->last_seconds), n * (repeat - 1.0),
-                 n * (cost->seconds - cost->first_seconds));
+      sketch_add(&metrics->itl, MIN(cost->first_seconds, cost->last_seconds) + batch->gap_seconds,
+                 MAX(cost->first_seconds, cost->last_seconds) + batch->gap_seconds,
+                 n * (repeat - 1.0),
+                 n * (cost->seconds - cost->first_seconds + (repeat - 1.0) * batch->gap_seconds));
   }
-  double held = blocks_held(instance), seconds = MAX(cost->seconds, 1e-12);
+  double held = blocks_held(instance), seconds = MAX(batch->end - batch->start, 1e-12);
   double running = kv_instance_running(instance), waiting = kv_instance_waiting(instance);
   double tokens = kv_decode_set_context_tokens(instance->decode);
   for (guint i = 0; i < instance->prefilling->len; i++)
     tokens += ((const KvSequence *)g_ptr_array_index(instance->prefilling, i))->computed_tokens;
   metrics->held_integral += held * cost->seconds;
   metrics->tokens_integral += tokens / instance->config->block_tokens * cost->seconds;
-  metrics->running_integral += running * cost->seconds;
-  metrics->waiting_integral += waiting * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
   note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
@@ -291,7 +296,7 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
       .link_bytes = cost->link_bytes / seconds,
       .prompt_tokens = chunk_tokens / seconds,
       .output_tokens = (decoded + (double)emitted) / seconds,
-      .busy_seconds = 1.0,
+      .busy_seconds = cost->seconds / seconds,
   };
   state.blocks_free = (instance->buddy ? (double)kv_buddy_free_units(instance->buddy)
                                        : (double)kv_pool_free_blocks(instance->pool)) -
@@ -309,7 +314,8 @@ void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBa
                     cost->flops, cost->hbm_bytes);
 }
 
-void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
+static void observe_first_token(KvObserver *observer, const KvSequence *sequence) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double ttft = sequence->first_token_seconds - sequence->arrival_seconds;
   add_sample(&metrics->samples[KV_LATENCY_TTFT], ttft);
   KvInterval *interval = interval_at(metrics, sequence->first_token_seconds);
@@ -320,17 +326,20 @@ void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence) {
   metrics->looked_up_tokens += sequence->input_tokens;
 }
 
-void kv_metrics_stalled_token(KvMetrics *metrics, double seconds) {
+static void observe_stalled_token(KvObserver *observer, double seconds) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   sketch_add(&metrics->itl, seconds, seconds, 1.0, seconds);
 }
 
-void kv_metrics_preempted(KvMetrics *metrics, guint64 recomputed_tokens, double now) {
+static void observe_preempted(KvObserver *observer, guint64 recomputed_tokens, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   metrics->preemptions++;
   metrics->recomputed_tokens += recomputed_tokens;
   interval_at(metrics, now)->preemptions++;
 }
 
-void kv_metrics_moved(KvMetrics *metrics, const KvCopy *copy, double now) {
+static void observe_moved(KvObserver *observer, const KvCopy *copy, double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   gboolean up = copy->to < copy->from;
   if (up)
     metrics->fetched[copy->from] += copy->bytes;
@@ -384,7 +393,8 @@ void kv_metrics_rejected(KvMetrics *metrics, const KvSequence *sequence) {
     write_request(metrics, sequence, "rejected", -1.0, -1.0, -1.0, -1.0);
 }
 
-void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
+static void observe_finished(KvObserver *observer, const KvSequence *s) {
+  KvMetrics *metrics = (KvMetrics *)observer;
   double queue = s->scheduled_seconds - s->arrival_seconds;
   double ttft = s->first_token_seconds - s->arrival_seconds;
   double e2e = s->last_token_seconds - s->arrival_seconds;
@@ -404,6 +414,20 @@ void kv_metrics_finished(KvMetrics *metrics, const KvSequence *s) {
   metrics->good += good;
   if (metrics->requests)
     write_request(metrics, s, "finished", MAX(0.0, queue), ttft, tpot, e2e);
+}
+
+static const KvObserverClass metrics_class = {
+    .batch = observe_batch,
+    .first_token = observe_first_token,
+    .stalled_token = observe_stalled_token,
+    .finished = observe_finished,
+    .preempted = observe_preempted,
+    .moved = observe_moved,
+};
+
+KvObserver *kv_metrics_observer(KvMetrics *metrics) {
+  metrics->observer.class = &metrics_class;
+  return &metrics->observer;
 }
 
 /* Sort non-negative floats: their bits order as integers. */
@@ -525,9 +549,13 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->fragmentation = metrics->held_integral > 0.0 && !s->compressed
                          ? MAX(0.0, 1.0 - metrics->tokens_integral / metrics->held_integral)
                          : 0.0;
-  s->mean_running = metrics->running_integral / span;
+  /* Little's law over what has finished: exact, where the levels seen as batches close are samples.
+   */
+  double waited = metrics->samples[KV_LATENCY_QUEUE].sum,
+         stayed = metrics->samples[KV_LATENCY_E2E].sum;
+  s->mean_waiting = waited / span;
+  s->mean_running = MAX(0.0, stayed - waited) / span;
   s->peak_running = metrics->peak_running;
-  s->mean_waiting = metrics->waiting_integral / span;
   s->peak_waiting = metrics->peak_waiting;
   s->preemptions = metrics->preemptions;
   s->recomputed_tokens = metrics->recomputed_tokens;

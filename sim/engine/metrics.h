@@ -13,6 +13,8 @@
 #include "sim/engine/instance.h"
 #include "sim/engine/summary.h"
 
+typedef struct KvMetrics KvMetrics;
+
 /* `requests` receives requests.csv, `operations` operations.csv; either may be NULL. Both are
  * borrowed. */
 KvMetrics *kv_metrics_new(double slo_ttft_seconds, double slo_tpot_seconds, KvOutput *requests,
@@ -21,14 +23,8 @@ void kv_metrics_free(KvMetrics *metrics);
 
 void kv_metrics_arrived(KvMetrics *metrics, const KvSequence *sequence);
 void kv_metrics_rejected(KvMetrics *metrics, const KvSequence *sequence);
-/* The batch is closed: its cost, start and end are known. */
-void kv_metrics_batch(KvMetrics *metrics, const KvInstance *instance, const KvBatch *batch);
-void kv_metrics_first_token(KvMetrics *metrics, const KvSequence *sequence);
-/* A preempted sequence's next token comes at last: one inter-token latency. */
-void kv_metrics_stalled_token(KvMetrics *metrics, double seconds);
-void kv_metrics_finished(KvMetrics *metrics, const KvSequence *sequence);
-void kv_metrics_preempted(KvMetrics *metrics, guint64 recomputed_tokens, double now);
-void kv_metrics_moved(KvMetrics *metrics, const KvCopy *copy, double now);
+/* To be told what instances do; borrowed. */
+KvObserver *kv_metrics_observer(KvMetrics *metrics);
 
 guint64 kv_metrics_done(const KvMetrics *metrics); /* finished or rejected, for progress */
 double kv_metrics_now(const KvMetrics *metrics);   /* latest end of a batch */

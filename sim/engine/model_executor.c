@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "sim/engine/transfer.h"
 
@@ -21,6 +22,13 @@ typedef struct {
   double total_seconds, link_bytes, kernels;
 } Dense;
 
+/* Prices by size, worked out when first asked for; twins share them. */
+typedef struct {
+  guint references;
+  Dense layers[MEMO_TOKENS]; /* by tokens */
+  Dense heads[MEMO_TOKENS];  /* lm head and sampling, by rows */
+} Memo;
+
 typedef struct {
   KvExecutor base;
   const KvModel *model;
@@ -34,10 +42,9 @@ typedef struct {
   guint graph_max_tokens;
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
-  Dense *layers;                     /* by tokens */
-  Dense *heads;                      /* lm head and sampling, by rows */
-  gboolean streams;                  /* anything comes from, or goes to, a lower tier in a step */
-  gboolean fetches[KV_MAX_READERS];  /* the reader fetches from lower tiers */
+  Memo *memo;
+  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
+  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
   KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
@@ -292,11 +299,11 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
     }
     /* Decoding sequences are known by their sums only: their mean context decides for all of them.
      */
-    if (work->moment == KV_MOMENT_DECODE_STEP && step->decode.n &&
-        step->decode.context_tokens > work->over_tokens * (double)step->decode.n) {
+    double n = (double)step->decode.n, contexts = step->decode.context_tokens + at * n;
+    if (work->moment == KV_MOMENT_DECODE_STEP && n > 0.0 && contexts > work->over_tokens * n) {
       double share = 1.0 / MAX(1, work->every_steps);
-      times = share * (double)step->decode.n;
-      context = share * (step->decode.context_tokens + at * (double)step->decode.n);
+      times = share * n;
+      context = share * contexts;
     }
     if (times == 0.0 || !work->critical)
       continue;
@@ -311,6 +318,19 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
     add_line(m, dense, KV_COMPONENT_TECHNIQUE, work->name, 1.0, cost, NULL);
     dense->kernels += fmax(0.0, work->launches - 1.0);
   }
+}
+
+/* Repeats of the step, of `repeats`, before some work begins because contexts have grown over its
+ * limit.
+ */
+static guint64 repeats_before_work(const Model *m, const KvStep *step, guint64 repeats) {
+  double mean = step->decode.n ? step->decode.context_tokens / (double)step->decode.n : 0.0;
+  for (guint i = 0; i < m->plan->work->len; i++) {
+    const KvWork *work = &g_array_index(m->plan->work, KvWork, i);
+    if (work->moment == KV_MOMENT_DECODE_STEP && mean > 0.0 && mean <= work->over_tokens)
+      repeats = (guint64)MIN((double)repeats, floor(work->over_tokens - mean) + 1.0);
+  }
+  return repeats;
 }
 
 /* What streaming from lower tiers adds to a step whose GPU part takes `compute` seconds.
@@ -367,10 +387,33 @@ static guint64 captured_size(guint64 tokens) {
 
 typedef struct {
   const Dense *layers, *head;
-  Dense layers_scratch, head_scratch, rest; /* rest: prefill attention and work */
+  Dense layers_scratch, head_scratch, rest; /* rest: prefill attention */
   double rows, tokens;
   gboolean graph;
 } Priced;
+
+/* FlexGen computes a block of sequences in n_gpu_batches parts, one after the other, layer by
+ * layer. */
+static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense *scratch) {
+  guint first = m->trace ? m->trace->len : 0;
+  price_layers(m, scratch, ceil((double)tokens / parts));
+  for (guint i = first; m->trace && i < m->trace->len; i++) {
+    KvPricedKernel *kernel = &g_array_index(m->trace, KvPricedKernel, i);
+    kernel->count *= parts;
+    kernel->cost.seconds *= parts;
+    kernel->cost.flops *= parts;
+    kernel->cost.bytes *= parts;
+  }
+  for (guint c = 0; c < KV_N_COMPONENTS; c++) {
+    scratch->seconds[c] *= parts;
+    scratch->flops[c] *= parts;
+    scratch->bytes[c] *= parts;
+  }
+  scratch->total_seconds *= parts;
+  scratch->link_bytes *= parts;
+  scratch->kernels *= parts;
+  return scratch;
+}
 
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
@@ -385,23 +428,27 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
-  priced->layers = dense_of(m, m->layers, price_layers, size, &priced->layers_scratch);
-  priced->head = dense_of(m, m->heads, price_head, rows, &priced->head_scratch);
+  if (strcmp(m->config->scheduler, "flexgen") == 0)
+    priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
+  else
+    priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
+  priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
-  if (m->plan->work->len)
-    price_work(m, &priced->rest, step, 0.5 * (double)(step->repeat - 1));
 }
 
 /* The step's time at repeat `at`, and what of it is not kernels. */
-static double repeat_seconds(const Model *m, const KvStep *step, const Priced *priced, double at,
-                             Attention *attention, double *transfer, double *launch) {
+static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced, double at,
+                             Attention *attention, Dense *work, double *transfer, double *launch) {
   *attention = step->decode.n ? price_attention(m, step, at) : (Attention){0};
-  double kernels =
-      priced->layers->kernels + priced->head->kernels + priced->rest.kernels + attention->launches;
+  *work = (Dense){.known = TRUE};
+  if (m->plan->work->len)
+    price_work(m, work, step, at);
+  double kernels = priced->layers->kernels + priced->head->kernels + priced->rest.kernels +
+                   work->kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
-               priced->rest.total_seconds + attention->seconds;
+               priced->rest.total_seconds + work->total_seconds + attention->seconds;
   double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
   *launch = launched - gpu;
   *transfer = m->streams ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
@@ -410,20 +457,25 @@ static double repeat_seconds(const Model *m, const KvStep *step, const Priced *p
 
 /* Every quantity of a step that varies from repeat to repeat. */
 typedef struct {
-  double seconds, attention, transfer, launch, flops, bytes, launches;
+  double seconds, attention, work, transfer, launch, launches;
+  double flops, bytes, work_flops, work_bytes; /* the first two of attention */
   double fetched[KV_N_TIERS];
 } Varying;
 
 enum { N_VARYING = sizeof(Varying) / sizeof(double), SAMPLES = 5 };
 
-static Varying sample(const Model *m, const KvStep *step, const Priced *priced, double at) {
+static Varying sample(Model *m, const KvStep *step, const Priced *priced, double at) {
   Attention a;
+  Dense work;
   Varying v = {0};
-  v.seconds = repeat_seconds(m, step, priced, at, &a, &v.transfer, &v.launch);
+  v.seconds = repeat_seconds(m, step, priced, at, &a, &work, &v.transfer, &v.launch);
   v.attention = a.seconds;
+  v.work = work.seconds[KV_COMPONENT_TECHNIQUE];
+  v.work_flops = work.flops[KV_COMPONENT_TECHNIQUE];
+  v.work_bytes = work.bytes[KV_COMPONENT_TECHNIQUE];
   v.flops = a.flops;
   v.bytes = a.bytes;
-  v.launches = a.launches;
+  v.launches = a.launches + work.kernels;
   for (guint t = 0; t < KV_N_TIERS; t++)
     v.fetched[t] = a.fetched_bytes[t];
   return v;
@@ -465,14 +517,9 @@ static void weights_of(guint64 j, guint64 k, double weight[SAMPLES]) {
 static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *pricing) {
   Model *m = (Model *)executor;
   price_fixed_part(m, step, &pricing->priced);
-  guint64 k = step->repeat;
+  guint64 k = repeats_before_work(m, step, step->repeat);
   pricing->at[0] = sample(m, step, &pricing->priced, 0.0);
-  if (k <= SAMPLES) {
-    for (guint i = 1; i < k; i++)
-      pricing->at[i] = sample(m, step, &pricing->priced, i);
-    return pricing->repeats = k;
-  }
-  for (;; k = (k + 1) / 2) { /* more than ten repeats stay more than SAMPLES */
+  for (; k > SAMPLES; k = (k + 1) / 2) {
     double quarter = ((double)k - 1.0) / 4.0;
     for (guint i = 1; i < SAMPLES; i++)
       pricing->at[i] = sample(m, step, &pricing->priced, i * quarter);
@@ -482,9 +529,12 @@ static guint64 model_price(KvExecutor *executor, const KvStep *step, KvPricing *
     double left = 0.375 * f[0].seconds + 0.75 * f[2].seconds - 0.125 * f[4].seconds;
     double right = -0.125 * f[0].seconds + 0.75 * f[2].seconds + 0.375 * f[4].seconds;
     double off = fabs(left - f[1].seconds) + fabs(right - f[3].seconds);
-    if (off <= 1e-7 * f[2].seconds || k <= 10)
+    if (off <= 1e-7 * f[2].seconds)
       return pricing->repeats = k;
   }
+  for (guint i = 1; i < k; i++)
+    pricing->at[i] = sample(m, step, &pricing->priced, i);
+  return pricing->repeats = k;
 }
 
 static void pricing_weights(const KvPricing *pricing, guint64 repeats, double weight[SAMPLES]) {
@@ -528,6 +578,9 @@ static void model_cost(KvExecutor *executor, const KvPricing *pricing, guint64 r
     cost->launches += repeat * parts[p]->kernels;
   }
   cost->component_seconds[KV_COMPONENT_DECODE_ATTENTION] += sum.attention;
+  cost->component_seconds[KV_COMPONENT_TECHNIQUE] += sum.work;
+  cost->component_flops[KV_COMPONENT_TECHNIQUE] += sum.work_flops;
+  cost->component_bytes[KV_COMPONENT_TECHNIQUE] += sum.work_bytes;
   cost->component_seconds[KV_COMPONENT_TRANSFER] += sum.transfer;
   cost->component_seconds[KV_COMPONENT_LAUNCH] += sum.launch;
   cost->component_flops[KV_COMPONENT_DECODE_ATTENTION] += sum.flops;
@@ -555,10 +608,11 @@ GArray *kv_model_executor_kernels(KvExecutor *executor, const KvStep *step) {
   Priced priced;
   m->trace = g_array_new(FALSE, TRUE, sizeof(KvPricedKernel));
   price_fixed_part(m, step, &priced);
-  GArray *kernels = g_steal_pointer(&m->trace);
   Attention a;
+  Dense work;
   double transfer, launch;
-  repeat_seconds(m, step, &priced, 0.0, &a, &transfer, &launch);
+  repeat_seconds(m, step, &priced, 0.0, &a, &work, &transfer, &launch);
+  GArray *kernels = g_steal_pointer(&m->trace);
   KvPricedKernel rest[] = {
       {.name = "decode attention",
        .component = KV_COMPONENT_DECODE_ATTENTION,
@@ -599,8 +653,8 @@ static gboolean model_pop_copy(KvExecutor *executor, double now, KvCopy *copy) {
 static void model_destroy(KvExecutor *executor) {
   Model *m = (Model *)executor;
   kv_transfers_free(m->transfers);
-  g_free(m->layers);
-  g_free(m->heads);
+  if (--m->memo->references == 0)
+    g_free(m->memo);
   g_free(m->chunk_work);
   g_free(m);
 }
@@ -650,8 +704,8 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->tp = tensor_parallel;
   m->activation_bytes = 2.0;
   m->graph_max_tokens = config->cuda_graph_max_tokens;
-  m->layers = g_new0(Dense, MEMO_TOKENS);
-  m->heads = g_new0(Dense, MEMO_TOKENS);
+  m->memo = g_new0(Memo, 1);
+  m->memo->references = 1;
   m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
@@ -664,6 +718,16 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
   find_streams(m);
+  set_paths(m);
+  return &m->base;
+}
+
+KvExecutor *kv_model_executor_twin(KvExecutor *like) {
+  g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
+  Model *m = g_memdup2(like, sizeof *m);
+  m->memo->references++;
+  m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
+  m->transfers = kv_transfers_new();
   set_paths(m);
   return &m->base;
 }

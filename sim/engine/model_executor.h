@@ -25,6 +25,10 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
                                   const KvPlanCurves *curves, const KvPlatform *platform,
                                   const KvEngineConfig *config, guint tensor_parallel);
 
+/* Another executor of the same kind, for a replica: copies of its own, and the prices that `like`
+ * has worked out already shared with it. Not for use in another thread than `like`. */
+KvExecutor *kv_model_executor_twin(KvExecutor *like);
+
 /* One line of a step's price, for `predict` and `explain`: what was computed, how often, and which
  * bound held. */
 typedef struct {

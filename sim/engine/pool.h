@@ -27,18 +27,6 @@
 
 typedef struct KvPool KvPool;
 
-/* Blocks that hold the tokens named by one prefix hash, from its first token on. */
-struct KvPrefixNode {
-  guint64 hash;
-  guint32 blocks;                          /* of it that are in the pool */
-  guint32 references;                      /* sequences that hold it */
-  guint32 tier_blocks;                     /* of it that are on the lower tier */
-  guint32 loading;                         /* blocks on their way up */
-  struct KvExtent *extent;                 /* its place in the free queue, when nobody holds it */
-  KvPrefixNode *tier_previous, *tier_next; /* the lower tier's own order */
-  guint32 *ids, *tier_ids; /* explicit ids only: `blocks` and `tier_blocks` of them */
-};
-
 /* `hash_block_tokens`: tokens that a prefix hash covers (0: no prefix index). One of the two block
  * sizes must divide the other. */
 KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
@@ -76,8 +64,8 @@ void kv_pool_grow(KvPool *pool, KvSequence *sequence, guint64 blocks, guint32 co
 void kv_pool_take_private(KvPool *pool, guint64 blocks);
 void kv_pool_settle(KvSequence *sequence, guint64 private_blocks);
 
-/* Let go of everything the sequence holds. With `keep` its private blocks stay findable to itself.
- */
+/* Let go of everything the sequence holds. With `keep` its private blocks stay findable to itself,
+ * as far as computed_tokens filled them. */
 void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep);
 /* Forget the private blocks kept for the sequence (it will not come back). */
 void kv_pool_forget(KvPool *pool, KvSequence *sequence);

@@ -20,25 +20,39 @@ static guint least_loaded(KvInstance *const *instances, guint n, const KvSequenc
   return best;
 }
 
+/* What an instance has of a sequence's prompt. */
+typedef struct {
+  guint64 tokens;
+  gboolean settled;
+} Match;
+
 /* The longest cached prefix, the least loaded among equals; but the least loaded where loads are
  * far apart (by more than 32 and a half: SGLang's cache-aware router uses such a guard). */
 static guint longest_prefix(KvInstance *const *instances, guint n, const KvSequence *sequence) {
-  guint idle = least_loaded(instances, n, sequence), best = idle;
-  guint64 heaviest = 0, longest = 0, lightest = load(instances[idle]);
+  guint idle = least_loaded(instances, n, sequence), best;
+  guint64 heaviest = 0, lightest = load(instances[idle]);
   if (sequence->n_hashes == 0)
     return idle;
   for (guint i = 0; i < n; i++)
     heaviest = MAX(heaviest, load(instances[i]));
   if (heaviest > lightest + 32 && 2 * heaviest > 3 * lightest)
     return idle;
-  for (guint i = 0; i < n; i++) {
-    guint64 match = kv_pool_match_tokens(instances[i]->pool, sequence);
-    if (match > longest || (match == longest && load(instances[i]) < load(instances[best]))) {
-      longest = match;
-      best = i;
-    }
+  Match *matches = g_newa(Match, n);
+  for (guint i = 0; i < n; i++)
+    matches[i] = (Match){kv_pool_match_tokens(instances[i]->pool, sequence), FALSE};
+  /* Settling a pool can only shorten its match, so it is enough to settle those that would win. */
+  for (;;) {
+    best = 0;
+    for (guint i = 1; i < n; i++)
+      if (matches[i].tokens > matches[best].tokens ||
+          (matches[i].tokens == matches[best].tokens && load(instances[i]) < load(instances[best])))
+        best = i;
+    if (matches[best].settled || matches[best].tokens == 0)
+      return best;
+    matches[best].settled = TRUE;
+    if (kv_instance_settle(instances[best], sequence->arrival_seconds))
+      matches[best].tokens = kv_pool_match_tokens(instances[best]->pool, sequence);
   }
-  return best;
 }
 
 const KvRouterClass kv_routers[] = {

@@ -37,9 +37,9 @@ static void admit_prompts(KvInstance *instance, KvBatch *batch, guint64 used, do
 static void swap_in(KvInstance *instance, KvBatch *batch) {
   while (instance->swapped.n > 0 && instance->n_running < instance->config->max_seqs) {
     KvSequence *head = instance->swapped.head;
-    if (head->swapped_blocks + 1 + watermark_blocks(instance) >
-        kv_instance_available(instance, TRUE))
-      break;
+    guint64 needed = head->swapped_blocks + 1 + watermark_blocks(instance);
+    if (needed > kv_instance_available(instance, TRUE) && instance->running.n > 0)
+      break; /* alone it fits, whatever else should stay free */
     kv_instance_swap_in(instance, batch, head);
   }
 }

@@ -53,6 +53,8 @@ static gboolean admit_head(KvInstance *instance, KvBatch *batch, guint64 *budget
   guint32 whole = config->reserve_full_prompt ? head->target_tokens : cached + want;
   guint64 needed = kv_instance_needed(instance, head, whole) - (loaded ? 0 : hit_blocks);
   if (needed + hit.free_blocks > available) {
+    if (kv_instance_unload_last(instance))
+      return TRUE; /* prefixes loaded for several keep each other from running: try again */
     instance->blocked = TRUE;
     return FALSE;
   }

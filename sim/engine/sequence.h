@@ -50,8 +50,11 @@ struct KvSequence {
   KvSequence *previous, *next; /* running list (admission order) or waiting queue */
   KvPrefixNode **nodes;        /* prefix blocks held, in order */
   guint n_nodes, nodes_size;
-  guint64 private_blocks; /* blocks held that no other sequence can see */
-  struct KvExtent *kept;  /* private blocks that a preemption left in the free queue */
+  guint n_duplicates; /* of them, NULL: blocks that another sequence computed at the same time */
+  guint64 private_blocks;  /* blocks held that no other sequence can see */
+  guint64 node_end_blocks; /* blocks, from the prompt's first, that its last node covered when it
+                              was looked at */
+  struct KvExtent *kept;   /* private blocks that a preemption left in the free queue */
   guint64 reserved_start, reserved_blocks; /* of the reserved allocator */
   guint64 swapped_blocks;                  /* on the host */
   guint32 *swapped_ids;                    /* and which, when the executor needs ids */

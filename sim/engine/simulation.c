@@ -18,7 +18,7 @@ enum { PROGRESS_EVERY = 4096 };
 
 /* The host executor holds its cache in this machine's memory: more than this must be asked for by
  * engine.num_blocks. */
-static const double HOST_CACHE_BYTES = 1073741824.0;
+static const double HOST_CACHE_BYTES = 67108864.0;
 
 /* Settings that vLLM derives from the GPU (section 3 of its notes): a GPU with at least 70 GiB that
  * is not an A100 gets 8,192 tokens and 1,024 sequences, any other 2,048 and 256. */
@@ -139,6 +139,8 @@ typedef struct {
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
   Run *run = user;
   kv_arrival_source_finished(run->source, sequence, instance->now);
+  if (run->options->left)
+    run->options->left(sequence, run->options->user);
   kv_sequence_free(sequence);
   run->in_flight--;
 }
@@ -160,9 +162,14 @@ static KvExecutor *new_executor(Run *run, GError **error) {
   const KvScenario *s = u->scenario;
   if (strcmp(s->executor, "host") == 0) {
     guint64 host_blocks = kv_instance_swap_blocks(&s->engine, &u->demand) + tier_blocks(run);
-    return kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks, host_blocks,
-                                run->hash_block_tokens, s->seed, error);
+    KvExecutor *host = kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks,
+                                            host_blocks, run->hash_block_tokens, s->seed, error);
+    if (host)
+      kv_host_executor_set_sink(host, run->options->generated, run->options->user);
+    return host;
   }
+  if (run->executors[0])
+    return kv_model_executor_twin(run->executors[0]);
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
                                s->tensor_parallel);
 }
@@ -197,8 +204,8 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
     if (!(run->executors[i] = new_executor(run, error)))
       return FALSE;
     run->instances[i] =
-        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i], run->metrics,
-                        run->setup->memory.blocks,
+        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i],
+                        kv_metrics_observer(run->metrics), run->setup->memory.blocks,
                         s->engine.prefix_caching ? run->hash_block_tokens : 0, run->setup->plan);
     run->instances[i]->finished = finished;
     run->instances[i]->user = run;
@@ -250,6 +257,8 @@ static void arrive(Run *run, double now) {
   if (!kv_instance_can_ever_serve(instance, sequence)) {
     kv_metrics_rejected(run->metrics, sequence);
     kv_arrival_source_finished(run->source, sequence, now);
+    if (run->options->left)
+      run->options->left(sequence, run->options->user);
     kv_sequence_free(sequence);
     return;
   }

@@ -40,7 +40,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvSetup, kv_setup_free)
 typedef struct {
   KvOutput *requests, *operations; /* CSV outputs, or NULL; borrowed */
   void (*progress)(double share, guint64 done, double now_seconds, gpointer user); /* or NULL */
-  gpointer user;
+  /* Called with every request as it leaves, finished or rejected (then scheduled_seconds is
+   * negative); or NULL. */
+  void (*left)(const KvSequence *sequence, gpointer user);
+  /* Host executor only: called with the tokens that a finished request has generated; or NULL. */
+  void (*generated)(guint64 request_index, const guint32 *tokens, guint n, gpointer user);
+  gpointer user;                    /* of all three */
   const volatile gint *interrupted; /* stop when it becomes non-zero; may be NULL */
   gboolean check;                   /* verify the engine's invariants at every decision (tests) */
 } KvSimulateOptions;

@@ -13,6 +13,7 @@ typedef struct {
 } Lane;
 
 struct KvTransfers {
+  guint under_way;
   Lane lanes[KV_N_TIERS][KV_N_TIERS]; /* [upper][lower] */
 };
 
@@ -111,12 +112,15 @@ void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double piece
   Transfer t = {*copy, now + lane->path.latency_seconds + pieces * lane->path.per_copy_seconds,
                 copy->bytes};
   g_array_append_val(copy->to > copy->from ? lane->down : lane->up, t);
+  transfers->under_way++;
 }
 
 /* The lane on which something changes next; *side is NULL if it is only a fixed part that ends. */
 static Lane *next_lane(KvTransfers *transfers, double *when, GArray **side, guint *index) {
   Lane *best = NULL;
   *when = G_MAXDOUBLE;
+  if (transfers->under_way == 0)
+    return NULL;
   for (guint u = 0; u < KV_N_TIERS; u++) {
     for (guint l = 0; l < KV_N_TIERS; l++) {
       Lane *lane = &transfers->lanes[u][l];
@@ -156,6 +160,7 @@ gboolean kv_transfers_pop(KvTransfers *transfers, double now, KvCopy *copy) {
     if (side) {
       *copy = g_array_index(side, Transfer, index).copy;
       g_array_remove_index(side, index);
+      transfers->under_way--;
       return TRUE;
     }
   }

@@ -26,12 +26,12 @@ static void check_request(const KvTraceReader *reader, const KvTraceRequest *q) 
   require(q->n_hashes == 0 || (block > 0 && q->n_hashes == (q->input_tokens - 1) / block + 1));
   require(q->n_tokens == 0 || q->n_tokens == q->input_tokens);
   require(q->session >= -1);
-  guint64 sum = 0; /* read it all: the pointers must be good */
+  volatile guint64 sum = 0; /* read it all: the pointers must be good */
   for (guint32 i = 0; i < q->n_hashes; i++)
     sum += q->hashes[i];
   for (guint32 i = 0; i < q->n_tokens; i++)
     sum += q->tokens[i];
-  require(sum + 1 != sum);
+  (void)sum;
 }
 
 static void read_as(const uint8_t *bytes, size_t length, const char *format) {

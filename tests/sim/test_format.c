@@ -2,6 +2,9 @@
 #include "sim/base/format.h"
 
 #include <math.h>
+#include <string.h>
+
+#include "sim/base/random.h"
 
 static void whole_numbers(void) {
   const guint64 values[] = {0, 7, 10, 1234567890, G_MAXUINT64};
@@ -73,10 +76,56 @@ static void three_digits_in_a_fitting_unit(void) {
   }
 }
 
+/* The same as printf, but for the sign of what rounds to zero. */
+static void decimals_are_printfs(void) {
+  KvRandom random;
+  kv_random_seed(&random, 2, 0);
+  for (guint i = 0; i < 200000; i++) {
+    char ours[40], theirs[40];
+    double value = (double)kv_random_integer(&random, -999999999, 999999999) /
+                   pow(10.0, (double)kv_random_integer(&random, 0, 9));
+    double micros = fabs(value) * 1e6, beside_half = fabs(micros - floor(micros) - 0.5);
+    *kv_format_fixed6(ours, value) = '\0';
+    g_snprintf(theirs, sizeof theirs, "%.6f", value);
+    if (micros < 0.4)
+      g_assert_cmpstr(ours, ==, "0.000000");
+    else if (beside_half > 1e-4) /* at a half, printf goes by digits that a double does not have */
+      g_assert_cmpstr(ours, ==, theirs);
+    else
+      g_assert_cmpfloat_with_epsilon(g_ascii_strtod(ours, NULL), value, 0.501e-6);
+  }
+}
+
+/* Whatever the value: one to three digits before the point, and the value within half a last digit.
+ */
+static void units_hold_for_all_sizes(void) {
+  static const struct {
+    const char *unit;
+    double scale;
+  } units[] = {{" PB", 1e15}, {" TB", 1e12}, {" GB", 1e9}, {" MB", 1e6}, {" kB", 1e3}, {" B", 1.0}};
+  KvRandom random;
+  kv_random_seed(&random, 3, 0);
+  for (guint i = 0; i < 20000; i++) {
+    double value = pow(10.0, 17.9 * kv_random_unit(&random));
+    g_autofree char *text = kv_format_bytes(value);
+    char *end;
+    double shown = g_ascii_strtod(text, &end);
+    guint u = 0;
+    while (strcmp(units[u].unit, end) != 0)
+      g_assert_cmpuint(++u, <, G_N_ELEMENTS(units));
+    g_assert_cmpfloat(shown, >=, 1.0);
+    g_assert_cmpfloat(shown, <, 1000.0);
+    g_assert_cmpuint((guint)(end - text), <=, 4);
+    g_assert_cmpfloat(fabs(shown * units[u].scale - value), <=, 0.00501 * value);
+  }
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/format/whole-numbers", whole_numbers);
   g_test_add_func("/format/six-decimals", six_decimals);
   g_test_add_func("/format/three-digits-in-a-fitting-unit", three_digits_in_a_fitting_unit);
+  g_test_add_func("/format/decimals-are-printfs", decimals_are_printfs);
+  g_test_add_func("/format/units-hold-for-all-sizes", units_hold_for_all_sizes);
   return g_test_run();
 }

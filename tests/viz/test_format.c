@@ -26,6 +26,7 @@ static void other_units_take_three_digits(void) {
   expect(KV_UNIT_SHARE, 0.3412, "34.1 %");
   expect(KV_UNIT_PER_SECOND, 6215.1, "6,215 /s");
   expect(KV_UNIT_FLOPS, 2.789e17, "279 PFLOP");
+  expect(KV_UNIT_FLOPS, 6.711e7, "67.1 MFLOP");
   expect(KV_UNIT_JOULES, 0.565, "565 mJ");
   expect(KV_UNIT_USD, 0.0123, "$0.012");
   expect(KV_UNIT_GRAMS, 1500, "1.50 kg");

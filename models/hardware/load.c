@@ -6,37 +6,6 @@
 #include "sim/base/error.h"
 #include "sim/base/names.h"
 
-/* Each catalogue is opened at its first use and kept. */
-#define CATALOGUE(function, prefix, entries_key)                                                   \
-  const KvCatalogue *function(void) {                                                              \
-    static KvCatalogue *opened;                                                                    \
-    if (g_once_init_enter(&opened))                                                                \
-      g_once_init_leave(&opened, kv_catalogue_open(prefix, entries_key));                          \
-    return opened;                                                                                 \
-  }
-
-static CATALOGUE(device_catalogue, "/kvsim/hardware/devices/", "devices");
-static CATALOGUE(link_catalogue, "/kvsim/hardware/links.json", "links");
-static CATALOGUE(storage_catalogue, "/kvsim/hardware/storage.json", "storage");
-static CATALOGUE(other_catalogue, "/kvsim/hardware/other.json", "other");
-CATALOGUE(kv_platform_catalogue, "/kvsim/hardware/platforms.json", "platforms")
-
-static KvJson *kept_document(KvJson **kept, const char *path) {
-  if (g_once_init_enter(kept))
-    g_once_init_leave(kept, kv_catalogue_document(path));
-  return *kept;
-}
-
-KvJson *kv_hardware_defaults(void) {
-  static KvJson *kept;
-  return kept_document(&kept, "/kvsim/hardware/defaults.json");
-}
-
-KvJson *kv_hardware_economics(void) {
-  static KvJson *kept;
-  return kept_document(&kept, "/kvsim/hardware/economics.json");
-}
-
 static gpointer read_device(KvJson *json, json_t *object) {
   return kv_device_read(json, object);
 }
@@ -61,10 +30,10 @@ static void release_storage(gpointer storage) {
   kv_storage_free(storage);
 }
 
-const KvHardwareKind kv_device_kind = {"device", "devices", device_catalogue, read_device,
+const KvHardwareKind kv_device_kind = {"device", "devices", kv_device_catalogue, read_device,
                                        release_device};
-const KvHardwareKind kv_link_kind = {"link", "links", link_catalogue, read_link, release_link};
-const KvHardwareKind kv_storage_kind = {"storage", "storage", storage_catalogue, read_storage,
+const KvHardwareKind kv_link_kind = {"link", "links", kv_link_catalogue, read_link, release_link};
+const KvHardwareKind kv_storage_kind = {"storage", "storage", kv_storage_catalogue, read_storage,
                                         release_storage};
 
 static gpointer load_file(const KvHardwareKind *kind, const char *path, GError **error) {
@@ -159,25 +128,25 @@ void kv_storage_free(KvStorage *storage) {
 }
 
 const char *const *kv_device_ids(void) {
-  return device_catalogue()->ids;
+  return kv_device_catalogue()->ids;
 }
 
 const char *const *kv_link_ids(void) {
-  return link_catalogue()->ids;
+  return kv_link_catalogue()->ids;
 }
 
 const char *const *kv_storage_ids(void) {
-  return storage_catalogue()->ids;
+  return kv_storage_catalogue()->ids;
 }
 
 const char *const *kv_other_hardware_ids(void) {
-  return other_catalogue()->ids;
+  return kv_other_catalogue()->ids;
 }
 
 json_t *kv_hardware_document(const char *id) {
-  const KvCatalogue *const catalogues[] = {device_catalogue(), link_catalogue(),
-                                           storage_catalogue(), kv_platform_catalogue(),
-                                           other_catalogue()};
+  const KvCatalogue *const catalogues[] = {kv_device_catalogue(), kv_link_catalogue(),
+                                           kv_storage_catalogue(), kv_platform_catalogue(),
+                                           kv_other_catalogue()};
   if (strcmp(id, "economics") == 0)
     return json_incref(kv_json_root(kv_hardware_economics()));
   if (strcmp(id, "defaults") == 0)
