@@ -352,6 +352,8 @@ static void test_h200_steps_stay_accurate(void) {
 static char *read_table(const char *name, const char *text, GArray *rows) {
   g_autofree char *folder = g_dir_make_tmp("kvsim-kernels-XXXXXX", NULL);
   g_autofree char *path = g_build_filename(folder, name, NULL);
+  g_autofree char *parent = g_path_get_dirname(path);
+  g_assert_cmpint(g_mkdir_with_parents(parent, 0700), ==, 0);
   g_assert_true(g_file_set_contents(path, text, -1, NULL));
   g_autoptr(GError) error = NULL;
   gboolean fine = kv_observations_read(path, rows, &error);
@@ -361,6 +363,12 @@ static char *read_table(const char *name, const char *text, GArray *rows) {
                        (g_str_has_prefix(error->message, folder) ? strlen(folder) + 1 : 0))
             : NULL;
   g_unlink(path);
+  while (!g_str_equal(parent, folder)) {
+    g_rmdir(parent);
+    char *above = g_path_get_dirname(parent);
+    g_free(parent);
+    parent = above;
+  }
   g_rmdir(folder);
   return message;
 }
@@ -397,6 +405,43 @@ static void test_tables_are_read(void) {
   g_assert_cmpfloat(row[2].k, ==, 2048);
   g_assert_cmpint(row[3].kind, ==, KV_OBSERVED_DECODE_ATTENTION);
   g_assert_cmpfloat(row[3].past, ==, 1023);
+}
+
+static const KvObservation *last_row(const GArray *rows) {
+  return &g_array_index(rows, KvObservation, rows->len - 1);
+}
+
+/* A profile's shapes follow from the model and the parallelism that its folder names. */
+static void test_profiles_are_read(void) {
+  g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+  g_assert_null(read_table("Llama-3.1-8B/bf16/tp2/attention.csv",
+                           "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us\n"
+                           "256,512,4,1024,50\n256,512,0,0,20\n0,0,4,1024,10\n",
+                           rows));
+  g_assert_cmpuint(rows->len, ==, 3);
+  const KvObservation *mixed = &g_array_index(rows, KvObservation, 0), *decode = last_row(rows);
+  g_assert_cmpint(mixed->kind, ==, KV_OBSERVED_MIXED_ATTENTION);
+  g_assert_cmpfloat(mixed->n_heads, ==, 16);
+  g_assert_cmpfloat(mixed->n_kv_heads, ==, 4);
+  g_assert_cmpfloat(mixed->decode_context, ==, 1024);
+  g_assert_cmpint(mixed[1].kind, ==, KV_OBSERVED_PREFILL_ATTENTION);
+  g_assert_cmpint(decode->kind, ==, KV_OBSERVED_DECODE_ATTENTION);
+  g_assert_cmpfloat(decode->batch, ==, 4);
+  g_assert_cmpfloat(decode->past + decode->chunk, ==, 1024);
+
+  g_assert_null(read_table("Llama-3.1-8B/bf16/tp2/dense.csv",
+                           "layer,tokens,time_us\nsampler,1,3\ngate_up_proj,64,30\n", rows));
+  g_assert_cmpuint(rows->len, ==, 4); /* the sampler is left out */
+  g_assert_cmpfloat(last_row(rows)->m, ==, 64);
+  g_assert_cmpfloat(last_row(rows)->n, ==, 14336);
+
+  g_autofree char *wrong = read_table("Llama-3.1-8B/bf16/tp2/dense.csv",
+                                      "layer,tokens,time_us\nqkv_proj,many,3\n", rows);
+  g_assert_cmpstr(wrong, ==,
+                  "Llama-3.1-8B/bf16/tp2/dense.csv:2: column 'tokens' holds 'many', "
+                  "expected a number");
+  g_autofree char *lost = read_table("dense.csv", "layer,tokens,time_us\nqkv_proj,1,3\n", rows);
+  g_assert_nonnull(strstr(lost, "expected one that names them"));
 }
 
 static void test_wrong_tables_are_refused(void) {
@@ -462,6 +507,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/fit/recovers", test_fit_recovers_a_device_despite_outliers);
   g_test_add_func("/kernels/fit/h200-steps", test_h200_steps_stay_accurate);
   g_test_add_func("/kernels/tables/read", test_tables_are_read);
+  g_test_add_func("/kernels/tables/profiles-are-read", test_profiles_are_read);
   g_test_add_func("/kernels/tables/refused", test_wrong_tables_are_refused);
   g_test_add_func("/kernels/calibrate/usage", test_command_says_what_is_missing);
   return g_test_run();
