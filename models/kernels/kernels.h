@@ -84,6 +84,12 @@ typedef struct {
 KvCost kv_kernel_decode_attention(const KvDevice *device, KvDtype dtype,
                                   const KvDecodeAttention *operands);
 
+/* The same where `sharers` sequences each have a prefix of `shared_tokens` tokens in common, of
+ * which the whole batch reads `shared_read_bytes` once: `own` is what each attends to beside it. */
+KvCost kv_kernel_shared_prefix_attention(const KvDevice *device, KvDtype dtype,
+                                         const KvDecodeAttention *own, double sharers,
+                                         double shared_tokens, double shared_read_bytes);
+
 /* Whether prompt chunks and decoding sequences of a step share one call; if so, the decoding
  * sequences' part of it, added to *work. Otherwise they are two calls, one after the other. */
 gboolean kv_kernel_attention_shares_call(const KvDevice *device, KvDtype dtype);

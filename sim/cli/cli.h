@@ -31,6 +31,7 @@ gboolean kv_cli_colour(void);
 gboolean kv_command_run(int argc, char **argv, GError **error);
 gboolean kv_command_compare(int argc, char **argv, GError **error);
 gboolean kv_command_predict(int argc, char **argv, GError **error);
+gboolean kv_command_explain(int argc, char **argv, GError **error);
 gboolean kv_command_trace(int argc, char **argv, GError **error);
 gboolean kv_command_list(int argc, char **argv, GError **error);
 gboolean kv_command_show(int argc, char **argv, GError **error);

@@ -2,47 +2,33 @@
  * InferenceMAX: parallelism, nominal lengths, concurrency, mean TTFT and TPOT in ms. Source: the
  * silicon samples of github.com/ai-dynamo/aiconfigurator. Disaggregated rows are left out: nothing
  * here prices them. */
-#include <math.h>
 #include <string.h>
 
 #include "sim/validate/closed_loop.h"
 #include "sim/validate/kinds.h"
-#include "traces/csv.h"
+#include "sim/validate/rows.h"
 
 static gboolean recognise(const char *head, gsize length) {
   return kv_csv_recognise(head, length, "silicon_data_source", "backend", "model_path", "system",
                           "silicon_ttft_ms", "silicon_tpot_ms", "concurrency", NULL);
 }
 
-static gboolean count(const KvCsv *csv, const char *name, guint *value, GError **error) {
-  gint64 whole;
-  if (!kv_csv_whole(csv, kv_csv_column(csv, name), 1, 100000000, &whole, error))
-    return FALSE;
-  *value = (guint)whole;
-  return TRUE;
-}
-
-static const char *field(const KvCsv *csv, const char *name) {
-  int column = kv_csv_column(csv, name);
-  return column >= 0 ? csv->fields[column] : "";
-}
-
-static gboolean read_row(const KvCsv *csv, const char *place, const KvMeasuredOptions *options,
-                         KvMeasuredRun *run, GError **error) {
+static gboolean read_row(const KvCsv *csv, const KvMeasuredOptions *options, KvMeasuredRun *run,
+                         GError **error) {
   guint attention_gpus, expert_slices;
-  KvClosedLoop loop = {.place = place,
-                       .model = field(csv, "model_path"),
-                       .device = field(csv, "system"),
-                       .engine = field(csv, "backend"),
-                       .precision = field(csv, "precision")};
+  KvClosedLoop loop = {.place = run->source,
+                       .model = kv_row_text(csv, "model_path"),
+                       .device = kv_row_text(csv, "system"),
+                       .engine = kv_row_text(csv, "backend"),
+                       .precision = kv_row_text(csv, "precision")};
   double ttft_ms, tpot_ms;
-  if (!count(csv, "isl", &loop.input_tokens, error) ||
-      !count(csv, "osl", &loop.output_tokens, error) ||
-      !count(csv, "concurrency", &loop.concurrency, error) ||
-      !count(csv, "tp_size", &loop.tensor_parallel, error) ||
-      !count(csv, "moe_ep_size", &loop.expert_parallel, error) ||
-      !count(csv, "moe_tp_size", &expert_slices, error) ||
-      !count(csv, "attention_dp_size", &attention_gpus, error) ||
+  if (!kv_row_count(csv, "isl", &loop.input_tokens, error) ||
+      !kv_row_count(csv, "osl", &loop.output_tokens, error) ||
+      !kv_row_count(csv, "concurrency", &loop.concurrency, error) ||
+      !kv_row_count(csv, "tp_size", &loop.tensor_parallel, error) ||
+      !kv_row_count(csv, "moe_ep_size", &loop.expert_parallel, error) ||
+      !kv_row_count(csv, "moe_tp_size", &expert_slices, error) ||
+      !kv_row_count(csv, "attention_dp_size", &attention_gpus, error) ||
       !kv_csv_number(csv, kv_csv_column(csv, "silicon_ttft_ms"), 0, 1e9, &ttft_ms, error) ||
       !kv_csv_number(csv, kv_csv_column(csv, "silicon_tpot_ms"), 0, 1e9, &tpot_ms, error))
     return FALSE;
@@ -63,27 +49,7 @@ static gboolean read_row(const KvCsv *csv, const char *place, const KvMeasuredOp
 
 static gboolean read_runs(const char *path, const KvMeasuredOptions *options, GPtrArray *runs,
                           GError **error) {
-  g_autoptr(KvTraceStream) stream = kv_trace_stream_open(path, error);
-  KvCsv csv = {0};
-  if (!stream || !kv_csv_begin(&csv, stream, error))
-    return FALSE;
-  g_autoptr(GError) problem = NULL;
-  while (kv_csv_row(&csv, &problem)) {
-    if (strcmp(field(&csv, "mode"), "agg") != 0)
-      continue;
-    KvMeasuredRun *run = kv_measured_run_new(kv_measured_silicon.id);
-    run->source =
-        g_strdup_printf("%s:%" G_GUINT64_FORMAT, path, kv_trace_stream_line_number(stream));
-    if (!read_row(&csv, run->source, options, run, &problem)) {
-      kv_measured_run_free(run);
-      break;
-    }
-    g_ptr_array_add(runs, run);
-  }
-  kv_csv_clear(&csv);
-  if (problem)
-    g_propagate_error(error, g_steal_pointer(&problem));
-  return !(error && *error);
+  return kv_rows_read(path, kv_measured_silicon.id, "mode", "agg", read_row, options, runs, error);
 }
 
 const KvMeasuredKind kv_measured_silicon = {

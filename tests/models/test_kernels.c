@@ -167,6 +167,27 @@ static void test_decode_reads_the_cache_at_bandwidth(void) {
 }
 
 /* The executor integrates over steps: the slope must not jump. */
+/* 64 sequences with 4,096 tokens in common and 256 of their own, 8 KV heads of 128, 4 query heads
+ * each. */
+static void test_a_shared_prefix_is_read_once(void) {
+  KvDevice device = round_device();
+  const double bytes_per_token = 2.0 * 8 * 128 * 2, flops_per_token = 4.0 * 32 * 128;
+  KvDecodeAttention all = {64, 64 * 4352 * bytes_per_token, 64 * 4352 * flops_per_token, 8, 4, 4352,
+                           0};
+  KvDecodeAttention own = {64, 64 * 256 * bytes_per_token, 64 * 256 * flops_per_token, 8, 4, 256,
+                           0};
+  KvCost apart = kv_kernel_decode_attention(&device, KV_DTYPE_BF16, &all);
+  KvCost shared = kv_kernel_shared_prefix_attention(&device, KV_DTYPE_BF16, &own, 64, 4096,
+                                                    4096 * bytes_per_token);
+  assert_near(shared.flops, apart.flops, 1e-12);
+  g_assert_cmpfloat(shared.bytes, <, apart.bytes / 10);
+  g_assert_cmpfloat(shared.seconds, <, apart.seconds / 4);
+  /* Nobody shares: the same cache is read, in two calls instead of one. */
+  KvCost alone = kv_kernel_shared_prefix_attention(&device, KV_DTYPE_BF16, &own, 1, 4096,
+                                                   64 * 4096 * bytes_per_token);
+  g_assert_cmpfloat(alone.seconds, >, apart.seconds);
+}
+
 static void test_decode_is_smooth_in_context(void) {
   KvDevice device = round_device();
   static const double batches[] = {1, 3, 16, 200};
@@ -498,6 +519,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/prefill/pairs", test_prefill_counts_causal_pairs);
   g_test_add_func("/kernels/prefill/chunks", test_prefill_in_chunks_does_the_same_work);
   g_test_add_func("/kernels/decode/bandwidth", test_decode_reads_the_cache_at_bandwidth);
+  g_test_add_func("/kernels/decode/shared-prefix", test_a_shared_prefix_is_read_once);
   g_test_add_func("/kernels/decode/smooth", test_decode_is_smooth_in_context);
   g_test_add_func("/kernels/moe/touched", test_experts_touched);
   g_test_add_func("/kernels/moe/bytes", test_moe_reads_the_experts_it_touches);

@@ -526,8 +526,12 @@ static void world_clear(World *w) {
     if (a->running) {
       kv_pool_release(w->pool, &a->sequence, FALSE);
       reference_release(w, a, FALSE);
+      a->running = FALSE;
     }
     compare(w);
+  }
+  for (guint i = 0; i < N_SEQUENCES; i++) {
+    Actor *a = &w->actors[i];
     kv_pool_forget(w->pool, &a->sequence);
     g_free(a->sequence.hashes);
     g_free(a->sequence.nodes);
