@@ -71,11 +71,11 @@ static gboolean parse_date(const char *c, double *seconds) {
     int m = take_digits(&c, 2);
     if (h < 0 || h > 14 || m < 0 || m > 59)
       return FALSE;
-    offset = sign * (h * 3600 + m * 60);
+    offset = sign * (h * 3600L + m * 60L);
   } else {
     take_mark(&c, "Z");
   }
-  *seconds = (double)(days_from_2020(year, month, day) * 86400 + hour * 3600 + minute * 60 +
+  *seconds = (double)(days_from_2020(year, month, day) * 86400 + hour * 3600L + minute * 60L +
                       second - offset) +
              fraction;
   return *c == '\0';

@@ -183,7 +183,7 @@ static gboolean begin_text(KvTraceStream *stream, GError **error) {
       return FALSE;
   if (stream->end >= 2 && memcmp(stream->text, "\x1f\x8b", 2) == 0) {
     stream->gzip = TRUE;
-    stream->compressed = g_malloc(2 * READ_BYTES + stream->end);
+    stream->compressed = g_malloc((gsize)2 * READ_BYTES + stream->end);
     memcpy(stream->compressed, stream->text, stream->end);
     stream->inflater.next_in = stream->compressed;
     stream->inflater.avail_in = (uInt)stream->end;

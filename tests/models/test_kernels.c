@@ -75,7 +75,7 @@ static void test_gemm_is_bound_as_a_roofline_says(void) {
 static void test_gemm_grows_with_rows(void) {
   KvDevice device = round_device();
   double before = 0;
-  for (double m = 1; m <= 8192; m *= 2) {
+  for (guint m = 1; m <= 8192; m *= 2) {
     KvCost cost = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, m, 4096, 6144);
     g_assert_cmpfloat(cost.seconds, >=, before);
     g_assert_cmpfloat(cost.seconds, >, cost.flops / 1e15);
@@ -194,7 +194,8 @@ static void test_decode_is_smooth_in_context(void) {
   for (guint b = 0; b < G_N_ELEMENTS(batches); b++) {
     /* Below about 800 / batch tokens the splits do not fill the device. */
     double width = 32 / batches[b], before = NAN;
-    for (double n = width; n < 2000 * width; n += width) {
+    for (guint i = 1; i < 2000; i++) {
+      double n = i * width;
       double slope = (decode(&device, batches[b], n + width).seconds -
                       decode(&device, batches[b], n).seconds) /
                      width;

@@ -101,7 +101,7 @@ static void test_lines_are_exact_where_valid(void) {
     double n = decoding ? prompt + (double)kv_random_integer(&random, 0, 400) : prompt;
     double slope, valid, here = kv_law_value(&law, n, prompt, decoding, &slope, &valid);
     g_assert_cmpfloat(valid, >=, 0);
-    for (double i = 0; i <= MIN(valid, 500); i++)
+    for (guint i = 0; i <= MIN(valid, 500); i++)
       g_assert_cmpfloat_with_epsilon(value(law, n + i, prompt, decoding), here + i * slope, 1e-9);
   }
 }

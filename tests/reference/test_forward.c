@@ -74,9 +74,9 @@ static void twin_attention(double (*x)[WIDEST], const KvHostWeights *w, const Kv
     twin_linear(k[t], normed, layer->key, layer->key_bias, D, a->n_kv_heads * d);
     twin_linear(v[t], normed, layer->value, layer->value_bias, D, a->n_kv_heads * d);
     for (guint h = 0; h < a->n_heads; h++)
-      twin_head(q[t] + h * d, layer->query_norm, !w->positions, t, d);
+      twin_head(q[t] + (gsize)h * d, layer->query_norm, !w->positions, t, d);
     for (guint h = 0; h < a->n_kv_heads; h++)
-      twin_head(k[t] + h * d, layer->key_norm, !w->positions, t, d);
+      twin_head(k[t] + (gsize)h * d, layer->key_norm, !w->positions, t, d);
   }
   for (guint t = 0; t < n; t++) {
     double attended[WIDEST], added[WIDEST];
@@ -160,7 +160,7 @@ static void test_weights_follow_the_seed(void) {
   g_autoptr(KvHostWeights) a = kv_host_weights_new(&llama, 1, NULL);
   g_autoptr(KvHostWeights) b = kv_host_weights_new(&llama, 1, NULL);
   g_autoptr(KvHostWeights) c = kv_host_weights_new(&llama, 2, NULL);
-  gsize bytes = 64 * 32 * sizeof(float);
+  gsize bytes = (gsize)64 * 32 * sizeof(float);
   g_assert_cmpmem(a->layers[1].key, bytes, b->layers[1].key, bytes);
   g_assert_cmpint(memcmp(a->layers[1].key, c->layers[1].key, bytes), !=, 0);
   g_assert_cmpint(memcmp(a->layers[1].key, a->layers[1].value, bytes), !=, 0);

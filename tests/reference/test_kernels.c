@@ -201,7 +201,7 @@ static void twin_attention(double *out, const float *q, const float *keys, const
 /* Blocks of two layers' pages in a pool; the second layer is used, the first must stay as it is. */
 static KvHostPages new_pages(const Attention *a, guint n_blocks, gsize *pool_floats) {
   gsize floats = (gsize)a->n_kv_heads * a->block_tokens * a->head_dim;
-  *pool_floats = n_blocks * 4 * floats;
+  *pool_floats = (gsize)4 * n_blocks * floats;
   float *pool = g_new(float, *pool_floats);
   for (gsize i = 0; i < *pool_floats; i++)
     pool[i] = NAN; /* whoever reads what was not written spoils its result */
@@ -265,11 +265,11 @@ static void test_pages_layout(void) {
   const float keys[] = {1, 2, 3, 4, 5, 6}, values[] = {7, 8, 9, 10, 11, 12};
   const guint32 table[] = {2, 0};
   kv_host_pages_write(&pages, table, 5, keys, values);
-  gsize layer = 2 * 2 * 4 * 3, half = layer / 2; /* [2 kinds][Hkv][block_tokens][d] */
-  g_assert_cmpmem(pool + layer + 1 * 3, 12, keys, 12);
-  g_assert_cmpmem(pool + layer + 4 * 3 + 1 * 3, 12, keys + 3, 12);
-  g_assert_cmpmem(pool + layer + half + 1 * 3, 12, values, 12);
-  g_assert_cmpmem(pool + layer + half + 4 * 3 + 1 * 3, 12, values + 3, 12);
+  const gsize row = 3, layer = 16 * row, half = layer / 2; /* [2 kinds][Hkv][block_tokens][d] */
+  g_assert_cmpmem(pool + layer + row, 12, keys, 12);
+  g_assert_cmpmem(pool + layer + 5 * row, 12, keys + 3, 12);
+  g_assert_cmpmem(pool + layer + half + row, 12, values, 12);
+  g_assert_cmpmem(pool + layer + half + 5 * row, 12, values + 3, 12);
 }
 
 static void test_attention(void) {

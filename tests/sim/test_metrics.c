@@ -238,7 +238,7 @@ static void jumps_spread_over_the_sketch(void) {
     g_autoptr(KvSummary) s = summary_of(b);
     const KvDistribution *d = &s->latency[KV_LATENCY_ITL];
     qsort(values, REPEAT, sizeof *values, compare_doubles);
-    g_assert_cmpuint(d->n, ==, 3 * REPEAT);
+    g_assert_cmpuint(d->n, ==, (guint64)3 * REPEAT);
     assert_within(d->mean, sum / REPEAT, 1e-6);
     assert_within(d->p50, values[REPEAT / 2], 0.006);
     assert_within(d->p90, values[REPEAT * 9 / 10], 0.006);
@@ -350,7 +350,7 @@ static void timeline_conserves(void) {
     g_assert_cmpuint(held, ==, 0); /* nobody held a block */
     g_assert_cmpuint(s->prompt_tokens, ==, (guint64)prompt);
     g_assert_cmpuint(s->output_tokens, ==, (guint64)output);
-    g_assert_cmpuint(s->recomputed_tokens, ==, 7 * preemptions);
+    g_assert_cmpuint(s->recomputed_tokens, ==, (guint64)7 * preemptions);
     /* Each batch serves one request, which lives as long as it: Little's law. */
     assert_within(s->mean_running, busy / s->makespan_seconds, 1e-6);
     bench_free(b);

@@ -374,7 +374,7 @@ static void renew(World *w, Actor *a) {
   forget(w, a);
   g_free(s->hashes);
   guint unit = w->node_tokens;
-  s->input_tokens = (guint32)kv_random_integer(&w->random, 1, 5 * unit);
+  s->input_tokens = (guint32)kv_random_integer(&w->random, 1, (gint64)5 * unit);
   s->output_tokens = 6 * w->block_tokens;
   s->target_tokens = s->input_tokens;
   s->computed_tokens = s->emitted_tokens = 0;

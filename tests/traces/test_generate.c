@@ -103,9 +103,9 @@ static void test_shared_prompts(void) {
   spec.header_tokens = 16;
   spec.input_tokens.a = 16;
   KvTraceStatistics s = statistics_of(&spec);
-  g_assert_cmpuint(s.n_blocks, ==, 4 * 500);
+  g_assert_cmpuint(s.n_blocks, ==, (guint64)4 * 500);
   g_assert_cmpuint(s.n_distinct_blocks, ==, 2 * 3 + 500);
-  g_assert_cmpuint(s.hit_blocks, ==, 3 * (500 - 2));
+  g_assert_cmpuint(s.hit_blocks, ==, (guint64)3 * (500 - 2));
   /* Zipf of exponent 1 over two: the first has 2/3 */
   g_assert_cmpfloat_with_epsilon((double)s.most_reused / 500, 2.0 / 3, 0.07);
 }
