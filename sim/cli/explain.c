@@ -77,8 +77,9 @@ static void explain_kernels(const KvSetup *setup, const KvPrediction *prediction
       g_autofree char *seconds = kv_format(KV_UNIT_SECONDS, k->cost.seconds);
       g_autofree char *flops = kv_format(KV_UNIT_FLOPS, k->cost.flops);
       g_autofree char *bytes = kv_format(KV_UNIT_BYTES, k->cost.bytes);
-      printf("    %.0f x %s %s: %s, %s, %s; bound: %s\n", k->count, k->name, k->operands, seconds,
-             flops, bytes, kv_bound_names[k->cost.bound]);
+      printf("    %.0f x %s%s%s: %s, %s, %s; bound: %s\n", k->count, k->name,
+             *k->operands ? " " : "", k->operands, seconds, flops, bytes,
+             kv_bound_names[k->cost.bound]);
     }
   }
 }
@@ -242,8 +243,8 @@ static void print_span(const char *name, const Span *span, const char *remark) {
   g_autofree char *decodes = kv_format(KV_UNIT_SECONDS, span->decodes);
   g_autofree char *idle = kv_format(KV_UNIT_SECONDS, span->idle);
   printf(
-      "  %-12s %s: %s in %.0f steps with prompt tokens (%.0f tokens), %s in %.0f steps of decoding "
-      "alone, %s between steps\n",
+      "  %-12s %s: %s in steps with prompt tokens (%.0f, with %.0f tokens), %s in steps of decoding "
+      "alone (%.0f), %s between steps\n",
       name, seconds, prompts, span->prompt_steps, span->prompt_tokens, decodes,
       span->steps - span->prompt_steps, idle);
   if (remark)
