@@ -1,6 +1,8 @@
 #include "models/kernels/columns.h"
 
 #include <errno.h>
+#include <float.h>
+#include <string.h>
 #include <zlib.h>
 
 #include "sim/base/error.h"
@@ -14,6 +16,13 @@ struct KvColumns {
 };
 
 enum { LONGEST_LINE = 16384 };
+
+gboolean kv_columns_named(const char *path, const char *name) {
+  g_autofree char *base = g_path_get_basename(path);
+  gsize length = strlen(name);
+  return g_str_has_prefix(base, name) &&
+         (g_str_equal(base + length, ".csv") || g_str_equal(base + length, ".csv.gz"));
+}
 
 static char **read_fields(KvColumns *table, GError **error) {
   char text[LONGEST_LINE];
@@ -82,14 +91,24 @@ const char *kv_columns_text(const KvColumns *table, const char *column) {
   return at >= 0 && (guint)at < table->n_fields ? table->fields[at] : "";
 }
 
-gboolean kv_columns_number(const KvColumns *table, const char *column, double *value,
-                           GError **error) {
+static gboolean parse(const KvColumns *table, const char *column, double above, double *value,
+                      const char *expected, GError **error) {
   const char *text = kv_columns_text(table, column);
   char *end;
   *value = g_ascii_strtod(text, &end);
-  if (*text && !*end && *value >= 0 && *value < 1e15)
+  if (*text && !*end && *value > above && *value < 1e15)
     return TRUE;
-  kv_error_at(error, table->path, table->line, "column '%s' holds '%s', expected a number", column,
-              text);
+  kv_error_at(error, table->path, table->line, "column '%s' holds '%s', expected %s", column, text,
+              expected);
   return FALSE;
+}
+
+gboolean kv_columns_number(const KvColumns *table, const char *column, double *value,
+                           GError **error) {
+  return parse(table, column, -DBL_MIN, value, "a number", error);
+}
+
+gboolean kv_columns_positive(const KvColumns *table, const char *column, double *value,
+                             GError **error) {
+  return parse(table, column, 0, value, "a number above 0", error);
 }

@@ -10,6 +10,9 @@
 
 typedef struct KvColumns KvColumns;
 
+/* The file's name is `name` and .csv or .csv.gz. */
+gboolean kv_columns_named(const char *path, const char *name);
+
 /* NULL and *error if `path` cannot be read or is empty. */
 KvColumns *kv_columns_open(const char *path, GError **error);
 void kv_columns_free(KvColumns *table);
@@ -24,8 +27,11 @@ gboolean kv_columns_next(KvColumns *table, GError **error);
 /* The field of this line, "" if there is none; borrowed until the next line. */
 const char *kv_columns_text(const KvColumns *table, const char *column);
 
-/* The field as a number of at least 0; *error says file, line and column if it is none. */
+/* The field as a number of at least 0, or above 0; *error says file, line and column if it is none.
+ */
 gboolean kv_columns_number(const KvColumns *table, const char *column, double *value,
                            GError **error);
+gboolean kv_columns_positive(const KvColumns *table, const char *column, double *value,
+                             GError **error);
 
 #endif

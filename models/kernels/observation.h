@@ -82,6 +82,6 @@ typedef struct {
 } KvTableReader;
 
 extern const KvTableReader kv_table_pytorch_grid, kv_table_pytorch_steps;
-extern const KvTableReader kv_table_aiconfigurator, kv_table_vllm_profile;
+extern const KvTableReader kv_table_aiconfigurator, kv_table_vllm_profile, kv_table_vidur;
 
 #endif

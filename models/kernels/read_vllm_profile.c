@@ -1,11 +1,11 @@
 /* Tables of a vLLM profiler, one folder MODEL/VARIANT/tpN/ for a model and its tensor parallelism,
  * CSV (or .csv.gz), microseconds:
  *
- *   attention.table     prefill_chunk kv_prefill n_decode kv_decode time_us   one chunk beside
- *                     n_decode sequences of kv_decode tokens; either may be absent (0)
- *   dense.table         layer tokens time_us       one GPU's share of a layer's products
- *   per_sequence.table  layer sequences time_us    the logits
- *   moe.table           tokens activated_experts time_us
+ *   attention.csv     prefill_chunk kv_prefill n_decode kv_decode time_us   one chunk beside
+ *                   n_decode sequences of kv_decode tokens; either may be absent (0)
+ *   dense.csv         layer tokens time_us       one GPU's share of a layer's products
+ *   per_sequence.csv  layer sequences time_us    the logits
+ *   moe.csv           tokens activated_experts time_us
  *
  * The shapes follow from the model, which the path names. Layers that move bytes only are read as
  * such; the embedding and the sampler are left out.
@@ -23,12 +23,6 @@ typedef struct {
   double hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab; /* of one GPU, but hidden */
   double expert_intermediate, n_experts_per_token;
 } Shape;
-
-static gboolean is_table(const char *path, const char *name) {
-  g_autofree char *base = g_path_get_basename(path);
-  return g_str_has_prefix(base, name) &&
-         (g_str_equal(base + strlen(name), ".csv") || g_str_equal(base + strlen(name), ".csv.gz"));
-}
 
 /* The model's id in the catalogue: the folder's name in lower case, without what names a tuning of
  * the same architecture. */
@@ -166,18 +160,17 @@ static gboolean observe_moe(const KvColumns *table, const Shape *shape, KvObserv
 }
 
 static gboolean read_table(const char *path, GArray *observations, GError **error) {
-  Observe observe = is_table(path, "attention") ? observe_attention
-                    : is_table(path, "moe")     ? observe_moe
-                                                : observe_dense;
+  Observe observe = kv_columns_named(path, "attention") ? observe_attention
+                    : kv_columns_named(path, "moe")     ? observe_moe
+                                                        : observe_dense;
   return read_rows(path, observations, observe, error);
 }
 
 static gboolean accepts(const char *path) {
-  return is_table(path, "attention") || is_table(path, "dense") || is_table(path, "per_sequence") ||
-         is_table(path, "moe");
+  return kv_columns_named(path, "attention") || kv_columns_named(path, "dense") ||
+         kv_columns_named(path, "per_sequence") || kv_columns_named(path, "moe");
 }
 
 const KvTableReader kv_table_vllm_profile = {
-    "vllm-profile",
-    "attention.table, dense.table, per_sequence.table or moe.table of a MODEL/VARIANT/tpN", accepts,
-    read_table};
+    "vllm-profile", "attention.csv, dense.csv, per_sequence.csv or moe.csv of a MODEL/VARIANT/tpN",
+    accepts, read_table};

@@ -3,7 +3,7 @@
 #
 #   tests/bench/accuracy.sh MEASURED [KVSIM] [PAGE]
 #
-# MEASURED holds aiconfigurator/kernels, llmservingsim/kernels and h200_pytorch; KVSIM is the
+# MEASURED holds aiconfigurator/kernels, llmservingsim/kernels, vidur and h200_pytorch; KVSIM is the
 # program (default build/kvsim) and PAGE the page (default docs/accuracy.md), of which the lines
 # between the two markers are replaced. Every figure comes from `kvsim calibrate`.
 set -eu
@@ -12,7 +12,8 @@ kvsim=${2:-build/kvsim}
 page=${3:-docs/accuracy.md}
 kernels=$measured/aiconfigurator/kernels
 profiles=$measured/llmservingsim/kernels
-[ -d "$kernels" ] && [ -d "$profiles" ] || { echo "accuracy.sh: $measured: no tables" >&2; exit 2; }
+vidur=$measured/vidur
+[ -d "$kernels" ] && [ -d "$profiles" ] && [ -d "$vidur" ] || { echo "accuracy.sh: $measured: no tables" >&2; exit 2; }
 
 tables_of() { # the tables of a device
   case $1 in
@@ -72,6 +73,18 @@ section() {
   head_of device
   "$kvsim" calibrate --device rtx-pro-6000-server --like rtx-pro-6000-server --from \
     $(find "$profiles/RTXPRO6000" -name 'moe.csv.gz' | sort) | rows rtx-pro-6000-server
+  echo
+  echo "### Another profiler's tables (Vidur: PyTorch and NCCL of 2023), nothing fitted to them"
+  echo
+  head_of "device, efficiencies of"
+  # shellcheck disable=SC2046
+  "$kvsim" calibrate --device a100-80gb --like a100-80gb --from \
+    $(find "$vidur/compute/a100" "$vidur/network/a100_dgx" -name '*.csv.gz' | sort) |
+    rows "a100-80gb, a100-80gb"
+  # shellcheck disable=SC2046
+  "$kvsim" calibrate --device a40 --like a100-80gb --from \
+    $(find "$vidur/compute/a40" "$vidur/network/a40_pairwise_nvlink" -name '*.csv.gz' | sort) |
+    rows "a40, a100-80gb"
 }
 
 text=$(mktemp)

@@ -466,6 +466,44 @@ static void test_profiles_are_read(void) {
   g_assert_nonnull(strstr(lost, "expected one that names them"));
 }
 
+/* Vidur's: one line is four products, of one of the GPUs; exchanges are what rank 0 of one server
+ * saw, and of two GPUs where a server joins pairs only. */
+static void test_vidur_is_read(void) {
+  g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+  static const char *const header =
+      "n_head,n_kv_head,n_embd,n_expanded_embd,use_gated_mlp,num_tokens,"
+      "num_tensor_parallel_workers,time_stats.attn_pre_proj.median,"
+      "time_stats.attn_post_proj.median,time_stats.mlp_up_proj.median,"
+      "time_stats.mlp_down_proj.median";
+  g_autofree char *products =
+      g_strdup_printf("%s\n32,8,4096,14336,True,512,2,0.1,0.2,0.3,0.4\n", header);
+  g_assert_null(read_table("mlp.csv", products, rows));
+  g_assert_cmpuint(rows->len, ==, 4);
+  static const double k[] = {4096, 2048, 4096, 7168}, n[] = {3072, 4096, 14336, 4096};
+  for (guint i = 0; i < 4; i++) {
+    const KvObservation *row = &g_array_index(rows, KvObservation, i);
+    g_assert_cmpint(row->kind, ==, KV_OBSERVED_GEMM);
+    g_assert_cmpfloat(row->m, ==, 512);
+    g_assert_cmpfloat(row->k, ==, k[i]);
+    g_assert_cmpfloat(row->n, ==, n[i]);
+    assert_near(row->seconds, (i + 1) * 1e-4, 1e-9);
+  }
+  static const char *const exchanges =
+      "time_stats.all_reduce.median,rank,num_workers,size,devices_per_node\n"
+      "0.02,0,2,2048,2\n0.03,1,2,2048,2\n0.04,0,4,2048,4\n0.05,0,8,2048,4\n";
+  g_assert_null(read_table("dgx/all_reduce.csv", exchanges, rows));
+  g_assert_cmpuint(rows->len, ==, 6);
+  g_assert_cmpint(last_row(rows)->kind, ==, KV_OBSERVED_ALL_REDUCE);
+  g_assert_cmpfloat(last_row(rows)->ranks, ==, 4);
+  g_assert_cmpfloat(last_row(rows)->bytes, ==, 2048);
+  g_assert_null(read_table("pairwise/all_reduce.csv", exchanges, rows));
+  g_assert_cmpuint(rows->len, ==, 7);
+  g_autofree char *no_heads =
+      g_strdup_printf("%s\n0,8,4096,14336,True,512,2,0.1,0.2,0.3,0.4\n", header);
+  g_autofree char *wrong = read_table("mlp.csv", no_heads, rows);
+  g_assert_cmpstr(wrong, ==, "mlp.csv:2: column 'n_head' holds '0', expected a number above 0");
+}
+
 static void test_wrong_tables_are_refused(void) {
   static const struct {
     const char *name, *text, *message;
@@ -531,6 +569,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/fit/h200-steps", test_h200_steps_stay_accurate);
   g_test_add_func("/kernels/tables/read", test_tables_are_read);
   g_test_add_func("/kernels/tables/profiles-are-read", test_profiles_are_read);
+  g_test_add_func("/kernels/tables/vidur-is-read", test_vidur_is_read);
   g_test_add_func("/kernels/tables/refused", test_wrong_tables_are_refused);
   g_test_add_func("/kernels/calibrate/usage", test_command_says_what_is_missing);
   return g_test_run();
