@@ -1,58 +1,20 @@
 /* Operator tables of NVIDIA's aiconfigurator: CSV (or .csv.gz) with a header; the columns op_name
- * and latency (milliseconds) and, by operation, gemm                  gemm_dtype m n k
- *   context_attention     batch_size isl num_heads num_key_value_heads head_dim attn_dtype
- * kv_cache_dtype window_size generation_attention  the same, with `step` cached tokens Operations
- * and data types outside these are left out. */
+ * and latency (milliseconds) and, by operation,
+ *
+ *   gemm                  gemm_dtype m n k
+ *   context_attention     batch_size isl step num_heads num_key_value_heads head_dim attn_dtype
+ *                         kv_cache_dtype, and window_size of kernels that have one
+ *   generation_attention  the same, with `step` cached tokens
+ *   all_reduce            num_gpus message_size (elements) backend
+ *
+ * Operations and data types outside these are left out.
+ */
+#include "models/kernels/columns.h"
 #include "models/kernels/observation.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
 #include "sim/base/error.h"
-
-enum {
-  COLUMN_OP,
-  COLUMN_KERNEL,
-  COLUMN_DTYPE,
-  COLUMN_ATTN_DTYPE,
-  COLUMN_CACHE_DTYPE,
-  COLUMN_M,
-  COLUMN_N,
-  COLUMN_K,
-  COLUMN_BATCH,
-  COLUMN_ISL,
-  COLUMN_HEADS,
-  COLUMN_KV_HEADS,
-  COLUMN_HEAD_DIM,
-  COLUMN_STEP,
-  COLUMN_WINDOW,
-  COLUMN_RANKS,
-  COLUMN_ELEMENTS,
-  COLUMN_BACKEND,
-  COLUMN_LATENCY,
-  N_COLUMNS,
-};
-
-static const char *const column_names[N_COLUMNS] = {"op_name",
-                                                    "kernel_source",
-                                                    "gemm_dtype",
-                                                    "attn_dtype",
-                                                    "kv_cache_dtype",
-                                                    "m",
-                                                    "n",
-                                                    "k",
-                                                    "batch_size",
-                                                    "isl",
-                                                    "num_heads",
-                                                    "num_key_value_heads",
-                                                    "head_dim",
-                                                    "step",
-                                                    "window_size",
-                                                    "num_gpus",
-                                                    "message_size",
-                                                    "backend",
-                                                    "latency"};
 
 static const struct {
   const char *name;
@@ -75,31 +37,14 @@ static KvAttentionKernel kernel_of(const char *name) {
   return attention_kernels[i].kernel;
 }
 
-typedef struct {
-  int at[N_COLUMNS]; /* position in a line, or -1 */
-  char **fields;
-  guint n_fields;
-} Line;
-
 static gboolean accepts(const char *path) {
   return g_str_has_suffix(path, ".csv") || g_str_has_suffix(path, ".csv.gz");
 }
 
-static const char *text_at(const Line *line, guint column) {
-  int at = line->at[column];
-  return at >= 0 && (guint)at < line->n_fields ? line->fields[at] : "";
-}
-
-static gboolean number_at(const Line *line, guint column, double *value) {
-  const char *text = text_at(line, column);
-  char *end;
-  *value = g_ascii_strtod(text, &end);
-  return *text && !*end && *value >= 0 && *value < 1e15;
-}
-
-static gboolean dtype_at(const Line *line, guint column, KvDtype *dtype) {
+static gboolean find_dtype(const KvColumns *table, const char *column, KvDtype *dtype) {
+  const char *text = kv_columns_text(table, column);
   for (guint i = 0; i < G_N_ELEMENTS(dtypes); i++) {
-    if (g_str_equal(text_at(line, column), dtypes[i].name)) {
+    if (g_str_equal(text, dtypes[i].name)) {
       *dtype = dtypes[i].dtype;
       return TRUE;
     }
@@ -107,107 +52,91 @@ static gboolean dtype_at(const Line *line, guint column, KvDtype *dtype) {
   return FALSE;
 }
 
-/* FALSE if a number is missing. `known` tells whether the row is of a kind and type that we price.
- */
-static gboolean observe(const Line *line, KvObservation *observation, gboolean *known) {
-  const char *op = text_at(line, COLUMN_OP);
-  KvDtype cache;
-  double isl, milliseconds;
-  *known = FALSE;
-  if (!number_at(line, COLUMN_LATENCY, &milliseconds))
+static gboolean observe_all_reduce(const KvColumns *table, KvObservation *row, gboolean *known,
+                                   GError **error) {
+  double elements;
+  if (!kv_columns_number(table, "num_gpus", &row->ranks, error) ||
+      !kv_columns_number(table, "message_size", &elements, error))
     return FALSE;
-  observation->seconds = milliseconds * 1e-3;
-  observation->repeated = TRUE;
-  if (milliseconds <= 0)
-    return TRUE;
-  if (g_str_equal(op, "gemm")) {
-    observation->kind = KV_OBSERVED_GEMM;
-    *known = dtype_at(line, COLUMN_DTYPE, &observation->dtype);
-    return number_at(line, COLUMN_M, &observation->m) &&
-           number_at(line, COLUMN_N, &observation->n) && number_at(line, COLUMN_K, &observation->k);
-  }
-  if (g_str_equal(op, "all_reduce")) {
-    double elements;
-    if (!number_at(line, COLUMN_RANKS, &observation->ranks) ||
-        !number_at(line, COLUMN_ELEMENTS, &elements))
-      return FALSE;
-    observation->kind = KV_OBSERVED_ALL_REDUCE;
-    observation->dtype = KV_DTYPE_BF16;
-    observation->bytes = 2 * elements;
-    *known = g_str_has_suffix(text_at(line, COLUMN_BACKEND), "_graph");
-    return TRUE;
-  }
-  gboolean decode = g_str_equal(op, "generation_attention");
-  if (!decode && !g_str_equal(op, "context_attention"))
-    return TRUE;
-  *known = dtype_at(line, COLUMN_ATTN_DTYPE, &observation->dtype) &&
-           dtype_at(line, COLUMN_CACHE_DTYPE, &cache);
-  if (!*known)
-    return TRUE;
-  observation->kernel = kernel_of(text_at(line, COLUMN_KERNEL));
-  observation->kind = decode ? KV_OBSERVED_DECODE_ATTENTION : KV_OBSERVED_PREFILL_ATTENTION;
-  observation->cache_bytes = kv_dtype_bytes(cache);
-  observation->dtype = cache; /* queries are cast to the cache's type, which picks the kernel */
-  number_at(line, COLUMN_WINDOW, &observation->window);
-  if (!number_at(line, COLUMN_BATCH, &observation->batch) || !number_at(line, COLUMN_ISL, &isl) ||
-      !number_at(line, COLUMN_STEP, &observation->past) ||
-      !number_at(line, COLUMN_HEADS, &observation->n_heads) ||
-      !number_at(line, COLUMN_KV_HEADS, &observation->n_kv_heads) ||
-      !number_at(line, COLUMN_HEAD_DIM, &observation->head_dim))
-    return FALSE;
-  if (observation->n_kv_heads == 0) /* 0 stands for as many as query heads */
-    observation->n_kv_heads = observation->n_heads;
-  observation->chunk = isl;
+  row->kind = KV_OBSERVED_ALL_REDUCE;
+  row->dtype = KV_DTYPE_BF16;
+  row->bytes = 2 * elements;
+  *known = g_str_has_suffix(kv_columns_text(table, "backend"), "_graph");
   return TRUE;
 }
 
-static void read_header(Line *line, char **names) {
-  for (guint column = 0; column < N_COLUMNS; column++) {
-    line->at[column] = -1;
-    for (int i = 0; names[i]; i++)
-      if (g_str_equal(names[i], column_names[column]))
-        line->at[column] = i;
+static gboolean observe_attention(const KvColumns *table, KvObserved kind, KvObservation *row,
+                                  gboolean *known, GError **error) {
+  KvDtype cache;
+  *known =
+      find_dtype(table, "attn_dtype", &row->dtype) && find_dtype(table, "kv_cache_dtype", &cache);
+  if (!*known)
+    return TRUE;
+  row->kernel = kernel_of(kv_columns_text(table, "kernel_source"));
+  row->kind = kind;
+  row->cache_bytes = kv_dtype_bytes(cache);
+  row->dtype = cache; /* queries are cast to the cache's type, which picks the kernel */
+  if (!kv_columns_number(table, "batch_size", &row->batch, error) ||
+      !kv_columns_number(table, "isl", &row->chunk, error) ||
+      !kv_columns_number(table, "step", &row->past, error) ||
+      !kv_columns_number(table, "num_heads", &row->n_heads, error) ||
+      !kv_columns_number(table, "num_key_value_heads", &row->n_kv_heads, error) ||
+      !kv_columns_number(table, "head_dim", &row->head_dim, error) ||
+      (*kv_columns_text(table, "window_size") &&
+       !kv_columns_number(table, "window_size", &row->window, error)))
+    return FALSE;
+  if (row->n_kv_heads == 0) /* 0 stands for as many as query heads */
+    row->n_kv_heads = row->n_heads;
+  return TRUE;
+}
+
+/* `known` tells whether the row is of a kind and type that we price. */
+static gboolean observe(const KvColumns *table, KvObservation *row, gboolean *known,
+                        GError **error) {
+  const char *op = kv_columns_text(table, "op_name");
+  *known = FALSE;
+  if (!kv_columns_number(table, "latency", &row->seconds, error))
+    return FALSE;
+  row->seconds *= 1e-3;
+  row->repeated = TRUE;
+  if (row->seconds <= 0)
+    return TRUE;
+  if (g_str_equal(op, "gemm")) {
+    row->kind = KV_OBSERVED_GEMM;
+    *known = find_dtype(table, "gemm_dtype", &row->dtype);
+    return kv_columns_number(table, "m", &row->m, error) &&
+           kv_columns_number(table, "n", &row->n, error) &&
+           kv_columns_number(table, "k", &row->k, error);
   }
+  if (g_str_equal(op, "all_reduce"))
+    return observe_all_reduce(table, row, known, error);
+  if (g_str_equal(op, "context_attention"))
+    return observe_attention(table, KV_OBSERVED_PREFILL_ATTENTION, row, known, error);
+  if (g_str_equal(op, "generation_attention"))
+    return observe_attention(table, KV_OBSERVED_DECODE_ATTENTION, row, known, error);
+  return TRUE;
 }
 
 static gboolean read_table(const char *path, GArray *observations, GError **error) {
-  gzFile file = gzopen(path, "rb");
-  if (!file) {
-    kv_error_at(error, path, 0, "cannot be opened: %s", g_strerror(errno));
+  g_autoptr(KvColumns) table = kv_columns_open(path, error);
+  if (!table)
+    return FALSE;
+  if (!kv_columns_has(table, "op_name") || !kv_columns_has(table, "latency")) {
+    kv_error_at(error, path, 1, "no columns op_name and latency, expected an operator table");
     return FALSE;
   }
-  char text[4096];
-  Line line = {0};
-  gboolean fine = TRUE;
-  for (guint64 number = 1; fine && gzgets(file, text, sizeof text); number++) {
-    g_auto(GStrv) fields = g_strsplit(g_strchomp(text), ",", -1);
-    if (number == 1) {
-      read_header(&line, fields);
-      if (line.at[COLUMN_OP] < 0 || line.at[COLUMN_LATENCY] < 0) {
-        kv_error_at(error, path, 1, "no columns op_name and latency, expected an operator table");
-        fine = FALSE;
-      }
-      continue;
-    }
-    KvObservation observation = {0};
+  GError *problem = NULL;
+  while (kv_columns_next(table, &problem)) {
+    KvObservation row = {0};
     gboolean known;
-    line.fields = fields;
-    line.n_fields = g_strv_length(fields);
-    if (!observe(&line, &observation, &known)) {
-      kv_error_at(error, path, number, "a number is missing, expected the columns of its header");
-      fine = FALSE;
-    } else if (known) {
-      g_array_append_val(observations, observation);
-    }
+    if (!observe(table, &row, &known, &problem))
+      break;
+    if (known)
+      g_array_append_val(observations, row);
   }
-  int code = Z_OK;
-  const char *reason = gzerror(file, &code);
-  if (fine && (code < 0 || line.at[COLUMN_OP] == line.at[COLUMN_LATENCY])) {
-    kv_error_at(error, path, 0, "%s", code < 0 ? reason : "is empty, expected an operator table");
-    fine = FALSE;
-  }
-  gzclose(file);
-  return fine;
+  if (problem)
+    g_propagate_error(error, problem);
+  return !problem;
 }
 
 const KvTableReader kv_table_aiconfigurator = {

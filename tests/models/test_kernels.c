@@ -516,7 +516,7 @@ static void test_wrong_tables_are_refused(void) {
        "a.json:1: "},
       {"a.csv", "m,n,k\n1,2,3\n", "a.csv:1: no columns op_name and latency"},
       {"a.csv", "op_name,gemm_dtype,m,n,k,latency\ngemm,fp8,128,4096,,0.012\n",
-       "a.csv:2: a number is missing"},
+       "a.csv:2: column 'k' holds '', expected a number"},
       {"a.csv", "", "a.csv: is empty"},
       {"a.csv.gz", "\x1f\x8b\x08 no gzip", "a.csv.gz: "},
       {"a.txt", "hello", "a.txt: unknown table format"},
