@@ -31,4 +31,15 @@ gboolean kv_segment_quantize(const KvTechniqueUse *use, KvSegment *segment, KvDt
 
 void kv_plan_add_work(KvPlan *plan, KvWork work);
 
+/* The technique needs each prompt token's attention probabilities, summed over queries, which a
+ * fused kernel never forms. Ideal: a second product of queries and keys beside the fused kernel.
+ * Released: the whole matrix of probabilities is written and read `passes` times (softmax, sums) at
+ * `score_bytes` an element. Marks the plan's attention as not fused. */
+void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *x,
+                         gboolean released, double score_bytes, double passes);
+
+/* Split `layers` layers off cache `index` into a new cache with readers of its own, alike in all
+ * else; returns its index. Pointers into the plan's arrays become invalid. */
+guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers);
+
 #endif

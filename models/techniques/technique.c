@@ -98,6 +98,42 @@ void kv_plan_add_work(KvPlan *plan, KvWork work) {
   g_array_append_val(plan->work, work);
 }
 
+void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *x,
+                         gboolean released, double score_bytes, double passes) {
+  double layers = cache->layers, heads = x->n_heads;
+  plan->fused_attention = FALSE;
+  KvWork work = {
+      .name = "scores of the prompt", .moment = KV_MOMENT_PREFILL_TOKEN, .critical = TRUE};
+  if (released) {
+    work.bytes_per_token = layers * heads * score_bytes * passes;
+  } else {
+    work.flops_per_token = layers * 2.0 * heads * x->head_dim;
+    work.matrix = TRUE;
+    work.launches = layers;
+  }
+  kv_plan_add_work(plan, work);
+}
+
+guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers) {
+  KvCache cache = g_array_index(plan->caches, KvCache, index);
+  g_assert(layers > 0 && layers < cache.layers);
+  g_array_index(plan->caches, KvCache, index).layers -= layers;
+  cache.layers = layers;
+  g_array_append_val(plan->caches, cache);
+  guint added = plan->caches->len - 1, n_readers = plan->readers->len;
+  for (guint r = 0; r < n_readers; r++) {
+    KvReader *old = &g_array_index(plan->readers, KvReader, r);
+    if (old->cache != index)
+      continue;
+    KvReader reader = *old;
+    reader.cache = added;
+    reader.layers = MIN(layers, old->layers);
+    old->layers -= reader.layers;
+    g_array_append_val(plan->readers, reader);
+  }
+  return added;
+}
+
 /* Parsing. */
 
 static gboolean parse_number(const KvTechniqueUse *use, const KvParam *param, const char *text,

@@ -28,11 +28,17 @@ typedef struct {
   const char *unit, *help;
 } KvParam;
 
-/* One published quality result at one setting. value and baseline in the task's own unit. */
+/* One published quality result at one setting. value and baseline in the task's own unit; of a
+ * perplexity less is better, of everything else more. Points of the same model, task and part whose
+ * `knob` is the same parameter form a curve along it, on which a setting between two of them is
+ * interpolated; a point without a knob stands for its own setting only. */
 typedef struct {
   const char *model, *task, *setting;
   double baseline, value;
   const char *source; /* with "seen", "recalled" or "unsure" kept */
+  const char *knob;   /* the technique's parameter, or NULL */
+  double at;          /* its value (a choice's number: 2 of "2") */
+  const char *part;   /* "K" or "V" where only keys or values are touched, else NULL */
 } KvQualityPoint;
 
 typedef struct {

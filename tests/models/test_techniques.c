@@ -314,7 +314,7 @@ static void test_flexgen_tiers(void) {
   g_assert_cmpfloat(c.written_bytes, ==, kappa);
   g_assert_cmpfloat(c.attention_flops, ==, 1024.0 * 4 * 32 * 32 * 128);
   g_assert_false(x.plan->weights.stream_overlaps);
-  g_assert_false(x.curves.readers[0].reader.fetch_overlaps);
+  g_assert_cmpint(x.curves.readers[0].reader.overlap, ==, KV_OVERLAP_NONE);
   kv_plan_free(x.plan);
 
   /* A quarter on the GPU, read there; the disk's quarter has to come to the CPU. */
