@@ -36,6 +36,8 @@ void kv_host_add(float *restrict x, const float *restrict y, gsize n);
 
 /* gate[n] = silu(gate[n]) * up[n]. */
 void kv_host_swiglu(float *restrict gate, const float *restrict up, gsize n);
+/* x[n] = x[n] * Phi(x[n]), Phi the normal distribution: the GELU with erf. */
+void kv_host_gelu(float *x, gsize n);
 /* x[n] = max(x[n], 0). */
 void kv_host_relu(float *x, gsize n);
 
