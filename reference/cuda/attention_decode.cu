@@ -355,18 +355,13 @@ static uint32_t head_groups(uint32_t n_heads, uint32_t n_kv_heads) {
   return (n_heads / n_kv_heads + HEADS - 1) / HEADS;
 }
 
-uint64_t kv_cuda_decode_counter_bytes(uint32_t sequences, uint32_t n_heads) {
-  return ((uint64_t)sequences * n_heads * sizeof(uint32_t) + 255) / 256 * 256;
-}
-
 static uint64_t sums_bytes(uint32_t sequences, uint32_t n_heads, uint32_t max_splits) {
   return ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256;
 }
 
 uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint32_t head_dim,
                                       uint32_t max_splits) {
-  return kv_cuda_decode_counter_bytes(sequences, n_heads) +
-         sums_bytes(sequences, n_heads, max_splits) +
+  return sums_bytes(sequences, n_heads, max_splits) +
          (uint64_t)sequences * n_heads * max_splits * head_dim * sizeof(float);
 }
 
@@ -393,11 +388,10 @@ cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_
                                      const KvCudaPages *pages, const KvCudaTables *tables,
                                      const uint32_t *contexts, uint32_t sequences, uint32_t n_heads,
                                      uint32_t window, const uint32_t *split_tokens,
-                                     uint32_t max_splits, void *scratch, cudaStream_t stream) {
+                                     uint32_t max_splits, uint32_t *counters, void *scratch,
+                                     cudaStream_t stream) {
   if (sequences == 0)
     return cudaSuccess;
-  char *bytes = (char *)scratch;
-  uint64_t counters = kv_cuda_decode_counter_bytes(sequences, n_heads);
   Decode p = {};
   p.out = out;
   p.q = q;
@@ -411,9 +405,9 @@ cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_
   p.window = window;
   p.max_splits = max_splits;
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
-  p.counters = (uint32_t *)bytes;
-  p.sums = (float2 *)(bytes + counters);
-  p.partial = (float *)(bytes + counters + sums_bytes(sequences, n_heads, max_splits));
+  p.counters = counters;
+  p.sums = (float2 *)scratch;
+  p.partial = (float *)((char *)scratch + sums_bytes(sequences, n_heads, max_splits));
   dim3 grid(max_splits, pages->n_kv_heads * head_groups(n_heads, pages->n_kv_heads), sequences);
   switch (pages->head_dim) {
   case 64:

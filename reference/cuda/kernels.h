@@ -99,9 +99,8 @@ cudaError_t kv_cuda_rotate_and_store(KvBf16 *qkv, const KvCudaPages *pages,
  * of its table are attended to (the last `window` of them if not 0); 0: none, and out is zero.
  * out[S][H][d]. The context is cut into pieces of *split_tokens (device memory, so that a captured
  * launch can serve other contexts; a multiple of KV_CUDA_SPLIT_UNIT), at most max_splits of them:
- * max_splits * *split_tokens must cover the longest context. Scratch: see
- * kv_cuda_decode_scratch_bytes(); its first kv_cuda_decode_counter_bytes() bytes zero at first, and
- * left so. d is 64, 80, 96 or 128. */
+ * max_splits * *split_tokens must cover the longest context. counters: S * H numbers, zero at first
+ * and left so. scratch: kv_cuda_decode_scratch_bytes(). d is 64, 80, 96 or 128. */
 #define KV_CUDA_SPLIT_UNIT 64
 cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
                                      const KvCudaPages *pages, const KvCudaTables *tables,
@@ -110,7 +109,6 @@ cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_
                                      uint32_t max_splits, void *scratch, cudaStream_t stream);
 uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint32_t head_dim,
                                       uint32_t max_splits);
-uint64_t kv_cuda_decode_counter_bytes(uint32_t sequences, uint32_t n_heads);
 /* Pieces that fill a GPU of `multiprocessors` with `sequences` equal contexts. */
 uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
                                    uint32_t multiprocessors);

@@ -15,6 +15,7 @@
 #define TOLERANCE 6e-3
 #define EPSILON 1e-5f
 
+static const KvHostRotary rotary = KV_HOST_ROTARY_DEFAULT;
 static KvRandom random_numbers;
 static KvCudaDevice *device;
 static KvCudaGemm *gemm;
@@ -141,12 +142,12 @@ static void test_norms(void) {
       KvBf16 *gpu_gain = upload_bf16(gain, D), *gpu_bias = upload_bf16(bias, D);
       KvBf16 *out = poisoned(n * 2);
       LAUNCHED(kv_cuda_rms_norm(out, gpu_x, gpu_gain, EPSILON, rows, (guint)D, device->stream));
-      kv_host_rms_norm(expected, x, gain, rows, (guint)D);
+      kv_host_rms_norm(expected, x, gain, EPSILON, rows, (guint)D);
       g_autofree float *rms = download_bf16(out, n);
       assert_close("rms norm", rms, expected, n, TOLERANCE);
       LAUNCHED(kv_cuda_layer_norm(out, gpu_x, gpu_gain, gpu_bias, EPSILON, rows, (guint)D,
                                   device->stream));
-      kv_host_layer_norm(expected, x, gain, bias, rows, (guint)D);
+      kv_host_layer_norm(expected, x, gain, bias, EPSILON, rows, (guint)D);
       g_autofree float *layer = download_bf16(out, n);
       assert_close("layer norm", layer, expected, n, TOLERANCE);
       release();
@@ -414,12 +415,12 @@ static void rotate_on_host(float *row, Cache *c, const Rotation *a, guint s, gui
   gsize d = a->head_dim;
   float *keys = row + a->n_heads * d, *values = keys + a->n_kv_heads * d;
   if (a->normalized) {
-    kv_host_rms_norm(row, row, query_gain, a->n_heads, a->head_dim);
-    kv_host_rms_norm(keys, keys, key_gain, a->n_kv_heads, a->head_dim);
+    kv_host_rms_norm(row, row, query_gain, EPSILON, a->n_heads, a->head_dim);
+    kv_host_rms_norm(keys, keys, key_gain, EPSILON, a->n_kv_heads, a->head_dim);
   }
   if (a->turned) {
     g_autofree float *cosine = g_new(float, d / 2), *sine = g_new(float, d / 2);
-    kv_host_rotary_angles(cosine, sine, position, a->head_dim);
+    kv_host_rotary_angles(cosine, sine, position, a->head_dim, &rotary);
     kv_host_rotary(row, cosine, sine, a->n_heads, a->head_dim);
     kv_host_rotary(keys, cosine, sine, a->n_kv_heads, a->head_dim);
   }
@@ -430,7 +431,7 @@ static float2 *upload_angles(guint positions, guint d) {
   g_autofree float2 *angles = g_new(float2, (gsize)positions * (d / 2) + 1);
   g_autofree float *cosine = g_new(float, d), *sine = g_new(float, d);
   for (guint p = 0; p < positions; p++) {
-    kv_host_rotary_angles(cosine, sine, p, d);
+    kv_host_rotary_angles(cosine, sine, p, d, &rotary);
     for (guint i = 0; i < d / 2; i++)
       angles[(gsize)p * (d / 2) + i] = (float2){cosine[i], sine[i]};
   }
@@ -497,15 +498,17 @@ static void check_decode(guint n_heads, guint n_kv_heads, guint head_dim, guint 
   }
   guint32 splits = (longest + split_tokens - 1) / split_tokens + 1; /* one never used */
   gsize scratch_bytes = kv_cuda_decode_scratch_bytes(n, n_heads, head_dim, splits);
-  gsize counters = kv_cuda_decode_counter_bytes(n, n_heads);
   void *scratch = poisoned(scratch_bytes), *q = upload_bf16(rows, n * stride);
+  gsize counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  guint32 *counters = on_device(NULL, counter_bytes);
   void *gpu_contexts = on_device(contexts, n * sizeof *contexts);
   void *gpu_split = on_device(&split_tokens, sizeof split_tokens);
-  OK(kv_cuda_fill(device, scratch, 0, counters, &ok_error));
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
   for (guint again = 0; again < 2; again++) { /* the counters must be left as they were found */
     KvBf16 *out = poisoned(n * width * 2);
     LAUNCHED(kv_cuda_decode_attention(out, q, stride, &c.gpu, &c.tables, gpu_contexts, n, n_heads,
-                                      window, gpu_split, splits, scratch, device->stream));
+                                      window, gpu_split, splits, counters, scratch,
+                                      device->stream));
     g_autofree float *got = download_bf16(out, n * width);
     for (guint s = 0; s < n; s++) {
       g_autofree char *what =
@@ -611,11 +614,11 @@ static void test_attention_extremes(void) {
   kv_host_attention(expected, q, &c.host, c.table, context - 1, 1, 1, 0, scores);
   KvBf16 *gpu_q = upload_bf16(q, 64 * 3), *out = poisoned(128), *other = poisoned(128);
   const guint32 split = 64;
+  const guint32 zero = 0;
   void *scratch = poisoned(kv_cuda_decode_scratch_bytes(1, 1, 64, 2));
-  OK(kv_cuda_fill(device, scratch, 0, kv_cuda_decode_counter_bytes(1, 1), &ok_error));
-  LAUNCHED(kv_cuda_decode_attention(out, gpu_q, 64 * 3, &c.gpu, &c.tables,
-                                    on_device(&context, sizeof context), 1, 1, 0,
-                                    on_device(&split, sizeof split), 2, scratch, device->stream));
+  LAUNCHED(kv_cuda_decode_attention(
+      out, gpu_q, 64 * 3, &c.gpu, &c.tables, on_device(&context, sizeof context), 1, 1, 0,
+      on_device(&split, sizeof split), 2, on_device(&zero, sizeof zero), scratch, device->stream));
   const KvCudaTile tile = {0, 0, context - 1, 1};
   LAUNCHED(kv_cuda_prefill_attention(other, gpu_q, 64 * 3, &c.gpu, &c.tables,
                                      on_device(&tile, sizeof tile), 1, 1, 0, device->stream));
@@ -656,7 +659,7 @@ static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
   g_assert_cmpint(kv_cuda_decode_attention(NULL, NULL, 0, &pages, &tables, NULL, 1, 1, 0, NULL, 1,
-                                           NULL, device->stream),
+                                           NULL, NULL, device->stream),
                   ==, cudaErrorInvalidValue);
   g_assert_cmpint(
       kv_cuda_prefill_attention(NULL, NULL, 0, &pages, &tables, NULL, 1, 1, 0, device->stream), ==,
