@@ -106,7 +106,8 @@ cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_
                                      const KvCudaPages *pages, const KvCudaTables *tables,
                                      const uint32_t *contexts, uint32_t sequences, uint32_t n_heads,
                                      uint32_t window, const uint32_t *split_tokens,
-                                     uint32_t max_splits, void *scratch, cudaStream_t stream);
+                                     uint32_t max_splits, uint32_t *counters, void *scratch,
+                                     cudaStream_t stream);
 uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint32_t head_dim,
                                       uint32_t max_splits);
 /* Pieces that fill a GPU of `multiprocessors` with `sequences` equal contexts. */

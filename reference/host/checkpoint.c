@@ -137,8 +137,8 @@ static Shard *add_shard(KvCheckpoint *checkpoint, const char *name, GError **err
     return NULL;
   const char *tensor;
   json_t *value;
-  json_object_foreach(kv_json_root(shard->header), tensor, value)
-    if (strcmp(tensor, "__metadata__") != 0)
+  json_object_foreach(kv_json_root(shard->header), tensor,
+                      value) if (strcmp(tensor, "__metadata__") != 0)
       g_hash_table_insert(checkpoint->where, g_strdup(tensor), shard);
   return shard;
 }

@@ -31,7 +31,10 @@ typedef struct {
 } KvHostRotary;
 
 /* Llama 2's. */
-#define KV_HOST_ROTARY_DEFAULT (KvHostRotary){.theta = 10000.0, .factor = 1.0}
+#define KV_HOST_ROTARY_DEFAULT                                                                     \
+  (KvHostRotary) {                                                                                 \
+    .theta = 10000.0, .factor = 1.0                                                                \
+  }
 
 /* cosine[d/2], sine[d/2] of the angles that rotary embedding turns the pairs of a head by at
  * `position`. */

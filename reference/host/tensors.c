@@ -144,9 +144,9 @@ static float *load_tensor(KvHostWeights *weights, const KvCheckpoint *checkpoint
 }
 
 /* The tensors first .. end - 1, of `layer` or of the model. */
-static gboolean load_range(KvHostWeights *weights, const KvModel *model,
-                           const KvLayerGroup *group, const KvCheckpoint *checkpoint,
-                           KvTensorId first, KvTensorId end, guint layer, GError **error) {
+static gboolean load_range(KvHostWeights *weights, const KvModel *model, const KvLayerGroup *group,
+                           const KvCheckpoint *checkpoint, KvTensorId first, KvTensorId end,
+                           guint layer, GError **error) {
   for (KvTensorId id = first; id < end; id++) {
     KvTensorShape shape = kv_tensor_shape(model, &group->attention, &group->mlp, id);
     g_autofree char *name = kv_tensor_name(model, id, layer);

@@ -52,8 +52,8 @@ typedef struct {
 } KvTensorShape;
 
 /* Of layer `layer` of the model (of all, for what is not a layer's). */
-KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *attention,
-                              const KvMlp *mlp, KvTensorId id);
+KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *attention, const KvMlp *mlp,
+                              KvTensorId id);
 
 /* Its name in a checkpoint of the Llama or of the OPT family; NULL if it has none. Free it. */
 char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer);
