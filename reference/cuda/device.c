@@ -133,6 +133,12 @@ gboolean kv_cuda_download(KvCudaDevice *device, void *to, const void *from, gsiz
          kv_cuda_wait(device, error);
 }
 
+gboolean kv_cuda_copy(KvCudaDevice *device, void *to, const void *from, gsize bytes,
+                      GError **error) {
+  return KV_CUDA_OK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, device->stream),
+                    error);
+}
+
 gboolean kv_cuda_fill(KvCudaDevice *device, void *memory, int value, gsize bytes, GError **error) {
   return KV_CUDA_OK(cudaMemsetAsync(memory, value, bytes, device->stream), error);
 }

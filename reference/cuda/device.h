@@ -38,6 +38,9 @@ gboolean kv_cuda_upload(KvCudaDevice *device, void *to, const void *from, gsize 
                         GError **error);
 gboolean kv_cuda_download(KvCudaDevice *device, void *to, const void *from, gsize bytes,
                           GError **error);
+/* Inside the device's memory, without waiting. */
+gboolean kv_cuda_copy(KvCudaDevice *device, void *to, const void *from, gsize bytes,
+                      GError **error);
 /* Every byte becomes `value`, on the device's stream. */
 gboolean kv_cuda_fill(KvCudaDevice *device, void *memory, int value, gsize bytes, GError **error);
 gboolean kv_cuda_wait(KvCudaDevice *device, GError **error);
