@@ -119,9 +119,7 @@ typedef struct {
 
 static gboolean copy_once(gpointer what, guint i, GError **error) {
   const Copy *c = what;
-  return KV_CUDA_OK(
-      cudaMemcpyAsync(c->to, c->from, c->bytes, cudaMemcpyDeviceToDevice, c->bench->device->stream),
-      error);
+  return kv_cuda_copy(c->bench->device, c->to, c->from, c->bytes, error);
 }
 
 typedef struct {
