@@ -45,9 +45,11 @@ def environment():
     return {**os.environ, "LD_LIBRARY_PATH": os.environ.get("KV_CUBLAS", os.environ.get("LD_LIBRARY_PATH", ""))}
 
 
-def reference(model, tokens, dtype):
+def reference(folder, tokens, dtype):
+    """Loaded anew: a model that was cast has rounded its rotary frequencies too."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").cuda().eval()
     with torch.no_grad():
-        return model.to("cuda", dtype)(torch.from_numpy(tokens.astype(np.int64))[None].cuda()).logits[0].float()
+        return model(torch.from_numpy(tokens.astype(np.int64))[None].cuda()).logits[0].float()
 
 
 def errors(ours, theirs):
@@ -67,11 +69,9 @@ def compare(program, name, config, chunk, shard, n):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         torch.manual_seed(1)
-        config._attn_implementation = "eager"
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         randomize(model)
-        model = model.to(torch.bfloat16)
-        model.save_pretrained(folder / "model", max_shard_size=shard)
+        model.to(torch.bfloat16).save_pretrained(folder / "model", max_shard_size=shard)
         tokens = np.random.default_rng(1).integers(3, config.vocab_size, n).astype(np.uint32)
         tokens.tofile(folder / "tokens.u32")
         ran = subprocess.run([program, str(folder / "model"), str(folder / "tokens.u32"), str(folder / "logits.f32"),
@@ -79,8 +79,8 @@ def compare(program, name, config, chunk, shard, n):
         if ran.returncode:
             return {"family": name, "failed": ran.stderr.strip() or f"status {ran.returncode}"}
         ours = torch.from_numpy(np.fromfile(folder / "logits.f32", np.float32).reshape(n, -1)).cuda()
-        exact = reference(model, tokens, torch.float32)
-        error, bf16_error = errors(ours, exact), errors(reference(model, tokens, torch.bfloat16), exact)
+        exact = reference(folder / "model", tokens, torch.float32)
+        error, bf16_error = errors(ours, exact), errors(reference(folder / "model", tokens, torch.bfloat16), exact)
         generated = json.loads(ran.stdout)
         return {
             "family": name, "chunk": chunk, "tokens": n,

@@ -435,7 +435,7 @@ static gboolean step(Whole *w, guint batch, guint context, KvCudaWork *work, GEr
   for (guint i = 0; i < MAX(context, batch); i++)
     tokens[i] = (guint32)(kv_random_mix(i) % w->weights->vocab);
   for (guint s = 0; s < sequences; s++)
-    spans[s] = (KvHostSpan){.block_table = table + s * blocks,
+    spans[s] = (KvHostSpan){.block_table = table + (gsize)s * blocks,
                             .tokens = batch ? tokens + s : tokens,
                             .past = batch ? context - 1 : 0,
                             .n_tokens = batch ? 1 : context,

@@ -206,8 +206,10 @@ static void test_weights_of_a_model(void) {
     if (!name || !(shape.present || shape.open) || id == KV_TENSOR_OUTPUT_BIAS)
       continue;
     guint f = id % 2, at = bytes[f]->len;
-    for (guint64 i = 0; i < n; i++, number += 1.0f)
+    for (guint64 i = 0; i < n; i++) {
       g_byte_array_append(bytes[f], (const guint8 *)&number, sizeof number);
+      number += 1.0f;
+    }
     g_string_append_printf(index, "%s\"%s\": \"part-%u.safetensors\"", number > (float)n ? "," : "",
                            name, f);
     g_string_append_printf(headers[f],

@@ -158,29 +158,33 @@ static void test_embedding(void) {
   enum { V = 50, D = 100, P = 9, R = 6, S = 3 };
   const guint32 tokens[R] = {0, 49, 7, 7, 13, 48}, positions[R] = {0, 8, 1, 2, 3, 4};
   const guint32 rows[S] = {5, 0, 5};
-  g_autofree float *table = random_floats(V * D, 1.0), *learned = random_floats(P * D, 1.0);
-  KvBf16 *gpu_table = upload_bf16(table, V * D), *gpu_learned = upload_bf16(learned, P * D);
+  g_autofree float *table = random_floats((gsize)V * D, 1.0),
+                   *learned = random_floats((gsize)P * D, 1.0);
+  KvBf16 *gpu_table = upload_bf16(table, (gsize)V * D),
+         *gpu_learned = upload_bf16(learned, (gsize)P * D);
   guint32 *gpu_tokens = on_device(tokens, sizeof tokens), *gpu_rows = on_device(rows, sizeof rows);
   guint32 *gpu_positions = on_device(positions, sizeof positions);
-  float *x = poisoned(R * D * 4), *picked = poisoned(S * D * 4);
+  float *x = poisoned((gsize)R * D * 4), *picked = poisoned((gsize)S * D * 4);
   for (guint with = 0; with < 2; with++) {
     LAUNCHED(kv_cuda_embed(x, gpu_tokens, gpu_positions, gpu_table, with ? gpu_learned : NULL, R, D,
                            device->stream));
     LAUNCHED(kv_cuda_gather_rows(picked, x, gpu_rows, S, D, device->stream));
-    g_autofree float *got = download_f32(x, R * D), *gathered = download_f32(picked, S * D);
+    g_autofree float *got = download_f32(x, (gsize)R * D),
+                     *gathered = download_f32(picked, (gsize)S * D);
     for (guint r = 0; r < R; r++)
       for (guint i = 0; i < D; i++)
-        g_assert_cmpfloat(got[r * D + i], ==,
-                          table[tokens[r] * D + i] + (with ? learned[positions[r] * D + i] : 0.0f));
+        g_assert_cmpfloat(got[(gsize)r * D + i], ==,
+                          table[(gsize)tokens[r] * D + i] +
+                              (with ? learned[(gsize)positions[r] * D + i] : 0.0f));
     for (guint s = 0; s < S; s++)
-      g_assert_cmpmem(gathered + s * D, D * 4, got + rows[s] * D, D * 4);
+      g_assert_cmpmem(gathered + (gsize)s * D, D * 4, got + (gsize)rows[s] * D, D * 4);
   }
   release();
 }
 
 static void test_random_weights(void) {
   enum { N = 100003 };
-  KvBf16 *first = poisoned(N * 2), *second = poisoned(N * 2);
+  KvBf16 *first = poisoned((gsize)N * 2), *second = poisoned((gsize)N * 2);
   LAUNCHED(kv_cuda_fill_random(first, N, 1.0f, 0.5f, 7, device->stream));
   LAUNCHED(kv_cuda_fill_random(second, N, 1.0f, 0.5f, 8, device->stream));
   g_autofree float *a = download_bf16(first, N), *b = download_bf16(second, N);
@@ -235,11 +239,11 @@ static void test_activations(void) {
 
 static void test_bias(void) {
   enum { R = 5, N = 77 };
-  g_autofree float *x = random_floats(R * N, 1.0), *bias = random_floats(N, 1.0);
-  float *gpu = upload_f32(x, R * N);
+  g_autofree float *x = random_floats((gsize)R * N, 1.0), *bias = random_floats(N, 1.0);
+  float *gpu = upload_f32(x, (gsize)R * N);
   LAUNCHED(kv_cuda_add_bias(gpu, upload_bf16(bias, N), R, N, device->stream));
-  g_autofree float *got = download_f32(gpu, R * N);
-  for (guint i = 0; i < R * N; i++)
+  g_autofree float *got = download_f32(gpu, (gsize)R * N);
+  for (guint i = 0; i < (gsize)R * N; i++)
     g_assert_cmpfloat(got[i], ==, x[i] + bias[i % N]);
   release();
 }
@@ -258,7 +262,7 @@ static void test_argmax(void) {
     if (V > 40)
       logits[V + 37] = logits[V + 39] = 60.0f;
     float *gpu = upload_f32(logits, (gsize)S * V);
-    guint32 *out = poisoned(S * 4), got[S];
+    guint32 *out = poisoned((gsize)S * 4), got[S];
     LAUNCHED(kv_cuda_argmax(out, gpu, S, V, device->stream));
     OK(kv_cuda_download(device, got, out, sizeof got, &ok_error));
     for (guint i = 0; i < S; i++)
@@ -483,7 +487,7 @@ static void test_rotation(void) {
 
 static void check_decode(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
                          guint window, const guint32 *contexts, guint n, guint32 split_tokens) {
-  gsize d = head_dim, width = n_heads * d, stride = width + 2 * n_kv_heads * d;
+  gsize d = head_dim, width = n_heads * d, stride = width + (gsize)2 * n_kv_heads * d;
   guint32 longest = 1;
   Cache c;
   cache_init(&c, n_kv_heads, head_dim, block_tokens, contexts, n, TRUE);
@@ -547,7 +551,7 @@ typedef struct {
 /* Chunks of several sequences in one launch, cut into tiles. */
 static void check_prefill(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
                           guint window, const Chunk *chunks, guint n) {
-  gsize d = head_dim, width = n_heads * d, stride = width + 2 * n_kv_heads * d;
+  gsize d = head_dim, width = n_heads * d, stride = width + (gsize)2 * n_kv_heads * d;
   g_autofree guint32 *contexts = g_new(guint32, n);
   guint32 rows = 0, first = 0, most = kv_cuda_prefill_tile_tokens(n_heads, n_kv_heads);
   for (guint s = 0; s < n; s++) {
@@ -609,18 +613,18 @@ static void test_attention_extremes(void) {
   const guint32 context = 100;
   Cache c;
   cache_init(&c, 1, 64, 16, &context, 1, TRUE);
-  g_autofree float *q = random_floats(64 * 3, 300.0), *expected = g_new(float, 64);
+  g_autofree float *q = random_floats(192, 300.0), *expected = g_new(float, 64);
   g_autofree float *scores = g_new(float, context);
   kv_host_attention(expected, q, &c.host, c.table, context - 1, 1, 1, 0, scores);
-  KvBf16 *gpu_q = upload_bf16(q, 64 * 3), *out = poisoned(128), *other = poisoned(128);
+  KvBf16 *gpu_q = upload_bf16(q, 192), *out = poisoned(128), *other = poisoned(128);
   const guint32 split = 64;
   const guint32 zero = 0;
   void *scratch = poisoned(kv_cuda_decode_scratch_bytes(1, 1, 64, 2));
   LAUNCHED(kv_cuda_decode_attention(
-      out, gpu_q, 64 * 3, &c.gpu, &c.tables, on_device(&context, sizeof context), 1, 1, 0,
+      out, gpu_q, 192, &c.gpu, &c.tables, on_device(&context, sizeof context), 1, 1, 0,
       on_device(&split, sizeof split), 2, on_device(&zero, sizeof zero), scratch, device->stream));
   const KvCudaTile tile = {0, 0, context - 1, 1};
-  LAUNCHED(kv_cuda_prefill_attention(other, gpu_q, 64 * 3, &c.gpu, &c.tables,
+  LAUNCHED(kv_cuda_prefill_attention(other, gpu_q, 192, &c.gpu, &c.tables,
                                      on_device(&tile, sizeof tile), 1, 1, 0, device->stream));
   g_autofree float *decoded = download_bf16(out, 64), *prefilled = download_bf16(other, 64);
   assert_close("decode with large scores", decoded, expected, 64, TOLERANCE);
@@ -679,6 +683,7 @@ int main(int argc, char **argv) {
     g_clear_pointer(&device, kv_cuda_device_close);
     return 0;
   }
+  g_test_set_nonfatal_assertions(); /* one run on a GPU is to show all that is wrong */
   allocated = g_ptr_array_new_with_free_func(kv_cuda_free);
   kv_random_seed(&random_numbers, 20, 1);
   g_test_add_func("/reference/cuda/norms", test_norms);
