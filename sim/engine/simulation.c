@@ -215,9 +215,27 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
   return kv_cuda_executor_new(&settings, error);
 }
 
+/* A real executor computes what it is told to: a cache that it does not know how to hold is
+ * refused. */
+static gboolean check_executed(const KvSetup *setup, GError **error) {
+  for (guint i = 0; i < setup->stack->uses->len; i++) {
+    const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
+    if (!t->plan || t->executed)
+      continue;
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%s changes the cache, which executor '%s' does not carry out, expected "
+                "--executor model",
+                t->id, setup->scenario->executor);
+    return FALSE;
+  }
+  return TRUE;
+}
+
 static KvExecutor *new_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
+  if (strcmp(s->executor, "model") != 0 && !check_executed(u, error))
+    return NULL;
   if (strcmp(s->executor, "host") == 0)
     return new_host_executor(run, error);
   if (strcmp(s->executor, "cuda") == 0)
