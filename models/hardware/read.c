@@ -5,7 +5,8 @@
 #include "sim/base/names.h"
 
 const char *const kv_kernel_family_names[] = {
-    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", NULL};
+    "gemm",       "prefill_attention", "decode_attention", "elementwise",
+    "all_reduce", "nccl",              "latent_prefill",   "latent_decode", NULL};
 
 const char *const kv_attention_kernel_names[] = {"fa2",    "fa2-small",  "fa3",
                                                  "trtllm", "flashinfer", NULL};
@@ -98,6 +99,10 @@ static const struct {
     {"softmax_dims", MEMBER(softmax_dims), 1, 0, 1000},
     {"tail_waves", MEMBER(tail_waves), 1, 0, 100},
     {"lone_factor", MEMBER(lone_factor), 1, 1e-3, 100},
+    {"step_us", MEMBER(step_seconds), MICRO, 0, MOST},
+    {"bulk_us", MEMBER(bulk_seconds), MICRO, 0, MOST},
+    {"quick_share", MEMBER(quick_share), 1, 1e-6, 1},
+    {"crowding", MEMBER(crowding), 1, 0, 10},
     {"residual", MEMBER(residual), 1, 0, 10},
 #undef MEMBER
 };
@@ -151,9 +156,11 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
       kv_json_choice(defaults, generation, "attention", kv_attention_kernel_names, 0);
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
-  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1};
-  const double bytes[KV_N_KERNELS] = {a->memory, a->memory, a->decode_attention, a->memory,
-                                      all_reduce};
+  const double flops[KV_N_KERNELS] = {
+      a->gemm, a->prefill_attention, a->prefill_attention, 1, 1, 1, a->prefill_attention,
+      a->prefill_attention};
+  const double bytes[KV_N_KERNELS] = {a->memory,  a->memory,  a->decode_attention, a->memory,
+                                      all_reduce, all_reduce, a->memory, a->decode_attention};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
     KvEfficiency usual = {.kernel = attention_kernel,
@@ -200,10 +207,12 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
     return;
   Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
   const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
-                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1};
+                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1, 1,
+                                      own->prefill_attention / lent.prefill_attention, 1};
   const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
                                       own->decode_attention / lent.decode_attention,
-                                      own->memory / lent.memory, 1};
+                                      own->memory / lent.memory, 1, 1, 1,
+                                      own->decode_attention / lent.decode_attention};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
     KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
@@ -300,6 +309,10 @@ static double memory_bytes(KvJson *json, json_t *object) {
 static void read_tile(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
   device->scaled_tile_by_rows =
       kv_json_boolean(kv_hardware_defaults(), generation, "scaled_tile_by_rows", FALSE);
+  json_t *limits = json_object_get(generation, "own_all_reduce_MiB");
+  for (guint i = 0; i < G_N_ELEMENTS(device->own_all_reduce_bytes); i++)
+    device->own_all_reduce_bytes[i] =
+        (limits ? json_number_value(json_array_get(limits, i)) : 8) * MEBI;
   json_t *tile = kv_json_array(json, object, "tile", FALSE);
   gint64 m = json_integer_value(json_array_get(tile, 0)),
          n = json_integer_value(json_array_get(tile, 1));

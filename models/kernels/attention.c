@@ -32,6 +32,12 @@ static const Scheme *scheme_of(const KvEfficiency *efficiency) {
   return &schemes[efficiency->kernel];
 }
 
+static const KvEfficiency *prefill_efficiency(const KvDevice *device, KvDtype dtype,
+                                              gboolean latent) {
+  return kv_roofline_efficiency(
+      device, latent ? KV_KERNEL_LATENT_PREFILL : KV_KERNEL_PREFILL_ATTENTION, dtype);
+}
+
 static double fourth_root(double x) {
   return sqrt(sqrt(x));
 }
@@ -77,8 +83,7 @@ void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, doub
                                      KvAttentionWork *work) {
   if (chunk <= 0)
     return;
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
   const Scheme *scheme = scheme_of(efficiency);
   double rows = scheme->tile_rows, context = past + chunk;
   gboolean windowed = window > 0 && context > window;
@@ -110,8 +115,7 @@ void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, doub
  * wave is lost, or less where there is less than one. */
 KvCost kv_kernel_attention_call(const KvDevice *device, KvDtype dtype,
                                 const KvAttentionWork *work) {
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
   if (work->blocks <= 0)
     return (KvCost){0};
   double waves = work->blocks / device->n_sm;
@@ -141,8 +145,8 @@ KvCost kv_attention_decode(const KvDevice *device, KvDtype dtype, const KvDecode
   const double packed_tokens = 200;
   if (o->batch <= 0 || o->mean_tokens <= 0)
     return (KvCost){0};
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_DECODE_ATTENTION, dtype);
+  const KvEfficiency *efficiency = kv_roofline_efficiency(
+      device, o->latent ? KV_KERNEL_LATENT_DECODE : KV_KERNEL_DECODE_ATTENTION, dtype);
   const Scheme *scheme = scheme_of(efficiency);
   gboolean unpacked = scheme->shared_only && (o->window > 0 || o->group <= 1);
   double edge = 1;
@@ -206,8 +210,7 @@ void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
                                     const KvDecodeAttention *o, KvAttentionWork *work) {
   if (o->batch <= 0 || o->mean_tokens <= 0)
     return;
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
   const Scheme *scheme = scheme_of(efficiency);
   double group = MAX(o->group, 1);
   double heads = o->batch * o->n_kv_heads, blocks = scheme->packs_prefill ? heads : heads * group;

@@ -45,6 +45,7 @@ KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes
 
 /* The blocks of one attention call, which add over what the call holds. */
 typedef struct {
+  gboolean latent;             /* latent attention's kernel; set before anything is added */
   double blocks, busy_seconds; /* of all blocks' time, one multiprocessor's share */
   double longest_seconds;      /* of one block */
   double bytes_seconds, flops, bytes;
@@ -76,6 +77,7 @@ typedef struct {
   double n_kv_heads, group; /* of a sequence; query heads that share a KV head */
   double mean_tokens;       /* mean context read */
   double window;            /* tokens of the window that the kernel is told of; 0: none */
+  gboolean latent;          /* absorbed latent attention: one latent of a token for all heads */
 } KvDecodeAttention;
 
 /* Smooth in read_bytes, flops and mean_tokens: the executor integrates it over many steps. `dtype`
@@ -111,9 +113,26 @@ KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes,
                      double hidden, double expert_intermediate, gboolean gated, double n_experts,
                      double n_experts_per_token);
 
-/* All-reduce of `bytes` over `ranks` GPUs of one node, and point to point. */
+/* All-reduce of `bytes` over `ranks` GPUs of one node by the kernels that a serving engine chooses,
+ * and whose errors it then has; point to point. */
 KvCost kv_kernel_all_reduce(const KvDevice *device, const KvLink *link, double bytes, guint ranks);
+KvKernelFamily kv_kernel_all_reduce_family(const KvDevice *device, double bytes, guint ranks);
 KvCost kv_kernel_send(const KvLink *link, double bytes);
+
+/* NCCL's collectives. `bytes`: of the whole message that every GPU has before or after; all-to-all:
+ * of what one GPU sends to all, itself included. */
+typedef enum {
+  KV_COLLECTIVE_ALL_REDUCE,
+  KV_COLLECTIVE_ALL_GATHER,
+  KV_COLLECTIVE_REDUCE_SCATTER,
+  KV_COLLECTIVE_ALL_TO_ALL,
+  KV_N_COLLECTIVES,
+} KvCollective;
+
+extern const char *const kv_collective_names[];
+
+KvCost kv_kernel_collective(const KvDevice *device, const KvLink *link, KvCollective collective,
+                            double bytes, guint ranks);
 
 /* `count` copies that move `bytes` in all over a link; `pinned` host memory or not. */
 KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean pinned);

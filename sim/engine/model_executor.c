@@ -132,9 +132,8 @@ static const double COLLECTIVE_SECONDS = 20e-6;
 /* Routed experts. Split like other weights, every GPU holds a slice of each; spread whole over `ep`
  * GPUs, each holds its share of them and computes the tokens of every instance that are routed
  * there. Ranks gather each other's tokens before and scatter the sums after: an all-gather and a
- * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange), each priced
- * as an all-reduce of half the bytes. Where ranks run padded to the fullest, the others' batches
- * are like this one's. */
+ * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange). Where ranks
+ * run padded to the fullest, the others' batches are like this one's. */
 static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layers, double tokens) {
   double hidden = m->model->hidden,
          all_tokens = m->routed_tokens > 0.0 ? m->routed_tokens : tokens * m->peers;
@@ -146,10 +145,17 @@ static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layer
            NULL);
   if (m->peers > 1.0) {
     double bytes = all_tokens * hidden * m->activation_bytes;
-    KvCost one =
-        kv_kernel_all_reduce(m->device, m->platform->gpu_link, 0.5 * bytes, (guint)m->peers);
-    one.seconds += COLLECTIVE_SECONDS;
-    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "expert exchange", 2.0 * layers, one, NULL);
+    static const struct {
+      KvCollective collective;
+      const char *name;
+    } exchanges[] = {{KV_COLLECTIVE_ALL_GATHER, "gather for experts"},
+                     {KV_COLLECTIVE_REDUCE_SCATTER, "scatter of experts"}};
+    for (guint i = 0; i < G_N_ELEMENTS(exchanges); i++) {
+      KvCost one = kv_kernel_collective(m->device, m->platform->gpu_link, exchanges[i].collective,
+                                        bytes, (guint)m->peers);
+      one.seconds += COLLECTIVE_SECONDS;
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, exchanges[i].name, layers, one, NULL);
+    }
     dense->link_bytes += layers * bytes;
   }
 }
@@ -226,6 +232,18 @@ static void keep_one_rank(const Model *m, const KvStep *step, KvAttentionWork *w
   work->bytes *= share;
 }
 
+/* Latents of earlier chunks are widened to keys and values again for every chunk after. */
+static void price_widening(Model *m, Dense *dense, const KvLayerGroup *group, const KvStep *step) {
+  const KvAttention *a = &group->attention;
+  double past = 0.0;
+  for (guint i = 0; i < step->n_chunks; i++)
+    past += step->chunks[i].past;
+  if (past > 0.0)
+    add_gemm(m, dense, KV_COMPONENT_QKV, "kv up-projection of past", group->count,
+             past / fmin(m->ranks, step->n_chunks), a->kv_lora_rank,
+             (double)a->n_heads / m->tp * (a->head_dim - a->rope_head_dim + a->value_head_dim));
+}
+
 /* Attention of prompt chunks: one call over all of them. Leaves the call's work in
  * m->chunk_work, for the decoding sequences that may share it. */
 static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
@@ -233,17 +251,20 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     const KvLayerGroup *group = &m->model->groups[g];
     const KvAttention *a = &group->attention;
     KvAttentionWork *work = &m->chunk_work[g];
-    *work = (KvAttentionWork){0};
+    gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
+    *work = (KvAttentionWork){.latent = latent};
     if (a->kind == KV_ATTENTION_NONE)
       continue;
-    gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
     double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
+    double element_bytes = latent ? m->activation_bytes : m->plan->element_bytes;
+    if (latent)
+      price_widening(m, dense, group, step);
     for (guint i = 0; i < step->n_chunks; i++)
       kv_kernel_add_prefill_attention(
           m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
           a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
-          m->plan->element_bytes, work);
+          element_bytes, work);
     keep_one_rank(m, step, work);
     KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
     cost.seconds *= m->plan->prefill_flops_scale;
@@ -303,22 +324,25 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
       continue;
     }
     double layers = reader->layers, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+    /* Heads that tensor parallelism cannot split are read on every GPU that holds them. */
+    double gpus = fmin(tp, fmax(1.0, reader->n_kv_heads));
     guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
     const KvAttention *a = &m->model->groups[group].attention;
     KvDecodeAttention operands = {.batch = n,
-                                  .read_bytes = (bytes + fetched) / layers / tp,
+                                  .read_bytes = (bytes + fetched) / layers / gpus,
                                   .flops = flops / layers / tp,
                                   .n_kv_heads = kv_heads,
                                   .group = fmax(1.0, a->n_heads / tp / kv_heads),
                                   .mean_tokens = tokens / n,
                                   .window =
-                                      a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
-    gboolean beside = shares_call && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+                                      a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
+                                  .latent = a->kind == KV_ATTENTION_LATENT};
+    gboolean beside = shares_call && !operands.latent && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
     KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
                         : kv_kernel_decode_attention(m->device, reader->format, &operands);
     sum.seconds += layers * one.seconds / reader->efficiency;
     sum.flops += flops / tp;
-    sum.bytes += (bytes + fetched) / tp;
+    sum.bytes += (bytes + fetched) / gpus;
     sum.launches += layers * (1.0 + reader->extra_launches);
   }
   if (m->curves->state_bytes > 0.0) { /* recurrent layers read and write all of their state */
