@@ -5,8 +5,8 @@
 #include "sim/base/names.h"
 
 const char *const kv_kernel_family_names[] = {
-    "gemm",       "prefill_attention", "decode_attention", "elementwise",
-    "all_reduce", "nccl",              "latent_prefill",   "latent_decode", NULL};
+    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce",
+    "nccl", "latent_prefill",    "latent_decode",    NULL};
 
 const char *const kv_attention_kernel_names[] = {"fa2",    "fa2-small",  "fa3",
                                                  "trtllm", "flashinfer", NULL};
@@ -156,11 +156,11 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
       kv_json_choice(defaults, generation, "attention", kv_attention_kernel_names, 0);
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
-  const double flops[KV_N_KERNELS] = {
-      a->gemm, a->prefill_attention, a->prefill_attention, 1, 1, 1, a->prefill_attention,
-      a->prefill_attention};
-  const double bytes[KV_N_KERNELS] = {a->memory,  a->memory,  a->decode_attention, a->memory,
-                                      all_reduce, all_reduce, a->memory, a->decode_attention};
+  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1,
+                                      1,       a->prefill_attention, a->prefill_attention};
+  const double bytes[KV_N_KERNELS] = {a->memory, a->memory,          a->decode_attention,
+                                      a->memory, all_reduce,         all_reduce,
+                                      a->memory, a->decode_attention};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
     KvEfficiency usual = {.kernel = attention_kernel,
@@ -207,11 +207,20 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
     return;
   Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
   const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
-                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1, 1,
-                                      own->prefill_attention / lent.prefill_attention, 1};
-  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
+                                      own->prefill_attention / lent.prefill_attention,
+                                      1,
+                                      1,
+                                      1,
+                                      1,
+                                      own->prefill_attention / lent.prefill_attention,
+                                      1};
+  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory,
+                                      1,
                                       own->decode_attention / lent.decode_attention,
-                                      own->memory / lent.memory, 1, 1, 1,
+                                      own->memory / lent.memory,
+                                      1,
+                                      1,
+                                      1,
                                       own->decode_attention / lent.decode_attention};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);

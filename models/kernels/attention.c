@@ -112,7 +112,8 @@ void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, doub
 }
 
 /* Blocks differ in length, so the last wave drains while some multiprocessors idle: a part of a
- * wave is lost, or less where there is less than one. */
+ * wave is lost, or less where there is less than one. Where decoding sequences are uneven, the
+ * longest blocks are what is waited for. */
 KvCost kv_kernel_attention_call(const KvDevice *device, KvDtype dtype,
                                 const KvAttentionWork *work) {
   const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
@@ -120,7 +121,9 @@ KvCost kv_kernel_attention_call(const KvDevice *device, KvDtype dtype,
     return (KvCost){0};
   double waves = work->blocks / device->n_sm;
   double sustained = efficiency->sustained_share > 0 ? efficiency->sustained_share : 1;
-  double drained = work->busy_seconds * (1 + efficiency->tail_waves / (1 + waves)) / sustained;
+  double drain = efficiency->tail_waves / (1 + waves);
+  double drained =
+      (work->busy_seconds * (1 + drain) + work->uneven_seconds * waves * drain) / sustained;
   double blocks_seconds = fourth_root(fourth_power(drained) + fourth_power(work->longest_seconds));
   return kv_roofline_close(efficiency->fixed_seconds, blocks_seconds, work->bytes_seconds,
                            efficiency->sharpness, work->flops, work->bytes);
@@ -219,10 +222,12 @@ void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
   double column = column_seconds(device, efficiency, dtype, head_dims);
   double block = block_seconds(efficiency, head_dims);
   double depth = o->mean_tokens + scheme->tile_rows / 2;
+  double deepest = MAX(o->longest_tokens, o->mean_tokens) + scheme->tile_rows / 2;
   work->blocks += blocks;
   work->busy_seconds += blocks * (depth * column + block) / device->n_sm;
   work->longest_seconds =
-      MAX(work->longest_seconds, depth * column * efficiency->lone_factor + block);
+      MAX(work->longest_seconds, deepest * column * efficiency->lone_factor + block);
+  work->uneven_seconds = MAX(work->uneven_seconds, (deepest - depth) * column);
   work->bytes_seconds +=
       o->read_bytes * reread / (device->memory_Bps * efficiency->bandwidth_share);
   work->flops += o->flops;

@@ -17,10 +17,10 @@ static const struct {
     [KV_COLLECTIVE_ALL_TO_ALL] = {1, FALSE},
 };
 
-/* NCCL chooses between protocols that mark every few bytes as valid (no wait at a step's start, part
- * of the link's rate) and one that hands over long pieces. Where GPUs have no link of their own,
- * what they send goes through the host and all share its paths: on a server of L40S, 2, 4 and 8
- * GPUs get 20, 5 and 1.5 GB/s each. */
+/* NCCL chooses between protocols that mark every few bytes as valid (no wait at a step's start,
+ * part of the link's rate) and one that hands over long pieces. Where GPUs have no link of their
+ * own, what they send goes through the host and all share its paths: on a server of L40S, 2, 4 and
+ * 8 GPUs get 20, 5 and 1.5 GB/s each. */
 KvCost kv_kernel_collective(const KvDevice *device, const KvLink *link, KvCollective collective,
                             double bytes, guint ranks) {
   if (ranks < 2 || bytes <= 0 || !link)

@@ -73,7 +73,7 @@ static const Parameter parameters[] = {
     IN(NCCL, bulk_seconds, 2e-5, 1e-6, 2e-4, NCCL),
     IN(NCCL, bandwidth_share, 0.7, 0.05, 1, NCCL),
     IN(NCCL, quick_share, 0.5, 0.05, 1, NCCL),
-    IN(NCCL, crowding, 1, 0.1, 4, NCCL),
+    IN(NCCL, crowding, 1.8, 0.1, 4, NCCL),
     IN(LATENT_PREFILL, fixed_seconds, 8e-6, 5e-7, 5e-5, LATENT_PREFILL),
     IN(LATENT_PREFILL, flops_share, 0.7, 0.03, 1, LATENT_PREFILL),
     IN(LATENT_PREFILL, bandwidth_share, 0.8, 0.05, 1, LATENT_PREFILL),
@@ -412,17 +412,18 @@ static guint64 mixed_with(guint64 hash, double value) {
 /* Rows of one shape family have one key: products of the same weights, attention of the same heads,
  * a mixed call of the same chunk and number of sequences. */
 static guint64 family_key(const KvObservation *row) {
-  const double fields[] = {row->n,
-                           row->k,
-                           row->n_heads,
-                           row->n_kv_heads,
-                           row->head_dim,
-                           row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
-                           row->decode_batch,
-                           row->hidden,
-                           row->expert_intermediate,
-                           row->n_experts,
-                           row->bytes * (row->kind == KV_OBSERVED_ALL_REDUCE || row->kind == KV_OBSERVED_NCCL)};
+  const double fields[] = {
+      row->n,
+      row->k,
+      row->n_heads,
+      row->n_kv_heads,
+      row->head_dim,
+      row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
+      row->decode_batch,
+      row->hidden,
+      row->expert_intermediate,
+      row->n_experts,
+      row->bytes * (row->kind == KV_OBSERVED_ALL_REDUCE || row->kind == KV_OBSERVED_NCCL)};
   guint64 hash = 0x2545f4914f6cdd1dull;
   for (guint i = 0; i < G_N_ELEMENTS(fields); i++)
     hash = mixed_with(hash, fields[i]);

@@ -48,6 +48,7 @@ typedef struct {
   gboolean latent;             /* latent attention's kernel; set before anything is added */
   double blocks, busy_seconds; /* of all blocks' time, one multiprocessor's share */
   double longest_seconds;      /* of one block */
+  double uneven_seconds;       /* by which a decoding sequence's block exceeds their mean */
   double bytes_seconds, flops, bytes;
 } KvAttentionWork;
 
@@ -77,6 +78,7 @@ typedef struct {
   double n_kv_heads, group; /* of a sequence; query heads that share a KV head */
   double mean_tokens;       /* mean context read */
   double window;            /* tokens of the window that the kernel is told of; 0: none */
+  double longest_tokens;    /* context of the longest sequence; 0: all are alike */
   gboolean latent;          /* absorbed latent attention: one latent of a token for all heads */
 } KvDecodeAttention;
 

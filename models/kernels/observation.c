@@ -180,19 +180,34 @@ static double predict_prefill_attention(const KvDevice *device, const KvMeasurin
          (row->repeated ? measuring->write_passes * written_bytes / device->memory_Bps : 0);
 }
 
-/* A chunk of one sequence beside decoding sequences of equal length. */
-static double predict_mixed_attention(const KvDevice *device, const KvObservation *row) {
+/* A chunk of one sequence beside decoding sequences. */
+static double beside_chunk_seconds(const KvDevice *device, const KvObservation *row,
+                                   const KvDecodeAttention *operands) {
   KvAttentionWork work = {0};
-  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
-                                               row->n_heads, row->n_kv_heads, row->head_dim);
   kv_kernel_add_prefill_attention(device, row->dtype, row->chunk, row->past, row->n_heads,
                                   row->n_kv_heads, row->head_dim, row->head_dim, row->window,
                                   row->cache_bytes, &work);
   if (!kv_kernel_attention_shares_call(device, row->dtype))
     return kv_kernel_attention_call(device, row->dtype, &work).seconds +
-           kv_kernel_decode_attention(device, row->dtype, &operands).seconds;
-  kv_kernel_add_decode_attention(device, row->dtype, &operands, &work);
+           kv_kernel_decode_attention(device, row->dtype, operands).seconds;
+  kv_kernel_add_decode_attention(device, row->dtype, operands, &work);
   return kv_kernel_attention_call(device, row->dtype, &work).seconds;
+}
+
+static double predict_mixed_attention(const KvDevice *device, const KvObservation *row) {
+  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
+                                               row->n_heads, row->n_kv_heads, row->head_dim);
+  return beside_chunk_seconds(device, row, &operands);
+}
+
+/* Decoding sequences of two lengths, beside a chunk or alone. */
+static double predict_uneven_attention(const KvDevice *device, const KvObservation *row) {
+  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
+                                               row->n_heads, row->n_kv_heads, row->head_dim);
+  operands.longest_tokens = row->longest_context;
+  if (row->chunk <= 0)
+    return kv_kernel_decode_attention(device, row->dtype, &operands).seconds;
+  return beside_chunk_seconds(device, row, &operands);
 }
 
 double kv_observation_step_seconds(const KvDevice *device, const KvObservation *observation,
@@ -245,6 +260,8 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
     return predict_decode_attention(device, measuring, observation);
   case KV_OBSERVED_MIXED_ATTENTION:
     return predict_mixed_attention(device, observation);
+  case KV_OBSERVED_UNEVEN_ATTENTION:
+    return predict_uneven_attention(device, observation);
   case KV_OBSERVED_LATENT_PREFILL:
     return predict_latent_prefill(device, observation);
   case KV_OBSERVED_LATENT_DECODE:

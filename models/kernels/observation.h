@@ -25,7 +25,7 @@ typedef enum {
   KV_OBSERVED_LATENT_PREFILL,
   KV_OBSERVED_LATENT_DECODE,
   KV_OBSERVED_LATENT_PROJECTION, /* of absorbed queries or outputs: a product for each head */
-  KV_OBSERVED_UNEVEN_ATTENTION,  /* as mixed, two lengths among the decoding sequences */
+  KV_OBSERVED_UNEVEN_ATTENTION,  /* as mixed; decoding sequences of two lengths */
   KV_OBSERVED_SEND,
   KV_OBSERVED_DECODE_STEP,
   KV_OBSERVED_PREFILL_STEP,
@@ -48,9 +48,8 @@ typedef struct {
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
   double decode_batch, decode_context; /* mixed attention: beside one chunk; uneven: the mean */
-  double longest_context;              /* uneven: of long_batch of the decoding sequences */
-  double long_batch;
-  KvCollective collective; /* NCCL */
+  double longest_context;              /* uneven: of a decoding sequence */
+  KvCollective collective;             /* NCCL */
   double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
                                                                          touch all n_experts */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others

@@ -5,9 +5,10 @@
  *   all_reduce, send_recv   rank num_workers size devices_per_node, and time_stats.NAME.median;
  *                           `size` in bytes (as elements, sends would outrun the link)
  *
- * Read are the four products of a layer and what rank 0 saw within one server, through NCCL. Left out are the
- * element-wise layers, which are kernels of 2023 (SiLU at half of the memory's rate), and exchanges
- * of more than two GPUs of a server that joins pairs only, which its folder's name says.
+ * Read are the four products of a layer and what rank 0 saw within one server, through NCCL. Left
+ * out are the element-wise layers, which are kernels of 2023 (SiLU at half of the memory's rate),
+ * and exchanges of more than two GPUs of a server that joins pairs only, which its folder's name
+ * says.
  */
 #include "models/kernels/columns.h"
 #include "models/kernels/observation.h"

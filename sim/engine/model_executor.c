@@ -303,6 +303,7 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
       step->n_chunks > 0 && kv_kernel_attention_shares_call(m->device, KV_DTYPE_BF16);
   double n = (double)(decode->n + decode->padding) / m->ranks, tp = m->tp;
   double pad = decode->n ? n / (double)decode->n : 1.0; /* what of the sums is one rank's */
+  double contexts = (decode->context_tokens + at * (double)decode->n) * pad;
   for (guint r = 0; r < m->curves->n_readers; r++) {
     const KvReader *reader = &m->curves->readers[r].reader;
     double bytes = 0.0, flops = 0.0, tokens = 0.0, host_bytes = 0.0, fetched = 0.0;
@@ -337,7 +338,11 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
                                   .window =
                                       a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
                                   .latent = a->kind == KV_ATTENTION_LATENT};
-    gboolean beside = shares_call && !operands.latent && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+    /* Where whole contexts are read, the longest of them is known too. */
+    if (tokens >= 0.99 * contexts)
+      operands.longest_tokens = decode->longest_tokens + at;
+    gboolean beside =
+        shares_call && !operands.latent && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
     KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
                         : kv_kernel_decode_attention(m->device, reader->format, &operands);
     sum.seconds += layers * one.seconds / reader->efficiency;

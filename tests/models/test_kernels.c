@@ -172,10 +172,10 @@ static void test_decode_reads_the_cache_at_bandwidth(void) {
 static void test_a_shared_prefix_is_read_once(void) {
   KvDevice device = round_device();
   const double bytes_per_token = 2.0 * 8 * 128 * 2, flops_per_token = 4.0 * 32 * 128;
-  KvDecodeAttention all = {64, 64 * 4352 * bytes_per_token, 64 * 4352 * flops_per_token, 8, 4, 4352,
-                           0};
-  KvDecodeAttention own = {64, 64 * 256 * bytes_per_token, 64 * 256 * flops_per_token, 8, 4, 256,
-                           0};
+  KvDecodeAttention all = {
+      64, 64 * 4352 * bytes_per_token, 64 * 4352 * flops_per_token, 8, 4, 4352, 0, 0, 0};
+  KvDecodeAttention own = {
+      64, 64 * 256 * bytes_per_token, 64 * 256 * flops_per_token, 8, 4, 256, 0, 0, 0};
   KvCost apart = kv_kernel_decode_attention(&device, KV_DTYPE_BF16, &all);
   KvCost shared = kv_kernel_shared_prefix_attention(&device, KV_DTYPE_BF16, &own, 64, 4096,
                                                     4096 * bytes_per_token);
