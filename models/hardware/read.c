@@ -141,9 +141,16 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
   return e;
 }
 
-/* The error of a device that is predicted from another's efficiencies. */
-static void uncalibrated_range(KvEfficiency *e) {
-  json_t *range = json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+/* The error of a device that is predicted from another's efficiencies: of the family and type, or
+ * as much as is known of them. */
+static void uncalibrated_range(KvEfficiency *e, KvKernelFamily family, KvDtype dtype) {
+  json_t *ranges = json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+  json_t *of_family = json_object_get(ranges, kv_kernel_family_names[family]);
+  json_t *range = json_object_get(of_family, kv_dtype_names[dtype]);
+  if (!range)
+    range = json_object_get(of_family, kv_dtype_names[KV_DTYPE_BF16]);
+  if (!range)
+    range = json_object_get(ranges, "others");
   e->low_log_error = json_number_value(json_array_get(range, 0));
   e->high_log_error = json_number_value(json_array_get(range, 1));
 }
@@ -169,7 +176,7 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
                           .sustained_share = 1};
     for (guint d = 0; d < KV_N_DTYPES; d++) {
       device->efficiency[k][d] = read_efficiency(defaults, kernel, usual);
-      uncalibrated_range(&device->efficiency[k][d]);
+      uncalibrated_range(&device->efficiency[k][d], k, d);
     }
   }
 }
@@ -235,7 +242,7 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
       device->efficiency[k][d].bandwidth_share =
           MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;
-      uncalibrated_range(&device->efficiency[k][d]);
+      uncalibrated_range(&device->efficiency[k][d], k, d);
     }
   }
 }

@@ -222,7 +222,9 @@ void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
   double column = column_seconds(device, efficiency, dtype, head_dims);
   double block = block_seconds(efficiency, head_dims);
   double depth = o->mean_tokens + scheme->tile_rows / 2;
-  double deepest = MAX(o->longest_tokens, o->mean_tokens) + scheme->tile_rows / 2;
+  /* FlashAttention-3 splits what is longer than a multiprocessor's share of a call. */
+  double longest = scheme->splits_prefill ? 0 : o->longest_tokens;
+  double deepest = MAX(longest, o->mean_tokens) + scheme->tile_rows / 2;
   work->blocks += blocks;
   work->busy_seconds += blocks * (depth * column + block) / device->n_sm;
   work->longest_seconds =

@@ -210,8 +210,8 @@ static guint64 member_blocks(const KvDecodeSet *set, const KvSequence *sequence,
 static void find_longest(KvDecodeSet *set) {
   set->longest_base = -G_MAXDOUBLE;
   for (guint64 i = 0; i < set->n; i++)
-    set->longest_base = MAX(set->longest_base, (double)kv_sequence_context(set->heap[i], set) -
-                                                   (double)set->step);
+    set->longest_base =
+        MAX(set->longest_base, (double)kv_sequence_context(set->heap[i], set) - (double)set->step);
 }
 
 void kv_decode_set_leave(KvDecodeSet *set, KvSequence *sequence, guint64 node_blocks) {

@@ -56,15 +56,26 @@ typedef struct {
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
 
-static void add_line(Model *m, Dense *dense, KvComponent component, const char *name, double count,
-                     KvCost one, const char *operands) {
+/* The fit that a kernel's time rests on. */
+typedef struct {
+  KvKernelFamily family;
+  KvDtype dtype;
+} Fit;
+
+static void add_line(Model *m, Dense *dense, KvComponent component, Fit fit, const char *name,
+                     double count, KvCost one, const char *operands) {
   dense->seconds[component] += count * one.seconds;
   dense->total_seconds += count * one.seconds;
   dense->flops[component] += count * one.flops;
   dense->bytes[component] += count * one.bytes;
   dense->kernels += count;
   if (m->trace) {
-    KvPricedKernel kernel = {.name = name, .component = component, .count = count, .cost = one};
+    KvPricedKernel kernel = {.name = name,
+                             .component = component,
+                             .family = fit.family,
+                             .dtype = fit.dtype,
+                             .count = count,
+                             .cost = one};
     kernel.cost.seconds *= count;
     kernel.cost.flops *= count;
     kernel.cost.bytes *= count;
@@ -79,15 +90,17 @@ static void add_gemm(Model *m, Dense *dense, KvComponent component, const char *
   if (m->trace)
     snprintf(operands, sizeof operands, "m=%.0f k=%.0f n=%.0f %s", tokens, k, n,
              kv_dtype_names[m->plan->weights.dtype]);
-  add_line(m, dense, component, name, count,
+  add_line(m, dense, component, (Fit){KV_KERNEL_GEMM, m->plan->weights.dtype}, name, count,
            kv_kernel_gemm(m->device, m->plan->weights.dtype, m->plan->weights.bytes_per_parameter,
                           tokens, k, n),
            operands);
 }
 
+static const Fit elementwise_fit = {KV_KERNEL_ELEMENTWISE, KV_DTYPE_BF16};
+
 static void add_elementwise(Model *m, Dense *dense, const char *name, double count, double bytes) {
-  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count, kv_kernel_elementwise(m->device, bytes),
-           NULL);
+  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, elementwise_fit, name, count,
+           kv_kernel_elementwise(m->device, bytes), NULL);
 }
 
 /* Projections of attention: the formulas of each kind stand beside its GEMMs. */
@@ -138,7 +151,7 @@ static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layer
   double hidden = m->model->hidden,
          all_tokens = m->routed_tokens > 0.0 ? m->routed_tokens : tokens * m->peers;
   double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
-  add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
+  add_line(m, dense, KV_COMPONENT_MLP, (Fit){KV_KERNEL_GEMM, m->expert_dtype}, "experts", layers,
            kv_kernel_moe(m->device, m->expert_dtype, m->expert_bytes, all_tokens, hidden,
                          (double)mlp->expert_intermediate / slices, mlp->gated,
                          (double)mlp->n_experts / m->ep, (double)mlp->n_experts_per_token / m->ep),
@@ -154,7 +167,8 @@ static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layer
       KvCost one = kv_kernel_collective(m->device, m->platform->gpu_link, exchanges[i].collective,
                                         bytes, (guint)m->peers);
       one.seconds += COLLECTIVE_SECONDS;
-      add_line(m, dense, KV_COMPONENT_COMMUNICATION, exchanges[i].name, layers, one, NULL);
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, (Fit){KV_KERNEL_NCCL, KV_DTYPE_BF16},
+               exchanges[i].name, layers, one, NULL);
     }
     dense->link_bytes += layers * bytes;
   }
@@ -184,7 +198,8 @@ static void price_layers(Model *m, Dense *dense, double tokens) {
     price_mlp(m, dense, group, tokens);
     if (m->tp > 1) {
       double bytes = tokens * m->model->hidden * m->activation_bytes;
-      add_line(m, dense, KV_COMPONENT_COMMUNICATION, "all-reduce", 2.0 * group->count,
+      Fit fit = {kv_kernel_all_reduce_family(m->device, bytes, m->tp), KV_DTYPE_BF16};
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, fit, "all-reduce", 2.0 * group->count,
                kv_kernel_all_reduce(m->device, m->platform->gpu_link, bytes, m->tp), NULL);
       dense->link_bytes += 2.0 * group->count * bytes;
     }
@@ -202,10 +217,10 @@ static void price_head(Model *m, Dense *dense, double rows) {
   if (m->trace)
     snprintf(operands, sizeof operands, "m=%.0f k=%u n=%.0f %s", rows, m->model->hidden, columns,
              kv_dtype_names[m->head_dtype]);
-  add_line(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0,
+  add_line(m, dense, KV_COMPONENT_LM_HEAD, (Fit){KV_KERNEL_GEMM, m->head_dtype}, "lm head", 1.0,
            kv_kernel_gemm(m->device, m->head_dtype, m->head_bytes, rows, m->model->hidden, columns),
            operands);
-  add_line(m, dense, KV_COMPONENT_SAMPLING, "sampling", 1.0,
+  add_line(m, dense, KV_COMPONENT_SAMPLING, elementwise_fit, "sampling", 1.0,
            kv_kernel_sampling(m->device, rows, m->model->vocab), NULL);
 }
 
@@ -269,7 +284,8 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
     cost.seconds *= m->plan->prefill_flops_scale;
     cost.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, cost,
+    Fit fit = {latent ? KV_KERNEL_LATENT_PREFILL : KV_KERNEL_PREFILL_ATTENTION, KV_DTYPE_BF16};
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, fit, "prefill attention", group->count, cost,
              NULL);
   }
 }
@@ -295,6 +311,28 @@ typedef struct {
   double fetched_bytes[KV_N_TIERS];
   double launches;
 } Attention;
+
+static void trace_line(const Model *m, const char *name, Fit fit, double count, KvCost cost) {
+  KvPricedKernel kernel = {.name = name,
+                           .component = KV_COMPONENT_DECODE_ATTENTION,
+                           .family = fit.family,
+                           .dtype = fit.dtype,
+                           .count = count,
+                           .cost = cost};
+  g_array_append_val(m->trace, kernel);
+}
+
+/* The decode attention of one reader's layers, for the list of kernels. */
+static void trace_attention(const Model *m, const KvReader *reader,
+                            const KvDecodeAttention *operands, gboolean beside, double seconds,
+                            double flops, double bytes) {
+  Fit fit = {operands->latent ? KV_KERNEL_LATENT_DECODE : KV_KERNEL_DECODE_ATTENTION,
+             reader->format};
+  if (beside)
+    fit = (Fit){KV_KERNEL_PREFILL_ATTENTION, KV_DTYPE_BF16};
+  trace_line(m, "decode attention", fit, reader->layers * (1.0 + reader->extra_launches),
+             (KvCost){seconds, flops, bytes, KV_BOUND_MEMORY});
+}
 
 static Attention price_attention(const Model *m, const KvStep *step, double at) {
   const KvDecodeBatch *decode = &step->decode;
@@ -345,6 +383,9 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
         shares_call && !operands.latent && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
     KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
                         : kv_kernel_decode_attention(m->device, reader->format, &operands);
+    if (m->trace)
+      trace_attention(m, reader, &operands, beside, layers * one.seconds / reader->efficiency,
+                      flops / tp, (bytes + fetched) / gpus);
     sum.seconds += layers * one.seconds / reader->efficiency;
     sum.flops += flops / tp;
     sum.bytes += (bytes + fetched) / gpus;
@@ -352,7 +393,10 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
   }
   if (m->curves->state_bytes > 0.0) { /* recurrent layers read and write all of their state */
     double bytes = 2.0 * n * m->curves->state_bytes / tp;
-    sum.seconds += kv_kernel_elementwise(m->device, bytes).seconds;
+    KvCost one = kv_kernel_elementwise(m->device, bytes);
+    if (m->trace)
+      trace_line(m, "recurrent state", elementwise_fit, 1.0, one);
+    sum.seconds += one.seconds;
     sum.bytes += bytes;
     sum.launches += 1.0;
   }
@@ -393,7 +437,7 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
     cost.seconds = fmax(cost.seconds, rate > 0.0 ? flops / rate : 0.0) +
                    fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
     cost.flops = flops;
-    add_line(m, dense, KV_COMPONENT_TECHNIQUE, work->name, 1.0, cost, NULL);
+    add_line(m, dense, KV_COMPONENT_TECHNIQUE, elementwise_fit, work->name, 1.0, cost, NULL);
     dense->kernels += fmax(0.0, work->launches - 1.0);
   }
 }
@@ -743,16 +787,14 @@ GArray *kv_model_executor_kernels(KvExecutor *executor, const KvStep *step) {
   repeat_seconds(m, step, &priced, 0.0, &a, &work, &transfer, &launch);
   GArray *kernels = g_steal_pointer(&m->trace);
   KvPricedKernel rest[] = {
-      {.name = "decode attention",
-       .component = KV_COMPONENT_DECODE_ATTENTION,
-       .count = a.launches,
-       .cost = {a.seconds, a.flops, a.bytes, KV_BOUND_MEMORY}},
       {.name = "transfers not hidden",
        .component = KV_COMPONENT_TRANSFER,
+       .family = KV_N_KERNELS,
        .count = 1.0,
        .cost = {transfer, 0.0, 0.0, KV_BOUND_LINK}},
       {.name = "launches",
        .component = KV_COMPONENT_LAUNCH,
+       .family = KV_N_KERNELS,
        .count = 1.0,
        .cost = {launch, 0.0, 0.0, KV_BOUND_FIXED}},
   };
