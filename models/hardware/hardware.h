@@ -92,8 +92,10 @@ typedef struct {
   double launch_seconds;    /* one kernel launch from a stream, eager */
   double graph_node_seconds; /* one kernel inside a CUDA graph */
   double idle_watts_share, decode_watts_share,
-      prefill_watts_share; /* of TDP, at full load of that kind */
-  double price_per_hour;   /* USD for one GPU, on demand, median of the price table; 0 if unknown */
+      prefill_watts_share;         /* of TDP, at full load of that kind */
+  double flop_joules, byte_joules; /* of a bf16 FLOP at the full clock, of a byte from memory; 0:
+                                      not known, or limits are in the efficiencies already */
+  double price_per_hour; /* USD for one GPU, on demand, median of the price table; 0 if unknown */
   char *price_source, *power_source;
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];

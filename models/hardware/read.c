@@ -282,9 +282,11 @@ static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
     device->peak_flops[KV_DTYPE_FP32] = device->fp32_flops;
 }
 
-static void read_power(KvJson *json, json_t *object, KvDevice *device) {
+static void read_power(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
   static const char *const power_fields[] = {
-      "idle_share", "decode_share", "decode_small_batch_share", "prefill_share", "source", NULL};
+      "idle_share",    "decode_share", "decode_small_batch_share",
+      "prefill_share", "flop_pJ",      "byte_pJ",
+      "energy_basis",  "source",       NULL};
   json_t *power = kv_json_object(json, object, "power", FALSE);
   if (power) {
     kv_json_only(json, power, power_fields);
@@ -292,6 +294,10 @@ static void read_power(KvJson *json, json_t *object, KvDevice *device) {
     json = kv_hardware_defaults();
     power = json_object_get(kv_json_root(json), "power");
   }
+  double flop = json_number_value(json_object_get(generation, "flop_pJ"));
+  double byte = json_number_value(json_object_get(generation, "byte_pJ"));
+  device->flop_joules = kv_json_number(json, power, "flop_pJ", flop, 0, 1e6) * 1e-12;
+  device->byte_joules = kv_json_number(json, power, "byte_pJ", byte, 0, 1e6) * 1e-12;
   device->idle_watts_share = kv_json_number(json, power, "idle_share", KV_JSON_REQUIRED, 0, 1);
   device->decode_watts_share =
       kv_json_number(json, power, "decode_share", KV_JSON_REQUIRED, 0, 1.5);
@@ -437,7 +443,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   device->graph_node_seconds =
       number(json, object, "graph_node_us", number(defaults, rules, "graph_node_us", 1, 1), MICRO);
   read_tile(json, object, generation, device);
-  read_power(json, object, device);
+  read_power(json, object, generation, device);
   read_price(json, object, device);
   check_links(json, object, device);
   return device;

@@ -139,6 +139,16 @@ KvCost kv_kernel_collective(const KvDevice *device, const KvLink *link, KvCollec
 /* `count` copies that move `bytes` in all over a link; `pinned` host memory or not. */
 KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean pinned);
 
+/* What a step does at the full clock: its seconds, those of them that multiprocessors bound, and
+ * the energies of its FLOPs and of its memory traffic. */
+typedef struct {
+  double seconds, clocked_seconds, flop_joules, byte_joules;
+} KvPowerLoad;
+
+/* The share of the full clock at which such steps, one after the other, draw no more than the card
+ * may; 1 where the device's energies are not known. */
+double kv_kernel_power_clock(const KvDevice *device, const KvPowerLoad *load);
+
 /* The time of a step of `kernels` kernels that keep the GPU for `gpu_seconds`, their gaps included:
  * one launch is exposed; the host's launch rate (eager) or the cost of empty nodes (one CUDA graph)
  * is a floor. */

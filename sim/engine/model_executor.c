@@ -21,6 +21,8 @@ typedef struct {
   gboolean known;
   double seconds[KV_N_COMPONENTS], flops[KV_N_COMPONENTS], bytes[KV_N_COMPONENTS];
   double total_seconds, link_bytes, kernels;
+  double clocked_seconds[KV_N_COMPONENTS]; /* that the multiprocessors bound, and */
+  double flop_joules, byte_joules;         /* energies, where the power limit is priced */
 } Dense;
 
 /* Prices by size, worked out when first asked for; twins share them. */
@@ -37,6 +39,8 @@ typedef struct {
   const KvPlanCurves *curves;
   const KvPlatform *platform;
   const KvDevice *device;
+  KvDevice
+      unlimited; /* the platform's device, which `device` points to, and still owns its texts */
   const KvEngineConfig *config;
   guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
   double routed_tokens; /* of all ranks, in the step being priced; 0: the fullest's times peers */
@@ -69,6 +73,15 @@ static void add_line(Model *m, Dense *dense, KvComponent component, Fit fit, con
   dense->flops[component] += count * one.flops;
   dense->bytes[component] += count * one.bytes;
   dense->kernels += count;
+  if (one.bound == KV_BOUND_COMPUTE)
+    dense->clocked_seconds[component] += count * one.seconds;
+  if (m->device->flop_joules > 0.0 && fit.family != KV_KERNEL_ELEMENTWISE) {
+    /* Operands of half the bits take half the energy: an estimate. */
+    double width = fmin(1.0, kv_dtype_bytes(fit.dtype) / 2.0);
+    dense->flop_joules += count * one.flops * width * m->device->flop_joules;
+  }
+  if (one.bound != KV_BOUND_LINK)
+    dense->byte_joules += count * one.bytes * m->device->byte_joules;
   if (m->trace) {
     KvPricedKernel kernel = {.name = name,
                              .component = component,
@@ -554,7 +567,10 @@ static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense
     scratch->seconds[c] *= parts;
     scratch->flops[c] *= parts;
     scratch->bytes[c] *= parts;
+    scratch->clocked_seconds[c] *= parts;
   }
+  scratch->flop_joules *= parts;
+  scratch->byte_joules *= parts;
   scratch->total_seconds *= parts;
   scratch->link_bytes *= parts;
   scratch->kernels *= parts;
@@ -569,6 +585,31 @@ static const Dense *layers_unpadded(Model *m, const KvStep *step, guint64 size, 
   price_layers(m, scratch, (double)size);
   m->routed_tokens = 0.0;
   return scratch;
+}
+
+/* Prompts keep the multiprocessors so busy that the card lowers their clock to stay at its power
+ * limit. What that adds goes to the components that the clock slows, as lines of their own. Decode
+ * steps stay below the limit but for the largest batches. */
+static void price_power_limit(Model *m, Priced *priced) {
+  const Dense *parts[] = {priced->layers, priced->head, &priced->rest};
+  double clocked[KV_N_COMPONENTS] = {0};
+  KvPowerLoad load = {0};
+  for (guint p = 0; p < G_N_ELEMENTS(parts); p++) {
+    load.seconds += parts[p]->total_seconds;
+    load.flop_joules += parts[p]->flop_joules;
+    load.byte_joules += parts[p]->byte_joules;
+    for (guint c = 0; c < KV_N_COMPONENTS; c++) {
+      clocked[c] += parts[p]->clocked_seconds[c];
+      load.clocked_seconds += parts[p]->clocked_seconds[c];
+    }
+  }
+  double longer = 1.0 / kv_kernel_power_clock(m->device, &load) - 1.0;
+  double kernels = priced->rest.kernels;
+  for (guint c = 0; c < KV_N_COMPONENTS && longer > 0.0; c++)
+    if (clocked[c] > 0.0)
+      add_line(m, &priced->rest, c, (Fit){KV_N_KERNELS, KV_DTYPE_BF16}, "clock at the power limit",
+               1.0, (KvCost){.seconds = longer * clocked[c], .bound = KV_BOUND_COMPUTE}, NULL);
+  priced->rest.kernels = kernels;
 }
 
 /* Everything of a step but decode attention and what hangs on it. */
@@ -588,6 +629,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
+  if (step->n_chunks && m->device->flop_joules > 0.0)
+    price_power_limit(m, priced);
 }
 
 /* The step's time at repeat `at`, and what of it is not kernels. */
@@ -883,7 +926,12 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->plan = plan;
   m->curves = curves;
   m->platform = platform;
-  m->device = platform->device;
+  m->device = &m->unlimited;
+  m->unlimited = *platform->device;
+  /* Where the power limit is priced by step, kernels are priced at the full clock. */
+  for (guint f = 0; f < KV_N_KERNELS && m->unlimited.flop_joules > 0.0; f++)
+    for (guint d = 0; d < KV_N_DTYPES; d++)
+      m->unlimited.efficiency[f][d].sustained_share = 1.0;
   m->config = config;
   m->tp = tensor_parallel;
   m->ranks = config->data_parallel;
@@ -913,6 +961,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
 KvExecutor *kv_model_executor_twin(KvExecutor *like) {
   g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
   Model *m = g_memdup2(like, sizeof *m);
+  m->device = &m->unlimited;
   m->memo->references++;
   m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();
