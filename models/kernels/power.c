@@ -4,7 +4,7 @@
 
 /* Energy of switching goes with the square of the voltage, which over the range that power limits
  * use goes with the clock: readings of an H200 under prompts, at 1485 to 1815 of 1980 MHz, come to
- * the same energy of a FLOP within 7 % (median absolute deviation) so. Reads from memory do not
+ * the same energy of a FLOP within 6 % (median absolute deviation) so. Reads from memory do not
  * depend on the clock of the multiprocessors. The clock is then the one at which
  *
  *     idle + (flop_joules clock^2 + byte_joules) / seconds(clock) = TDP
