@@ -171,10 +171,10 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
                   tokens * e * (2.0 * heads * a->head_dim + 4.0 * kv_heads * a->head_dim));
 }
 
-/* The exchange goes through NCCL and not through the engines' own all-reduce kernels, which the
- * device's fit is of: what one collective costs more, whatever its size. From the last sequence of
- * vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.8 ms without
- * this); it agrees with NCCL's usual 20 to 30 us (recalled). */
+/* What an exchange of experts costs beside NCCL's own kernel, whatever its size. From the last
+ * sequence of vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.9 ms
+ * without this). What it consists of is not known: NCCL's tables show 5 to 16 us of a small message
+ * on servers of 2 to 8 GPUs, which are priced apart. */
 static const double COLLECTIVE_SECONDS = 20e-6;
 
 /* Routed experts. Split like other weights, every GPU holds a slice of each; spread whole over `ep`
