@@ -172,7 +172,7 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
 }
 
 /* What an exchange of experts costs beside NCCL's own kernel, whatever its size. From the last
- * sequence of vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.9 ms
+ * sequence of vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.8 ms
  * without this). What it consists of is not known: NCCL's tables show 5 to 16 us of a small message
  * on servers of 2 to 8 GPUs, which are priced apart. */
 static const double COLLECTIVE_SECONDS = 20e-6;
