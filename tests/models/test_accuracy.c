@@ -384,7 +384,7 @@ static guint check_group(guint first, double most_median) {
 static void test_medians_stay(void) {
   for (guint i = 0; i < G_N_ELEMENTS(rows);)
     i += check_group(i, rows[i].dtype == KV_DTYPE_FP8 || rows[i].kind == KV_OBSERVED_NCCL ? 0.2
-                                                                                         : 0.13);
+                                                                                          : 0.13);
 }
 
 /* Mixed batches are no sum of their parts: one sequence of 16384 tokens beside a chunk of 256 takes
