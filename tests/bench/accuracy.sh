@@ -86,7 +86,7 @@ section() {
   score h100-sxm h100-sxm "$kernels/h100_sxm/mla_bmm/mla_bmm_perf.vllm-0.24.0.csv.gz"
   score b200 b200 "$kernels/b200_sxm/mla_bmm/mla_bmm_perf.vllm-0.24.0.csv.gz"
   echo
-  echo "### Uneven contexts in one batch, alone and beside a chunk, nothing fitted to them"
+  echo "### Uneven contexts in one batch, alone and beside a chunk, no number fitted to them"
   echo
   head_of "device, efficiencies of"
   # shellcheck disable=SC2046
