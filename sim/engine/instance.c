@@ -229,6 +229,16 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
 
 /* For schedulers. */
 
+/* Tokens of the hit that are copied up from the lower tier. */
+static guint64 loaded_tokens(const KvInstance *instance, const KvPrefixHit *hit) {
+  gboolean all = instance->tier != KV_TIER_HBM && instance->config->tier_only;
+  return hit->tier_tokens + (all ? hit->tokens : 0);
+}
+
+gboolean kv_instance_must_load(const KvInstance *instance, const KvPrefixHit *hit) {
+  return hit && loaded_tokens(instance, hit) > 0;
+}
+
 void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
                        double now) {
   queue_remove(&instance->waiting, sequence);
@@ -238,14 +248,14 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
     sequence->scheduled_seconds = now;
     sequence->prompt_hit_tokens =
         hit ? (guint32)MIN(hit->tokens + hit->tier_tokens, sequence->input_tokens) : 0;
-    sequence->lower_tier_tokens = hit ? (guint32)hit->tier_tokens : 0;
+    sequence->lower_tier_tokens = hit ? (guint32)loaded_tokens(instance, hit) : 0;
   }
-  if (hit && hit->tier_tokens > 0) {
+  if (kv_instance_must_load(instance, hit)) {
     kv_pool_take_tier(instance->pool, sequence, hit);
     sequence->computed_tokens = (guint32)(hit->tokens + hit->tier_tokens);
     sequence->state = KV_SEQUENCE_LOADING;
     instance->n_loading++;
-    guint64 blocks = hit->tier_tokens / instance->config->block_tokens;
+    guint64 blocks = loaded_tokens(instance, hit) / instance->config->block_tokens;
     KvCopy copy = {.from = instance->tier,
                    .to = KV_TIER_HBM,
                    .bytes = (double)blocks * instance->demand.block_bytes,

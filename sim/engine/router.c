@@ -55,10 +55,22 @@ static guint longest_prefix(KvInstance *const *instances, guint n, const KvSeque
   }
 }
 
+/* Spread over the instances as if at random, the same for all of a session's requests: session
+ * affinity by consistent hashing (vLLM's production stack), or connections that a balancer pinned.
+ * Requests of no session go by themselves. */
+static guint by_session(KvInstance *const *instances, guint n, const KvSequence *sequence) {
+  guint64 mixed = sequence->session >= 0 ? (guint64)sequence->session : ~sequence->index;
+  /* The finalizer of MurmurHash3 (Appleby): every bit depends on every other. */
+  mixed = (mixed ^ (mixed >> 33)) * G_GUINT64_CONSTANT(0xff51afd7ed558ccd);
+  mixed = (mixed ^ (mixed >> 33)) * G_GUINT64_CONSTANT(0xc4ceb9fe1a85ec53);
+  return (guint)((mixed ^ (mixed >> 33)) % n);
+}
+
 const KvRouterClass kv_routers[] = {
     {"round-robin", "each in turn", round_robin},
     {"least-loaded", "fewest waiting (counted four times) and running", least_loaded},
     {"prefix", "longest cached prefix, unless loads are far apart", longest_prefix},
+    {"session", "by a hash of the session: all of its requests to one instance", by_session},
     {NULL, NULL, NULL},
 };
 

@@ -20,7 +20,8 @@ typedef struct {
   void (*schedule)(KvInstance *instance, double now, KvBatch *batch);
   gboolean holds_rows; /* a finished sequence's row is computed until its whole batch ends (static
                           batching) */
-  gboolean async;      /* may run one step ahead (vLLM v1's asynchronous scheduling) */
+  gboolean shares_prefixes; /* can look prompts up in the prefix cache */
+  gboolean async;           /* may run one step ahead (vLLM v1's asynchronous scheduling) */
 } KvSchedulerClass;
 
 /* Every scheduler, NULL-terminated. */

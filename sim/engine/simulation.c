@@ -40,7 +40,7 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
   const KvSchedulerClass *scheduler = kv_scheduler_find(e->scheduler);
   if (scheduler->holds_rows || strcmp(e->scheduler, "orca") == 0)
     e->allocator = "reserved";
-  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->async)
+  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->shares_prefixes)
     e->prefix_caching = FALSE;
   if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
     e->reservation = KV_RESERVE_ORACLE;

@@ -19,6 +19,8 @@ const KvMeasuredKind *const kv_measured_kinds[] = {
     &kv_measured_inferencemax,
     &kv_measured_silicon,
     &kv_measured_vllm_bench,
+    &kv_measured_inference_perf,
+    &kv_measured_multi_round_qa,
     NULL,
 };
 
