@@ -116,8 +116,7 @@ static gboolean fill(KvMeasuredRun *run, const char *path, KvJson *json,
   s->arrivals = KV_ARRIVE_LIMITED;
   s->concurrency = sweep->in_flight;
   s->engine.max_seqs = sweep->max_seqs;
-  s->engine.async_scheduling = FALSE; /* not the default before vLLM 0.14 */
-  s->engine.reserve_full_prompt = FALSE;
+  kv_measured_synchronous(s); /* of 2025 */
   kv_measured_over_http(s);
   run->workload = workload_of((guint64)n, rate, input_tokens, output_tokens);
   run->group =

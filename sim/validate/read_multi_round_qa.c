@@ -14,9 +14,7 @@
  *     are found in HBM and which in DRAM agrees: about the last 160, and the last 350).
  *   - The engine is vLLM of March 2025: V0, no chunked prefill, max_model_len 32,000. A request's
  *     answer stands still for whole prompts of others (1.4 s, 3.4 s, 5.4 s ...), as it would then.
- *   - With a client that talks to a balancer of connections, who serves a request depends on the
- *     connection that the client's pool reuses: the first idle one, kept for 5 s. Launch and finish
- *     times tell which; the balancer's choice for each connection is random. */
+ */
 #include <math.h>
 #include <string.h>
 
@@ -25,10 +23,7 @@
 #include "sim/validate/rows.h"
 
 enum { SYSTEM_TOKENS = 1000, WARM_USERS = 400, BLOCK_TOKENS = 64 };
-static const double WARM_GAP_SECONDS = 0.5, PAUSE_SECONDS = 12.0, KEEP_ALIVE_SECONDS = 5.0;
-
-/* What requests that go to one replica have in common. */
-typedef enum { BY_USER, BY_CONNECTION, BY_NOTHING } Affinity;
+static const double WARM_GAP_SECONDS = 0.5, PAUSE_SECONDS = 12.0;
 
 typedef struct {
   const char *name; /* the last word of the column "config" */
@@ -36,19 +31,16 @@ typedef struct {
   const char *model, *device;
   guint replicas;
   const char *router;
-  Affinity affinity;
   double dram_GB; /* of LMCache, a replica; 0: none */
 } Deployment;
 
 /* March 2025, eight A100 of 80 GB (the authors' description; memory from what HBM keeps). */
 static const Deployment deployments[] = {
-    {"naive", "connections", "llama-3.1-8b", "a100-80gb", 8, "session", BY_CONNECTION, 0},
-    {"aibrix_naive_7", "AIBrix", "llama-3.1-8b", "a100-80gb", 8, "least-loaded", BY_NOTHING, 0},
-    {"ps_naive", "affinity", "llama-3.1-8b", "a100-80gb", 8, "session", BY_USER, 0},
-    {"ps_stack_low_high", "LMCache, rising", "llama-3.1-8b", "a100-80gb", 8, "session", BY_USER,
-     120},
-    {"ps_stack_high_low", "LMCache, falling", "llama-3.1-8b", "a100-80gb", 8, "session", BY_USER,
-     120},
+    {"naive", "connections", "llama-3.1-8b", "a100-80gb", 8, "connection", 0},
+    {"aibrix_naive_7", "AIBrix", "llama-3.1-8b", "a100-80gb", 7, "least-loaded", 0},
+    {"ps_naive", "affinity", "llama-3.1-8b", "a100-80gb", 8, "session", 0},
+    {"ps_stack_low_high", "LMCache, rising", "llama-3.1-8b", "a100-80gb", 8, "session", 128.8},
+    {"ps_stack_high_low", "LMCache, falling", "llama-3.1-8b", "a100-80gb", 8, "session", 128.8},
 };
 
 static const Deployment *deployment_of(const char *config) {
@@ -69,7 +61,7 @@ typedef struct {
   double rate, launch, finish, ttft, generation;
   guint32 input_tokens, output_tokens;
   gint64 user;
-  guint64 line, connection;
+  guint64 line;
 } Row;
 
 static int by_launch(const void *a, const void *b) {
@@ -115,42 +107,14 @@ static GArray *read_rows(const char *path, GError **error) {
   return NULL;
 }
 
-typedef struct {
-  double idle_from;
-  guint64 id;
-} Connection;
-
-/* Which connection each request of one rate took: of those that are idle the one opened first. */
-static void find_connections(Row *rows, guint n, guint64 *next_id) {
-  g_autoptr(GArray) open = g_array_new(FALSE, FALSE, sizeof(Connection));
-  for (guint i = 0; i < n; i++) {
-    Connection *taken = NULL;
-    for (guint c = open->len; c-- > 0;)
-      if (g_array_index(open, Connection, c).idle_from + KEEP_ALIVE_SECONDS < rows[i].launch)
-        g_array_remove_index(open, c);
-    for (guint c = 0; c < open->len && !taken; c++)
-      if (g_array_index(open, Connection, c).idle_from <= rows[i].launch)
-        taken = &g_array_index(open, Connection, c);
-    if (!taken) {
-      Connection fresh = {0.0, (*next_id)++};
-      g_array_append_val(open, fresh);
-      taken = &g_array_index(open, Connection, open->len - 1);
-    }
-    taken->idle_from = rows[i].finish;
-    rows[i].connection = taken->id;
-  }
-}
-
 /* A request as a line of the workload. Blocks of the system prompt are everybody's, the others of
  * the user's conversation, which only grows. */
-static void add_request(GString *text, double seconds, const Row *row, gint64 session) {
+static void add_request(GString *text, double seconds, const Row *row) {
   char stamp[G_ASCII_DTOSTR_BUF_SIZE];
   g_ascii_formatd(stamp, sizeof stamp, "%.3f", 1e3 * seconds);
   g_string_append_printf(text, "{\"timestamp\":%s,\"input_length\":%u,\"output_length\":%u,", stamp,
                          row->input_tokens, row->output_tokens);
-  if (session >= 0)
-    g_string_append_printf(text, "\"session_id\":%" G_GINT64_FORMAT ",", session);
-  g_string_append(text, "\"hash_ids\":[");
+  g_string_append_printf(text, "\"session_id\":%" G_GINT64_FORMAT ",\"hash_ids\":[", row->user);
   gint64 n = (row->input_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
   for (gint64 b = 0; b < n; b++) {
     gint64 owner = (b + 1) * BLOCK_TOKENS <= SYSTEM_TOKENS ? 0 : row->user + 1;
@@ -159,17 +123,11 @@ static void add_request(GString *text, double seconds, const Row *row, gint64 se
   g_string_append(text, "]}\n");
 }
 
-static gint64 session_of(const Deployment *deployment, const Row *row) {
-  return deployment->affinity == BY_USER         ? row->user
-         : deployment->affinity == BY_CONNECTION ? (gint64)row->connection
-                                                 : -1;
-}
-
 static void add_warm_up(GString *text, const Row *like) {
   for (guint user = 1; user <= WARM_USERS; user++) {
     Row row = {.input_tokens = like->input_tokens, .output_tokens = like->output_tokens};
     row.user = user;
-    add_request(text, WARM_GAP_SECONDS * user, &row, user);
+    add_request(text, WARM_GAP_SECONDS * user, &row);
   }
 }
 
@@ -184,7 +142,8 @@ static gboolean set_scenario(KvMeasuredRun *run, const Deployment *d,
   e->router = g_intern_static_string(d->router);
   e->scheduler = g_intern_static_string("vllm-v0");
   e->max_model_len = 32000;
-  e->chunked_prefill = e->async_scheduling = e->reserve_full_prompt = FALSE;
+  e->chunked_prefill = FALSE;
+  kv_measured_synchronous(s);
   e->watermark = 0.01;
   if (d->dram_GB > 0.0) {
     s->tier = 1;
@@ -216,7 +175,6 @@ static gboolean add_runs(const char *path, Row *rows, guint n, const Deployment 
   g_string_append_printf(text, "\"block_tokens\":%d}\n", BLOCK_TOKENS);
   add_warm_up(text, &rows[0]);
   double zero = rows[0].launch - WARM_GAP_SECONDS * WARM_USERS - PAUSE_SECONDS;
-  guint64 next_connection = WARM_USERS + 1;
   for (guint from = 0, to = 0; from < n; from = to) {
     KvMeasuredRun *run = kv_measured_run_new(kv_measured_multi_round_qa.id);
     run->source = g_strdup_printf("%s:%" G_GUINT64_FORMAT, path, rows[from].line);
@@ -224,10 +182,9 @@ static gboolean add_runs(const char *path, Row *rows, guint n, const Deployment 
     run->warm_requests = WARM_USERS + from;
     while (to < n && rows[to].rate == rows[from].rate)
       to++;
-    find_connections(rows + from, to - from, &next_connection);
     double last = 0.0;
     for (guint i = from; i < to; i++) {
-      add_request(text, rows[i].launch - zero, &rows[i], session_of(deployment, &rows[i]));
+      add_request(text, rows[i].launch - zero, &rows[i]);
       add_measured(run, &rows[i], &last);
     }
     run->rate[KV_RATE_MAKESPAN] = last - rows[from].launch;

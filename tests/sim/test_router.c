@@ -9,7 +9,7 @@ static guint64 hashes[] = {11, 12, 13, 14};
 static KvSequence asked;
 
 static guint choice(const char *router) {
-  return kv_router_find(router)->choose(list, N, &asked);
+  return kv_router_find(router)->choose(NULL, list, N, &asked);
 }
 
 static void set_loads(const guint waiting[N], const guint running[N]) {
