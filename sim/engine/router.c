@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "sim/base/random.h"
+
 static guint round_robin(gpointer state, KvInstance *const *instances, guint n,
                          const KvSequence *sequence) {
   return (guint)(sequence->index % n);
@@ -58,20 +60,12 @@ static guint longest_prefix(gpointer state, KvInstance *const *instances, guint 
   }
 }
 
-/* A number that looks random, the same for the same `key`: the finalizer of MurmurHash3 (Appleby).
- */
-static guint64 mixed(guint64 key) {
-  key = (key ^ (key >> 33)) * G_GUINT64_CONSTANT(0xff51afd7ed558ccd);
-  key = (key ^ (key >> 33)) * G_GUINT64_CONSTANT(0xc4ceb9fe1a85ec53);
-  return key ^ (key >> 33);
-}
-
 /* Session affinity by a hash, as vLLM's production stack has it. Requests of no session go by
  * themselves. */
 static guint by_session(gpointer state, KvInstance *const *instances, guint n,
                         const KvSequence *sequence) {
   guint64 key = sequence->session >= 0 ? (guint64)sequence->session : ~sequence->index;
-  return (guint)(mixed(key) % n);
+  return (guint)(kv_random_mix(key) % n);
 }
 
 /* A client's pool of connections before a balancer that knows only connections (a Kubernetes
@@ -120,7 +114,7 @@ static guint by_connection(gpointer state, KvInstance *const *instances, guint n
       taken = at;
   }
   if (!taken) {
-    Connection fresh = {.instance = (guint)(mixed(++c->opened) % n)};
+    Connection fresh = {.instance = (guint)(kv_random_mix(++c->opened) % n)};
     g_array_append_val(c->open, fresh);
     taken = &g_array_index(c->open, Connection, c->open->len - 1);
   }

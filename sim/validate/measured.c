@@ -115,10 +115,10 @@ gboolean kv_measured_name(KvMeasuredRun *run, const char *place, const char *mod
  * steps. It becomes 0 where a step takes more than about 10 ms (prompts of 1k; between 8 and 12 ms
  * by steps of 4 ms), and is 22 to 30 ms for prompts of 8k at steps of 4 ms. An H200's 70B at one
  * request/s, prompts of 200 tokens, leaves 4 to 6 ms; an A100's 8B whose prompt of 21k is cached
- * leaves 45 to 60. */
+ * leaves 39 to 50. */
 void kv_measured_over_http(KvScenario *scenario) {
   scenario->client_request_seconds = 5e-3;
-  scenario->client_token_seconds = 2.5e-6;
+  scenario->client_token_seconds = 2.1e-6;
 }
 
 /* CPU time from a step's results to the next launch: inference-perf's sweep of an H100's 8B with at

@@ -34,10 +34,14 @@ typedef struct {
   double dram_GB; /* of LMCache, a replica; 0: none */
 } Deployment;
 
-/* March 2025, eight A100 of 80 GB (the authors' description; memory from what HBM keeps). */
+/* March 2025, eight A100 (the authors' description) of 80 GB (what HBM keeps). Without a routing
+ * policy AIBrix's gateway leaves the choice to the service, as the plain deployment does: both runs
+ * show the same triples of requests in one queue that a reused connection makes. LMCache counts its
+ * 120 GB in GiB. */
 static const Deployment deployments[] = {
     {"naive", "connections", "llama-3.1-8b", "a100-80gb", 8, "connection", 0},
-    {"aibrix_naive_7", "AIBrix", "llama-3.1-8b", "a100-80gb", 7, "least-loaded", 0},
+    {"aibrix_naive_7", "connections behind AIBrix", "llama-3.1-8b", "a100-80gb", 8, "connection",
+     0},
     {"ps_naive", "affinity", "llama-3.1-8b", "a100-80gb", 8, "session", 0},
     {"ps_stack_low_high", "LMCache, rising", "llama-3.1-8b", "a100-80gb", 8, "session", 128.8},
     {"ps_stack_high_low", "LMCache, falling", "llama-3.1-8b", "a100-80gb", 8, "session", 128.8},
