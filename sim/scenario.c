@@ -93,6 +93,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "blocks of an instance; 0: what memory allows"},
     {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL,
      "CPU time from a step's end to the next one's launch"},
+    {"engine", "between_steps_seconds", KV_FIELD_REAL, ENGINE(between_steps_seconds), -1, 10, NULL,
+     "GPU time between two steps that no scheduling hides; negative: the scheduler's"},
     {"engine", "eager_kernel_seconds", KV_FIELD_REAL, ENGINE(eager_kernel_seconds), 0, 1, NULL,
      "CPU time to launch a kernel outside CUDA graphs; the slower of CPU and GPU decides"},
     {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL,

@@ -44,6 +44,8 @@ typedef struct {
   double swap_bytes;              /* host memory for swapped blocks, per GPU */
   guint64 num_blocks;             /* override; 0: from memory */
   double step_gap_seconds;        /* from a step's end to the next schedule's end, on the CPU */
+  double between_steps_seconds;   /* GPU time between two steps' kernels, asynchronous or not:
+                                     inputs' copies, samples; negative: the scheduler's */
   double eager_kernel_seconds;    /* CPU time to launch one kernel of a step that no graph holds */
   double per_sequence_seconds;    /* CPU time of a step that grows with the sequences in it */
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */

@@ -506,6 +506,18 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
   g_ptr_array_set_size(instance->held_rows, 0);
 }
 
+/* What the GPU needs before each step of any engine, and no scheduling hides. */
+static double between_seconds(const KvInstance *instance) {
+  return instance->executor->class->closed_form ? instance->config->between_steps_seconds : 0.0;
+}
+
+static void add_between(KvStepCost *cost, double seconds, double repeats) {
+  cost->component_seconds[KV_COMPONENT_LAUNCH] += seconds * repeats;
+  cost->seconds += seconds * repeats;
+  cost->first_seconds += seconds;
+  cost->last_seconds += seconds;
+}
+
 /* Take what the decoding sequences need for the first `steps` steps of the batch from the pool. */
 static gboolean take_growth(KvInstance *instance, KvBatch *batch, guint64 steps) {
   guint64 growth = kv_decode_set_growth(instance->decode, steps);
@@ -533,6 +545,7 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
+  add_between(&batch->cost, between_seconds(instance), (double)batch->repeat);
   batch->end =
       batch->start + batch->cost.seconds + batch->gap_seconds * ((double)batch->repeat - 1.0);
   if (batch->decodes && batch->decode_n > 0) {
@@ -597,6 +610,7 @@ static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 r
   if (repeats == 0)
     return 0.0;
   return batch->wait_seconds + batch->gap_seconds * ((double)repeats - 1.0) +
+         between_seconds(instance) * (double)repeats +
          instance->executor->class->seconds(batch->pricing, repeats);
 }
 

@@ -61,4 +61,5 @@ const KvSchedulerClass kv_scheduler_vllm_v0 = {
     .description = "vLLM 0.6 to 0.8, first engine: whole prompts first, alone; prefix caching",
     .schedule = schedule,
     .shares_prefixes = TRUE,
+    .between_steps_seconds = KV_VLLM_BETWEEN_STEPS_SECONDS,
 };

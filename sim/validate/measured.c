@@ -121,15 +121,14 @@ void kv_measured_over_http(KvScenario *scenario) {
   scenario->client_token_seconds = 2.1e-6;
 }
 
-/* CPU time from a step's results to the next launch: inference-perf's sweep of an H100's 8B with at
- * most 128 sequences, 1 to 92 requests/s, is short of the kernels' time by 0.8 ms a step with one
- * sequence, 1.2 with 17, 2.1 with 42 and 4.1 with 92, part of which are prompts. The sweep with 192
- * sequences, and steps of an A100's 8B (14.2 ms, of which 13.2 are kernels), agree. */
+/* CPU time for a sequence between a step's results and the next launch: in inference-perf's sweep
+ * of an H100's 8B with at most 128 sequences, 1 to 92 requests/s, a step takes longer than its
+ * kernels by 0.8 ms with one sequence, 1.2 with 17, 2.1 with 42 and 4.1 with 92, part of which are
+ * prompts. The sweep with 192 sequences agrees. */
 void kv_measured_synchronous(KvScenario *scenario) {
   KvEngineConfig *e = &scenario->engine;
   e->async_scheduling = FALSE;
   e->reserve_full_prompt = FALSE; /* since 0.19 */
-  e->step_gap_seconds = 0.9e-3;
   e->per_sequence_seconds = 20e-6;
 }
 
