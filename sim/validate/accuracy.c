@@ -187,7 +187,7 @@ static void write_sweeps(GString *text, const GPtrArray *comparisons) {
       g_autofree char *value =
           row && columns[k].with_value ? in_unit(row, row->measured) : g_strdup("");
       if (row)
-        g_string_append_printf(text, " %s %+.1f %% |", g_strstrip(value),
+        g_string_append_printf(text, " %s%s%+.1f %% |", g_strstrip(value), *value ? " " : "",
                                100.0 * kv_comparison_error(row));
       else
         g_string_append(text, " |");
