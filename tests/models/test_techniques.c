@@ -1,81 +1,5 @@
-#include <string.h>
-
-#include "models/techniques/technique.h"
-
-/* Models by hand, so that no figure here depends on the catalogue. */
-static KvLayerGroup group;
-
-static KvModel model_of(const char *id, guint layers, guint heads, guint kv_heads) {
-  group = (KvLayerGroup){.count = layers,
-                         .attention = {.kind = KV_ATTENTION_FULL,
-                                       .n_heads = heads,
-                                       .n_kv_heads = kv_heads,
-                                       .head_dim = 128,
-                                       .value_head_dim = 128}};
-  return (KvModel){.id = (char *)id,
-                   .max_context_tokens = 4096,
-                   .weight_dtype = KV_DTYPE_FP16,
-                   .n_groups = 1,
-                   .groups = &group};
-}
-
-static KvModel llama2_7b(void) {
-  return model_of("llama-2-7b", 32, 32, 32);
-}
-
-static KvModel llama3_8b(void) {
-  return model_of("llama-3-8b", 32, 32, 8);
-}
-
-typedef struct {
-  KvModel model;
-  KvPlan *plan;
-  KvPlanCurves curves;
-  KvEngineConfig config;
-} Applied;
-
-static Applied apply(KvModel model, const char *text) {
-  g_autoptr(GError) error = NULL;
-  g_autoptr(KvStack) stack = kv_stack_parse(text, &error);
-  g_assert_no_error(error);
-  Applied x = {.model = model};
-  kv_engine_config_init(&x.config);
-  x.plan = kv_stack_apply(stack, &x.model, KV_DTYPE_FP16, &x.config, &error);
-  g_assert_no_error(error);
-  g_assert_true(kv_plan_compile(x.plan, &x.curves, &error));
-  return x;
-}
-
-static KvPlanCost cost(const Applied *x, double n, double prompt) {
-  return kv_plan_cost(x->plan, &x->curves, n, prompt, TRUE);
-}
-
-static double hbm_bytes(KvModel model, const char *text, double n, double prompt) {
-  Applied x = apply(model, text);
-  double bytes = cost(&x, n, prompt).resident_bytes[KV_TIER_HBM];
-  kv_plan_free(x.plan);
-  return bytes;
-}
-
-static const KvWork *work_of(const Applied *x, const char *name) {
-  for (guint i = 0; i < x->plan->work->len; i++)
-    if (strcmp(g_array_index(x->plan->work, KvWork, i).name, name) == 0)
-      return &g_array_index(x->plan->work, KvWork, i);
-  g_assert_not_reached();
-}
-
-static void refused(KvModel model, const char *text, const char *message) {
-  g_autoptr(GError) error = NULL;
-  g_autoptr(KvStack) stack = kv_stack_parse(text, &error);
-  KvEngineConfig config;
-  kv_engine_config_init(&config);
-  g_autoptr(KvPlan) plan = NULL;
-  if (stack)
-    plan = kv_stack_apply(stack, &model, KV_DTYPE_FP16, &config, &error);
-  g_assert_null(plan);
-  g_assert_nonnull(error);
-  g_assert_cmpstr(error->message, ==, message);
-}
+#include "models/techniques/survey.h"
+#include "tests/models/applied.h"
 
 static void test_parse(void) {
   g_autoptr(GError) error = NULL;
@@ -314,7 +238,7 @@ static void test_flexgen_tiers(void) {
   g_assert_cmpfloat(c.written_bytes, ==, kappa);
   g_assert_cmpfloat(c.attention_flops, ==, 1024.0 * 4 * 32 * 32 * 128);
   g_assert_false(x.plan->weights.stream_overlaps);
-  g_assert_false(x.curves.readers[0].reader.fetch_overlaps);
+  g_assert_cmpint(x.curves.readers[0].reader.overlap, ==, KV_OVERLAP_NONE);
   kv_plan_free(x.plan);
 
   /* A quarter on the GPU, read there; the disk's quarter has to come to the CPU. */
@@ -473,6 +397,31 @@ static void test_every_technique_is_complete(void) {
   }
 }
 
+static gboolean is_baseline(const KvTechnique *technique) {
+  return strcmp(technique->sections[0], "Baselines") == 0;
+}
+
+/* What is not a baseline is an entry of the survey, under the same sections. */
+static void test_every_technique_is_of_the_survey(void) {
+  guint n, rows = 0;
+  const KvSurveyEntry *entries = kv_survey(&n);
+  g_assert_cmpuint(n, ==, 130);
+  for (guint i = 0; i < n; i++) {
+    rows += g_strv_length(entries[i].sections);
+    const KvTechnique *technique = kv_technique_find(entries[i].id, NULL);
+    if (technique)
+      g_assert_true(g_strv_equal((const char *const *)entries[i].sections, technique->sections));
+  }
+  g_assert_cmpuint(rows, ==, 138);
+  for (guint t = 0; kv_techniques[t]; t++) {
+    gboolean listed = is_baseline(kv_techniques[t]);
+    for (guint i = 0; i < n && !listed; i++)
+      listed = strcmp(entries[i].id, kv_techniques[t]->id) == 0;
+    if (!listed)
+      g_error("%s is not in the survey", kv_techniques[t]->id);
+  }
+}
+
 static void test_page(void) {
   g_autofree char *page = kv_technique_page(kv_technique_find("kivi", NULL));
   g_assert_true(g_str_has_prefix(page, "# KIVI\n"));
@@ -493,6 +442,7 @@ int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/techniques/parse", test_parse);
   g_test_add_func("/techniques/parse-errors", test_parse_errors);
+  g_test_add_func("/techniques/survey", test_every_technique_is_of_the_survey);
   g_test_add_func("/techniques/gqa", test_gqa);
   g_test_add_func("/techniques/gqa/refusals", test_gqa_refusals);
   g_test_add_func("/techniques/kivi/bytes", test_kivi_bytes);
