@@ -301,5 +301,6 @@ const KvTechnique kv_technique_kivi = {
     .confidence =
         "high: repository, README, LongBench page and a text copy of the paper were read; "
         "kernel counts of impl=released are our estimate from its steps",
+    .executed = TRUE, /* impl=ideal */
     .plan = kivi_plan,
 };

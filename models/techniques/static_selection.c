@@ -198,5 +198,6 @@ const KvTechnique kv_technique_snapkv = {
     .confidence =
         "high: the algorithm's code and result table were read; the abstract's figures are "
         "recalled",
+    .executed = TRUE, /* impl=ideal */
     .plan = snapkv_plan,
 };

@@ -89,6 +89,7 @@ static void host_move_block(KvExecutor *executor, KvTier from_tier, guint32 from
 }
 
 static void host_forget(KvExecutor *executor, KvSequence *sequence) {
+  kv_host_cache_drop_window(((HostExecutor *)executor)->cache, sequence->index);
   kv_host_ledger_forget(&((HostExecutor *)executor)->ledger, sequence);
 }
 
@@ -157,6 +158,15 @@ void kv_host_executor_set_sink(KvExecutor *executor, KvHostSink sink, gpointer u
   KvHostLedger *ledger = &((HostExecutor *)executor)->ledger;
   ledger->sink = sink;
   ledger->sink_user = user;
+}
+
+void kv_host_executor_set_compression(KvExecutor *executor, const KvHostCompression *compression) {
+  g_return_if_fail(executor && executor->class == &kv_host_executor_class && compression);
+  HostExecutor *host = (HostExecutor *)executor;
+  host->cache->compression = *compression;
+  host->ledger.budget = compression->budget;
+  host->ledger.exact =
+      compression->format == KV_HOST_EXACT || compression->format == KV_HOST_FP8;
 }
 
 void kv_host_executor_set_measured(KvExecutor *executor, gboolean measured) {

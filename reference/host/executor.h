@@ -47,6 +47,10 @@ KvExecutor *kv_host_executor_new_with(KvHostWeights *weights, const KvModel *mod
 /* The *n tokens generated for the sequence so far; borrowed, until its next step. */
 const guint32 *kv_host_executor_output(KvExecutor *executor, const KvSequence *sequence, guint *n);
 
+/* Hold the cache so from now on; call before the first step. Other than with fp8, what is computed
+ * again after a preemption may then come out differently. */
+void kv_host_executor_set_compression(KvExecutor *executor, const KvHostCompression *compression);
+
 void kv_host_executor_set_sink(KvExecutor *executor, KvHostSink sink, gpointer user);
 
 void kv_host_executor_set_measured(KvExecutor *executor, gboolean measured);

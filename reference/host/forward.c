@@ -114,21 +114,41 @@ static void project_inputs(Pass *pass, const KvHostLayer *layer) {
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
 }
 
+/* One more token: what leaves the exact rest is packed. */
+static void kivi_append(const KvHostCompression *c, const KvHostPages *pages,
+                        const KvHostSpan *span) {
+  guint32 n = span->past + 1;
+  kv_host_kivi_pack_keys(c, pages, span->block_table, kv_host_kivi_packed_keys(c, n - 1),
+                         kv_host_kivi_packed_keys(c, n));
+  kv_host_kivi_pack_values(c, pages, span->block_table, kv_host_kivi_packed_values(c, n - 1),
+                           kv_host_kivi_packed_values(c, n));
+}
+
 static void store(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages) {
   gsize width = (gsize)layer->attention.n_kv_heads * layer->attention.head_dim, r = 0;
+  const KvHostCompression *c = &pass->cache->compression;
+  for (gsize i = 0; c->format == KV_HOST_FP8 && i < pass->rows * width; i++) {
+    pass->k[i] = kv_host_round_e4m3(pass->k[i]);
+    pass->v[i] = kv_host_round_e4m3(pass->v[i]);
+  }
   for (guint s = 0; s < pass->n_spans; s++)
     for (guint32 t = 0; t < pass->spans[s].n_tokens; t++, r++)
-      kv_host_pages_write(pages, pass->spans[s].block_table, pass->positions[r],
-                          pass->k + r * width, pass->v + r * width);
+      kv_host_pages_write(pages, pass->spans[s].block_table,
+                          pass->positions[r] - pass->spans[s].dropped, pass->k + r * width,
+                          pass->v + r * width);
   pass->work->bytes += 2.0 * (double)pass->rows * (double)width * sizeof(float);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  for (guint s = 0; c->format == KV_HOST_KIVI && s < pass->n_spans; s++)
+    if (pass->spans[s].decoding)
+      kivi_append(c, pages, &pass->spans[s]);
+  lap(pass, KV_COMPONENT_TECHNIQUE, 0.0);
 }
 
 /* Tokens of context that the span's queries read together. */
 static double tokens_attended(const KvHostSpan *span, guint window) {
   double sum = 0.0;
   for (guint32 t = 0; t < span->n_tokens; t++) {
-    guint32 visible = span->past + t + 1;
+    guint32 visible = span->past - span->dropped + t + 1;
     sum += window ? MIN(window, visible) : visible;
   }
   return sum;
@@ -141,7 +161,8 @@ static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *page
   for (guint s = 0; s < pass->n_spans; s++) {
     const KvHostSpan *span = &pass->spans[s];
     kv_host_attention(pass->attended + r * width, pass->q + r * width, pages, span->block_table,
-                      span->past, span->n_tokens, a->n_heads, window, pass->scores);
+                      span->past - span->dropped, span->n_tokens, a->n_heads, window,
+                      pass->scores);
     r += span->n_tokens;
     double read = tokens_attended(span, window);
     pass->work->bytes += 2.0 * read * a->n_kv_heads * a->head_dim * sizeof(float);
@@ -152,6 +173,54 @@ static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *page
                  (guint)width, pass->weights->hidden);
   lap(pass, KV_COMPONENT_OUTPUT_PROJECTION,
       2.0 * pass->rows * (double)width * pass->weights->hidden);
+}
+
+/* Keep the queries of the span that lie in the window at the prompt's end; q: its first row. */
+static void keep_window(const Pass *pass, const KvHostSpan *span, const float *q, float *window,
+                        gsize width) {
+  guint32 first = span->prompt_tokens - pass->cache->compression.window;
+  for (guint32 t = 0; t < span->n_tokens; t++)
+    if (span->past + t >= first && span->past + t < span->prompt_tokens)
+      memcpy(window + (span->past + t - first) * width, q + t * width, width * sizeof *q);
+}
+
+/* Cut the prompt's tokens of this layer to the budget. */
+static void cut_prompt(const Pass *pass, const KvHostPages *pages, const KvHostSpan *span,
+                       const float *window, guint n_heads) {
+  const KvHostCompression *c = &pass->cache->compression;
+  gsize voted = span->prompt_tokens - c->window;
+  g_autofree float *votes = g_new(float, pages->n_kv_heads *voted);
+  g_autofree guint32 *kept = g_new(guint32, (gsize)pages->n_kv_heads * c->budget);
+  kv_host_snapkv_vote(votes, window, pages, span->block_table, span->prompt_tokens, n_heads,
+                      c->window, pass->scores);
+  for (guint h = 0; h < pages->n_kv_heads; h++)
+    kv_host_snapkv_select(c, kept + (gsize)h * c->budget, votes + h * voted, span->prompt_tokens);
+  kv_host_snapkv_compact(c, pages, span->block_table, kept, span->prompt_tokens,
+                         span->past + span->n_tokens);
+}
+
+/* What a technique does to a layer's cache once a prompt has attended to itself. */
+static void compress(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages, guint l) {
+  const KvHostCompression *c = &pass->cache->compression;
+  gsize width = (gsize)layer->attention.n_heads * layer->attention.head_dim, row = 0;
+  for (guint s = 0; s < pass->n_spans; row += pass->spans[s++].n_tokens) {
+    const KvHostSpan *span = &pass->spans[s];
+    guint32 n = span->past + span->n_tokens;
+    if (c->format == KV_HOST_KIVI && span->last) {
+      kv_host_kivi_pack_keys(c, pages, span->block_table, 0, kv_host_kivi_packed_keys(c, n));
+      kv_host_kivi_pack_values(c, pages, span->block_table, 0, kv_host_kivi_packed_values(c, n));
+    }
+    if (span->decoding || !kv_host_compression_dropped(c, span->prompt_tokens))
+      continue;
+    float *window = kv_host_cache_window(pass->cache, pass->weights, span->owner)[l];
+    keep_window(pass, span, pass->q + row * width, window, width);
+    if (!span->last)
+      continue;
+    cut_prompt(pass, pages, span, window, layer->attention.n_heads);
+    if (l + 1 == pass->weights->n_layers)
+      kv_host_cache_drop_window(pass->cache, span->owner);
+  }
+  lap(pass, KV_COMPONENT_TECHNIQUE, 0.0);
 }
 
 static void feed_forward(Pass *pass, const KvHostLayer *layer) {
@@ -191,6 +260,8 @@ static void sample(Pass *pass) {
     kv_host_linear(logits, pass->normed, w->head, NULL, 1, w->hidden, w->vocab);
     lap(pass, KV_COMPONENT_LM_HEAD, 2.0 * w->hidden * w->vocab);
     span->sampled = kv_host_argmax(logits, w->vocab);
+    if (span->logits)
+      memcpy(span->logits, logits, w->vocab * sizeof *logits);
     lap(pass, KV_COMPONENT_SAMPLING, 0.0);
   }
 }
@@ -206,6 +277,7 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
     project_inputs(&pass, layer);
     store(&pass, layer, &cache->layers[l]);
     attend(&pass, layer, &cache->layers[l]);
+    compress(&pass, layer, &cache->layers[l], l);
     add_residual(&pass);
     feed_forward(&pass, layer);
     add_residual(&pass);

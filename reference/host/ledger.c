@@ -7,11 +7,12 @@
 typedef struct {
   GArray *generated; /* of guint32 */
   GArray *names;     /* of guint64: [i] names the tokens up to position i */
+  guint32 dropped;   /* of the prompt: position i stands in slot i - dropped */
 } TokenHistory;
 
 static TokenHistory *state_of(KvSequence *sequence) {
   if (!sequence->executor_state) {
-    TokenHistory *state = g_new(TokenHistory, 1);
+    TokenHistory *state = g_new0(TokenHistory, 1);
     state->generated = g_array_new(FALSE, FALSE, sizeof(guint32));
     state->names = g_array_new(FALSE, FALSE, sizeof(guint64));
     sequence->executor_state = state;
@@ -44,12 +45,19 @@ static guint64 name_at(const KvHostLedger *ledger, KvSequence *sequence, guint32
   return g_array_index(names, guint64, position);
 }
 
-/* Where the name of the token at `position` stands. */
-static guint64 *name_slot(const KvHostLedger *ledger, const guint32 *block_table,
-                          guint32 position) {
-  return ledger->names +
-         (gsize)block_table[position / ledger->block_tokens] * ledger->block_tokens +
-         position % ledger->block_tokens;
+/* The name of what a slot of the sequence must hold. A slot of a prompt that was cut holds another
+ * token of it in each head and layer: its name is of the whole prompt and of the slot. */
+static guint64 slot_name(const KvHostLedger *ledger, KvSequence *sequence, guint32 slot) {
+  guint32 dropped = state_of(sequence)->dropped;
+  if (dropped == 0 || slot >= ledger->budget)
+    return name_at(ledger, sequence, slot + dropped);
+  return kv_random_mix(name_at(ledger, sequence, sequence->input_tokens - 1) ^ ~(guint64)slot) | 1;
+}
+
+/* Where the name of a slot stands. */
+static guint64 *name_slot(const KvHostLedger *ledger, const guint32 *block_table, guint32 slot) {
+  return ledger->names + (gsize)block_table[slot / ledger->block_tokens] * ledger->block_tokens +
+         slot % ledger->block_tokens;
 }
 
 #define PROBLEM(error, sequence, ...) problem(error, ledger, sequence, g_strdup_printf(__VA_ARGS__))
@@ -66,7 +74,7 @@ static gboolean problem(GError **error, const KvHostLedger *ledger, const KvSequ
 static gboolean check_span(const KvHostLedger *ledger, KvSequence *sequence, const KvHostSpan *span,
                            GError **error) {
   guint64 end = (guint64)span->past + span->n_tokens;
-  guint64 blocks = (end + ledger->block_tokens - 1) / ledger->block_tokens;
+  guint64 blocks = (end - span->dropped + ledger->block_tokens - 1) / ledger->block_tokens;
   if (!span->n_tokens)
     return PROBLEM(error, sequence, "nothing to compute at position %u, expected a token",
                    span->past);
@@ -83,7 +91,7 @@ static gboolean check_span(const KvHostLedger *ledger, KvSequence *sequence, con
                    "position %" G_GUINT64_FORMAT " needs block %" G_GUINT64_FORMAT
                    " of its table, which has %u",
                    end - 1, blocks - 1, sequence->n_block_ids);
-  for (guint64 i = span->past / ledger->block_tokens; i < blocks; i++)
+  for (guint64 i = (span->past - span->dropped) / ledger->block_tokens; i < blocks; i++)
     if (sequence->block_ids[i] >= ledger->n_blocks)
       return PROBLEM(error, sequence, "block id %u, of only %" G_GUINT64_FORMAT " in HBM",
                      sequence->block_ids[i], ledger->n_blocks);
@@ -93,19 +101,19 @@ static gboolean check_span(const KvHostLedger *ledger, KvSequence *sequence, con
 /* Whether every slot that the span reads holds this sequence's own tokens. */
 static gboolean check_context(const KvHostLedger *ledger, KvSequence *sequence,
                               const KvHostSpan *span, GError **error) {
-  guint32 first = 0;
-  if (ledger->oldest_window && span->past + 1 > ledger->oldest_window)
-    first = span->past + 1 - ledger->oldest_window;
-  for (guint32 i = first; i < span->past + span->n_tokens; i++) {
+  guint32 first = 0, past = span->past - span->dropped;
+  if (ledger->oldest_window && past + 1 > ledger->oldest_window)
+    first = past + 1 - ledger->oldest_window;
+  for (guint32 i = first; i < past + span->n_tokens; i++) {
     guint32 block = span->block_table[i / ledger->block_tokens];
     if (block >= ledger->n_blocks)
       return PROBLEM(error, sequence, "block id %u, of only %" G_GUINT64_FORMAT " in HBM", block,
                      ledger->n_blocks);
     guint64 name = *name_slot(ledger, span->block_table, i);
-    if (name != name_at(ledger, sequence, i))
+    if (name != slot_name(ledger, sequence, i))
       return PROBLEM(error, sequence,
-                     "position %u (block %u) holds %s, expected its own keys and values", i, block,
-                     name ? "those of another prefix" : "nothing yet");
+                     "position %u (block %u) holds %s, expected its own keys and values",
+                     i + span->dropped, block, name ? "those of another prefix" : "nothing yet");
   }
   return TRUE;
 }
@@ -127,15 +135,29 @@ static gboolean keep_sample(const KvHostLedger *ledger, KvSequence *sequence,
   return TRUE;
 }
 
+/* The prompt was cut: the names of the slots that are left. */
+static void cut_names(const KvHostLedger *ledger, KvSequence *sequence, const KvHostSpan *span) {
+  guint32 dropped = sequence->input_tokens - ledger->budget;
+  state_of(sequence)->dropped = dropped;
+  for (guint32 slot = 0; slot < span->past + span->n_tokens - dropped; slot++)
+    *name_slot(ledger, span->block_table, slot) = slot_name(ledger, sequence, slot);
+}
+
 static gboolean batch_add(const KvHostLedger *ledger, KvHostBatch *batch, KvSequence *sequence,
                           KvHostSpan span, GError **error) {
+  if (span.past == 0) /* from the beginning, for the first time or again */
+    state_of(sequence)->dropped = 0;
+  span.dropped = state_of(sequence)->dropped;
+  span.prompt_tokens = sequence->input_tokens;
+  span.owner = sequence->index;
   if (!check_span(ledger, sequence, &span, error))
     return FALSE;
   span.block_table = sequence->block_ids;
   for (guint32 t = 0; t < span.n_tokens; t++) {
     guint32 token = token_at(ledger, sequence, span.past + t);
     g_array_append_val(batch->tokens, token);
-    *name_slot(ledger, span.block_table, span.past + t) = name_at(ledger, sequence, span.past + t);
+    *name_slot(ledger, span.block_table, span.past + t - span.dropped) =
+        name_at(ledger, sequence, span.past + t);
   }
   batch->owners[batch->n] = sequence;
   batch->spans[batch->n++] = span;
@@ -150,7 +172,7 @@ gboolean kv_host_batch_fill(const KvHostLedger *ledger, KvHostBatch *batch, cons
   batch->tokens = g_array_new(FALSE, FALSE, sizeof(guint32));
   for (guint c = 0; c < step->n_chunks; c++) {
     const KvChunk *chunk = &step->chunks[c];
-    KvHostSpan span = {.past = chunk->past, .n_tokens = chunk->tokens, .sample = chunk->last};
+    KvHostSpan span = {.past = chunk->past, .n_tokens = chunk->tokens, .sample = chunk->last, .last = chunk->last};
     if (!batch_add(ledger, batch, chunk->sequence, span, error))
       return FALSE;
   }
@@ -177,9 +199,13 @@ gboolean kv_host_batch_check(const KvHostLedger *ledger, const KvHostBatch *batc
 }
 
 gboolean kv_host_batch_keep(const KvHostLedger *ledger, const KvHostBatch *batch, GError **error) {
-  for (guint s = 0; s < batch->n; s++)
+  for (guint s = 0; s < batch->n; s++) {
     if (batch->spans[s].sample && !keep_sample(ledger, batch->owners[s], &batch->spans[s], error))
       return FALSE;
+    if (batch->spans[s].last && ledger->budget &&
+        batch->owners[s]->input_tokens > ledger->budget)
+      cut_names(ledger, batch->owners[s], &batch->spans[s]);
+  }
   return TRUE;
 }
 

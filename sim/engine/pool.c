@@ -583,12 +583,19 @@ void kv_pool_forget(KvPool *pool, KvSequence *sequence) {
 
 void kv_pool_shrink(KvPool *pool, KvSequence *sequence, guint64 blocks) {
   guint64 held = kv_pool_held(pool, sequence);
-  g_assert(!pool->explicit_ids);
   if (blocks >= held)
     return;
   guint64 surplus = MIN(held - blocks, sequence->private_blocks);
   sequence->private_blocks -= surplus;
-  queue_append_anonymous(pool, surplus);
+  if (!pool->explicit_ids) {
+    queue_append_anonymous(pool, surplus);
+    return;
+  }
+  /* The table's last blocks. Nothing of a prompt that is cut is shared, so they are private. */
+  g_assert(sequence->n_nodes == 0 && sequence->n_block_ids >= surplus);
+  sequence->n_block_ids -= (guint32)surplus;
+  Run *run = queue_append_run(pool, surplus);
+  run->ids = g_memdup2(sequence->block_ids + sequence->n_block_ids, surplus * sizeof(guint32));
 }
 
 guint64 kv_pool_match_tokens(const KvPool *pool, const KvSequence *sequence) {

@@ -184,24 +184,51 @@ static const char *checkpoint_of(const KvScenario *s) {
   return kv_checkpoint_exists(s->model) ? s->model : NULL;
 }
 
+/* A real executor computes what it is told to: a cache that it does not know how to hold is
+ * refused. */
+static gboolean check_executed(const KvSetup *setup, KvHostCompression *compression,
+                               GError **error) {
+  const KvScenario *s = setup->scenario;
+  for (guint i = 0; i < setup->stack->uses->len; i++) {
+    const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
+    if (!t->plan || t->executed)
+      continue;
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%s changes the cache, which executor '%s' does not carry out, expected "
+                "--executor model",
+                t->id, s->executor);
+    return FALSE;
+  }
+  return kv_host_compression_init(compression, setup->stack, setup->model,
+                                  (KvDtype)s->cache_dtype, &s->engine, error);
+}
+
 static KvExecutor *new_host_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
   const char *folder = checkpoint_of(s);
+  KvHostCompression compression;
+  if (!check_executed(u, &compression, error))
+    return NULL;
   KvHostWeights *weights = folder ? kv_host_weights_load(u->model, folder, error)
                                   : kv_host_weights_new(u->model, s->seed, error);
   KvExecutor *host = weights ? kv_host_executor_new_with(weights, u->model, s->engine.block_tokens,
                                                          u->memory.blocks, dram_blocks(run),
                                                          run->hash_block_tokens, error)
                              : NULL;
-  if (host)
+  if (host) {
+    kv_host_executor_set_compression(host, &compression);
     kv_host_executor_set_sink(host, run->options->generated, run->options->user);
+  }
   return host;
 }
 
 static KvExecutor *new_cuda_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
+  KvHostCompression compression;
+  if (!check_executed(u, &compression, error))
+    return NULL;
   if (run->n > 1 || s->tensor_parallel > 1) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%u replicas of %u GPUs, the cuda executor computes on one GPU", run->n,
@@ -218,33 +245,16 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
       .max_positions = s->engine.max_model_len,
       .graph_rows = s->engine.cuda_graphs ? s->engine.cuda_graph_max_tokens : 0,
       .seed = s->seed,
+      .compression = &compression,
       .sink = run->options->generated,
       .sink_user = run->options->user,
   };
   return kv_cuda_executor_new(&settings, error);
 }
 
-/* A real executor computes what it is told to: a cache that it does not know how to hold is
- * refused. */
-static gboolean check_executed(const KvSetup *setup, GError **error) {
-  for (guint i = 0; i < setup->stack->uses->len; i++) {
-    const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
-    if (!t->plan || t->executed)
-      continue;
-    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "%s changes the cache, which executor '%s' does not carry out, expected "
-                "--executor model",
-                t->id, setup->scenario->executor);
-    return FALSE;
-  }
-  return TRUE;
-}
-
 static KvExecutor *new_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
-  if (strcmp(s->executor, "model") != 0 && !check_executed(u, error))
-    return NULL;
   if (strcmp(s->executor, "host") == 0)
     return new_host_executor(run, error);
   if (strcmp(s->executor, "cuda") == 0)

@@ -1,0 +1,77 @@
+/* Caches that hold less than every key and value as it was computed: what the real executors carry
+ * out of a technique's plan, and its arithmetic in plain C and fp32, the twin of the CUDA kernels.
+ *
+ * fp8: what is stored is rounded to e4m3 (scale 1, saturating at 448), and everything reads that.
+ * kivi: Liu et al., "KIVI" (2024). At a context of n tokens, keys are packed up to the last whole
+ * block of R, in groups of G tokens of one channel; values up to n - R, in groups of G channels of
+ * one token; the rest is exact. A prompt attends to itself exactly and is packed when it is done.
+ * Here "packed" is what unpacking gives: the page's floats become code * scale + minimum.
+ * snapkv: Li et al., "SnapKV" (2024). When a prompt of p tokens is done, each KV head keeps the
+ * `window` last tokens and of the others those with most votes, `budget` together, in ascending
+ * order in its first slots; later tokens follow. So position i stands in slot i - dropped, and a
+ * slot of the prompt belongs to a token of its own in each head.
+ *
+ * One of them at a time; kv_host_compression_init() says what of them is not executed.
+ */
+#ifndef KV_REFERENCE_HOST_COMPRESSION_H
+#define KV_REFERENCE_HOST_COMPRESSION_H
+
+#include <glib.h>
+
+#include "models/techniques/technique.h"
+#include "reference/host/kernels.h"
+
+typedef enum { KV_HOST_EXACT, KV_HOST_FP8, KV_HOST_KIVI, KV_HOST_SNAPKV } KvHostFormat;
+
+typedef struct {
+  KvHostFormat format;
+  guint bits, group, residual;  /* kivi: 2 or 4, G, R */
+  guint budget, window, kernel; /* snapkv */
+  gboolean max_pooling;
+} KvHostCompression;
+
+/* What the stack and the cache's type ask for on an engine with that configuration. FALSE with
+ * *error set if it is not executed: the technique, a setting of it, two at once, a type, the
+ * model's layers. */
+gboolean kv_host_compression_init(KvHostCompression *compression, const KvStack *stack,
+                                  const KvModel *model, KvDtype cache_dtype,
+                                  const KvEngineConfig *engine, GError **error);
+
+/* Tokens of a prompt that are dropped when it is done. */
+guint32 kv_host_compression_dropped(const KvHostCompression *compression, guint32 prompt_tokens);
+
+/* Keys, and values, of a context of n tokens that kivi has packed. */
+guint32 kv_host_kivi_packed_keys(const KvHostCompression *compression, guint32 n);
+guint32 kv_host_kivi_packed_values(const KvHostCompression *compression, guint32 n);
+
+/* x as e4m3 holds it, and as fp16 does: to nearest, ties to even. */
+float kv_host_round_e4m3(float x);
+float kv_host_round_fp16(float x);
+
+/* A group of `bits`-bit codes: fp16 scale and minimum of x[n], elements `stride` apart; x becomes
+ * what unpacking gives. codes[n] may be NULL. */
+void kv_host_kivi_group(float *x, gsize stride, guint n, guint bits, float *scale, float *minimum,
+                        guint8 *codes);
+/* Pack the keys, the values, of tokens from .. to - 1 (keys: whole groups). */
+void kv_host_kivi_pack_keys(const KvHostCompression *compression, const KvHostPages *pages,
+                            const guint32 *block_table, guint32 from, guint32 to);
+void kv_host_kivi_pack_values(const KvHostCompression *compression, const KvHostPages *pages,
+                              const guint32 *block_table, guint32 from, guint32 to);
+
+/* votes[Hkv][prompt - W]: attention of the prompt's last W queries q[W][H][d] on each earlier token,
+ * summed over the queries and the heads of the group. The softmax is over all that a query sees.
+ * scores: scratch of prompt floats. */
+void kv_host_snapkv_vote(float *votes, const float *q, const KvHostPages *pages,
+                         const guint32 *block_table, guint32 prompt, guint n_heads, guint window,
+                         float *scores);
+/* kept[budget]: the `budget - window` best of votes[prompt - window], pooled (zeros or nothing
+ * beyond the ends), of equals the lowest, then the window; ascending. */
+void kv_host_snapkv_select(const KvHostCompression *compression, guint32 *kept, const float *votes,
+                           guint32 prompt);
+/* Bring the kept tokens of each head, kept[Hkv][budget], to the first slots, and tokens prompt ..
+ * tokens - 1 after them. */
+void kv_host_snapkv_compact(const KvHostCompression *compression, const KvHostPages *pages,
+                            const guint32 *block_table, const guint32 *kept, guint32 prompt,
+                            guint32 tokens);
+
+#endif
