@@ -14,6 +14,30 @@ gsize kv_cuda_cache_block_bytes(const KvCudaCache *cache) {
   return cache->layer_offsets[cache->n_layers];
 }
 
+/* Make the layer's blocks those of a packed cache. */
+static gboolean lay_out_packed(KvCudaCache *cache, guint l, GError **error) {
+  const KvHostCompression *c = &cache->compression;
+  KvCudaPages *pages = &cache->layers[l];
+  KvCudaPacked *packed = &cache->packed[l];
+  gboolean kivi = c->format == KV_HOST_KIVI;
+  if (pages->head_dim != 64 && pages->head_dim != 128) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "heads of %u with a packed cache, the cuda executor expects 64 or 128",
+                pages->head_dim);
+    return FALSE;
+  }
+  *packed = (KvCudaPacked){.bits = kivi ? c->bits : 8,
+                           .group = kivi ? c->group : 1,
+                           .residual = kivi ? c->residual : 0,
+                           .block_shift = pages->block_shift,
+                           .n_kv_heads = pages->n_kv_heads,
+                           .head_dim = pages->head_dim};
+  kv_cuda_packed_lay_out(packed);
+  pages->block_elements = packed->block_bytes / sizeof(KvBf16);
+  pages->value_offset = 0;
+  return TRUE;
+}
+
 /* Sizes of the layers' parts, and their pools. */
 static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError **error) {
   guint shift = 0;
@@ -29,11 +53,15 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
     pages->block_shift = shift;
     pages->n_kv_heads = a->n_kv_heads;
     pages->head_dim = a->head_dim;
+    if (cache->packed && !lay_out_packed(cache, l, error))
+      return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);
     pages->pool = kv_cuda_alloc(block_part_bytes(cache, l) * cache->hbm_blocks,
                                 "the KV blocks of a layer", error);
     if (!pages->pool)
       return FALSE;
+    if (cache->packed)
+      cache->packed[l].pool = (guint8 *)pages->pool;
   }
   return TRUE;
 }
@@ -41,6 +69,14 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
 KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weights,
                                guint block_tokens, guint64 hbm_blocks, guint64 dram_blocks,
                                GError **error) {
+  return kv_cuda_cache_new_compressed(device, weights, block_tokens, hbm_blocks, dram_blocks, NULL,
+                                      error);
+}
+
+KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeights *weights,
+                                          guint block_tokens, guint64 hbm_blocks,
+                                          guint64 dram_blocks,
+                                          const KvHostCompression *compression, GError **error) {
   g_return_val_if_fail(device && weights && block_tokens, NULL);
   if (block_tokens & (block_tokens - 1)) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
@@ -54,6 +90,10 @@ KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weight
   cache->n_layers = weights->n_layers;
   cache->hbm_blocks = hbm_blocks;
   cache->dram_blocks = dram_blocks;
+  if (compression)
+    cache->compression = *compression;
+  if (cache->compression.format == KV_HOST_FP8 || cache->compression.format == KV_HOST_KIVI)
+    cache->packed = g_new0(KvCudaPacked, cache->n_layers);
   cache->moves = g_array_new(FALSE, FALSE, sizeof(KvCudaMove));
   cache->to = g_array_new(FALSE, FALSE, sizeof(void *));
   cache->from = g_array_new(FALSE, FALSE, sizeof(void *));
@@ -89,6 +129,7 @@ void kv_cuda_cache_free(KvCudaCache *cache) {
   g_free(cache->dram_names);
   g_free(cache->layer_offsets);
   g_free(cache->layers);
+  g_free(cache->packed);
   g_free(cache);
 }
 

@@ -14,6 +14,7 @@
 #include "reference/cuda/device.h"
 #include "reference/cuda/kernels.h"
 #include "reference/cuda/weights.h"
+#include "reference/host/compression.h"
 
 typedef struct {
   KvTier from_tier, to_tier;
@@ -24,7 +25,9 @@ typedef struct {
   KvCudaDevice *device; /* borrowed */
   guint block_tokens, n_layers;
   guint64 hbm_blocks, dram_blocks;
-  KvCudaPages *layers;
+  KvHostCompression compression;
+  KvCudaPages *layers;  /* of a packed cache, memory and size of a block alone */
+  KvCudaPacked *packed; /* [layers], NULL where blocks are bf16; same memory */
   gsize *layer_offsets; /* bytes from a DRAM block's start to a layer's part; [n_layers] is its size
                          */
   guint64 *hbm_names, *dram_names; /* [blocks][block_tokens]; 0: never written */
@@ -38,6 +41,11 @@ typedef struct {
 KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weights,
                                guint block_tokens, guint64 hbm_blocks, guint64 dram_blocks,
                                GError **error);
+/* The same with blocks as the compression stores them; NULL: bf16. */
+KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeights *weights,
+                                          guint block_tokens, guint64 hbm_blocks,
+                                          guint64 dram_blocks,
+                                          const KvHostCompression *compression, GError **error);
 void kv_cuda_cache_free(KvCudaCache *cache);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaCache, kv_cuda_cache_free)
 

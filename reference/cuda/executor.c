@@ -122,6 +122,7 @@ static void cuda_move_block(KvExecutor *executor, KvTier from_tier, guint32 from
 }
 
 static void cuda_forget(KvExecutor *executor, KvSequence *sequence) {
+  kv_cuda_engine_forget(((CudaExecutor *)executor)->engine, sequence->index);
   kv_host_ledger_forget(&((CudaExecutor *)executor)->ledger, sequence);
 }
 
@@ -152,8 +153,9 @@ static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GErro
   if (!(cuda->device = kv_cuda_device_open(error)) ||
       !(cuda->weights =
             kv_cuda_weights_new(cuda->device, s->model, s->checkpoint, s->seed, error)) ||
-      !(cuda->cache = kv_cuda_cache_new(cuda->device, cuda->weights, s->block_tokens, s->hbm_blocks,
-                                        s->dram_blocks, error)) ||
+      !(cuda->cache = kv_cuda_cache_new_compressed(cuda->device, cuda->weights, s->block_tokens,
+                                                   s->hbm_blocks, s->dram_blocks, s->compression,
+                                                   error)) ||
       !(cuda->engine =
             kv_cuda_engine_new(cuda->device, cuda->weights, cuda->cache, s->max_positions, error)))
     return FALSE;
@@ -166,6 +168,7 @@ static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GErro
                                 .hash_block_tokens = s->hash_block_tokens,
                                 .n_blocks = s->hbm_blocks,
                                 .names = cuda->cache->hbm_names,
+                                .budget = cuda->cache->compression.budget,
                                 .sink = s->sink,
                                 .sink_user = s->sink_user};
   return TRUE;

@@ -17,6 +17,7 @@ typedef struct {
  * they are read. */
 typedef struct {
   guint32 *tokens, *positions, *row_sequences; /* [R] */
+  guint32 *slots;                              /* [R]: where keys and values go */
   guint32 *table_starts;                       /* [prefill + decode] */
   guint32 *contexts;                           /* [decode] */
   guint32 *split_tokens;                       /* [1] */
@@ -30,7 +31,8 @@ static Inputs inputs_at(guint32 *words, const Shape *s) {
   in.tokens = words;
   in.positions = in.tokens + s->rows;
   in.row_sequences = in.positions + s->rows;
-  in.table_starts = in.row_sequences + s->rows;
+  in.slots = in.row_sequences + s->rows;
+  in.table_starts = in.slots + s->rows;
   in.contexts = in.table_starts + s->prefill + s->decode;
   in.split_tokens = in.contexts + s->decode;
   in.sample_rows = in.split_tokens + 1;
@@ -60,6 +62,7 @@ struct KvCudaEngine {
   KvCudaDevice *device;
   const KvCudaWeights *weights;
   KvCudaCache *cache;
+  KvCudaCompressed *compressed; /* NULL: the cache is bf16 and whole */
   KvCudaGemm *gemm;
   GArray *angles; /* of Angles */
   guint max_positions, graph_rows;
@@ -140,6 +143,9 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   e->laps = g_array_new(FALSE, FALSE, sizeof(KvComponent));
   if (!measure_layers(e, error) || !(e->gemm = kv_cuda_gemm_new(error)))
     return NULL;
+  if (cache->compression.format != KV_HOST_EXACT &&
+      !(e->compressed = kv_cuda_compressed_new(device, weights, cache, error)))
+    return NULL;
   return g_steal_pointer(&e);
 }
 
@@ -160,6 +166,7 @@ static void buffers_free(KvCudaEngine *e) {
 void kv_cuda_engine_free(KvCudaEngine *e) {
   if (!e)
     return;
+  kv_cuda_compressed_free(e->compressed);
   g_hash_table_unref(e->graphs);
   g_hash_table_unref(e->warm);
   buffers_free(e);
@@ -180,6 +187,11 @@ void kv_cuda_engine_set_graph_rows(KvCudaEngine *e, guint rows) {
 
 void kv_cuda_engine_set_all_logits(KvCudaEngine *e, gboolean all) {
   e->all_logits = all;
+}
+
+void kv_cuda_engine_forget(KvCudaEngine *e, guint64 owner) {
+  if (e->compressed)
+    kv_cuda_compressed_forget(e->compressed, owner);
 }
 
 const float *kv_cuda_engine_logits(const KvCudaEngine *e) {
@@ -309,6 +321,53 @@ static gboolean multiply_and_add(Pass *p, const KvBf16 *in, const KvBf16 *weight
   return lap(p, component);
 }
 
+/* The same where the cache is compressed: queries and keys are turned in place, and stored after. */
+static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
+  const KvAttention *a = &layer->attention;
+  KvCudaCompressed *c = p->e->compressed;
+  const Buffers *b = &p->e->buffers;
+  const Shape *s = &p->shape;
+  KvCudaPages nowhere = p->e->cache->layers[l];
+  KvCudaRows rows = {
+      .qkv = b->qkv,
+      .attended = b->attended,
+      .stride = ((gsize)a->n_heads + 2 * (gsize)a->n_kv_heads) * a->head_dim,
+      .rows = s->rows,
+      .prefill_rows = s->prefill_rows,
+      .prefill = s->prefill,
+      .decode = s->decode,
+      .n_tiles = s->tiles,
+      .n_heads = a->n_heads,
+      .head_dim = a->head_dim,
+      .window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0,
+      .tables = {p->in.table, p->in.table_starts},
+      .row_sequences = p->in.row_sequences,
+      .slots = p->in.slots,
+      .contexts = p->in.contexts,
+      .split_tokens = p->in.split_tokens,
+      .tiles = p->in.tiles,
+      .max_splits = s->max_splits,
+      .counters = b->counters,
+      .scratch = b->scratch,
+  };
+  nowhere.pool = NULL;
+  return kv_cuda_ok(kv_cuda_rotate_and_store(b->qkv, &nowhere, &rows.tables, rows.row_sequences,
+                                             p->in.positions, angles_of(p->e, a->head_dim),
+                                             layer->query_norm, layer->key_norm,
+                                             p->e->weights->epsilon, s->rows, a->n_heads,
+                                             p->e->device->stream),
+                    "rotary", p->error) &&
+         lap(p, KV_COMPONENT_ELEMENTWISE) &&
+         kv_cuda_ok(kv_cuda_compressed_store(c, l, &rows), "cache write", p->error) &&
+         lap(p, KV_COMPONENT_TECHNIQUE) &&
+         (!s->tiles || (kv_cuda_ok(kv_cuda_compressed_prefill(c, l, &rows), "prefill attention",
+                                   p->error) &&
+                        lap(p, KV_COMPONENT_PREFILL_ATTENTION))) &&
+         (!s->decode || (kv_cuda_ok(kv_cuda_compressed_decode(c, l, &rows), "decode attention",
+                                    p->error) &&
+                         lap(p, KV_COMPONENT_DECODE_ATTENTION)));
+}
+
 static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pages) {
   const KvAttention *a = &layer->attention;
   const Buffers *b = &p->e->buffers;
@@ -363,7 +422,8 @@ static gboolean run_layer(Pass *p, guint l) {
   return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
               p->shape.rows) &&
          multiply(p, b->qkv, b->normed, layer->qkv, layer->qkv_bias, D, qkv, KV_COMPONENT_QKV) &&
-         attend(p, layer, &p->e->cache->layers[l]) &&
+         (p->e->compressed ? attend_compressed(p, layer, l)
+                           : attend(p, layer, &p->e->cache->layers[l])) &&
          multiply_and_add(p, b->attended, layer->output, layer->output_bias, heads,
                           KV_COMPONENT_OUTPUT_PROJECTION) &&
          norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
@@ -421,7 +481,8 @@ static gboolean launch(KvCudaEngine *e, const Shape *shape, GError **error) {
 /* --- a step's shape and inputs --------------------------------------------------------------- */
 
 static guint blocks_of(const KvCudaEngine *e, const KvHostSpan *span) {
-  return (guint)(((guint64)span->past + span->n_tokens + e->cache->block_tokens - 1) /
+  return (guint)(((guint64)span->past + span->n_tokens - span->dropped + e->cache->block_tokens -
+                  1) /
                  e->cache->block_tokens);
 }
 
@@ -444,8 +505,9 @@ static guint32 split(const KvCudaEngine *e, const KvHostSpan *spans, guint n, Sh
   guint64 sum = 0, longest = 1;
   for (guint s = 0; s < n; s++)
     if (spans[s].decoding) {
-      sum += spans[s].past + 1;
-      longest = MAX(longest, (guint64)spans[s].past + 1);
+      guint32 context = spans[s].past + 1 - spans[s].dropped;
+      sum += context;
+      longest = MAX(longest, context);
     }
   guint even = kv_cuda_decode_max_splits(shape->decode, e->weights->layers[0].attention.n_kv_heads,
                                          e->device->multiprocessors);
@@ -483,7 +545,7 @@ static Shape shape_of(const KvCudaEngine *e, const KvHostSpan *spans, guint n, g
     s.samples = s.rows;
   if (!s.prefill && s.samples == s.rows && graph_rows(s.rows) <= e->graph_rows)
     s.rows = s.decode = s.samples = graph_rows(s.rows);
-  *words = 3 * (gsize)s.rows + s.prefill + 2 * (gsize)s.decode + 1 + s.samples +
+  *words = 4 * (gsize)s.rows + s.prefill + 2 * (gsize)s.decode + 1 + s.samples +
            4 * (gsize)s.tiles + table;
   return s;
 }
@@ -505,19 +567,20 @@ static void fill_inputs(const KvCudaEngine *e, const Shape *shape, const KvHostS
     memcpy(in->table + table, span->block_table, blocks_of(e, span) * sizeof(guint32));
     table += blocks_of(e, span);
     if (span->decoding)
-      in->contexts[decoding++] = span->past + 1;
+      in->contexts[decoding++] = span->past + 1 - span->dropped;
     for (guint32 t = 0; !span->decoding && t < span->n_tokens; t += most)
       in->tiles[tiles++] = (KvCudaTile){s, row + t, span->past + t, MIN(most, span->n_tokens - t)};
     for (guint32 t = 0; t < span->n_tokens; t++, row++) {
       in->tokens[row] = span->tokens[t];
       in->positions[row] = span->past + t;
+      in->slots[row] = span->past + t - span->dropped;
       in->row_sequences[row] = s;
       if (e->all_logits || (span->sample && t + 1 == span->n_tokens))
         in->sample_rows[samples++] = row;
     }
   }
   for (; row < shape->rows; row++, decoding++) { /* the graph's spare rows */
-    in->tokens[row] = in->positions[row] = 0;
+    in->tokens[row] = in->positions[row] = in->slots[row] = 0;
     in->row_sequences[row] = G_MAXUINT32;
     in->table_starts[row] = in->contexts[decoding] = 0;
     in->sample_rows[row] = row;
@@ -594,7 +657,8 @@ static gboolean read_laps(const KvCudaEngine *e, KvCudaWork *work, GError **erro
 
 /* Tokens of context that the span's queries see together. */
 static double tokens_attended(const KvHostSpan *span, guint window) {
-  double first = (double)span->past + 1.0, last = (double)span->past + span->n_tokens;
+  double past = (double)span->past - span->dropped;
+  double first = past + 1.0, last = past + span->n_tokens;
   if (window == 0 || last <= window)
     return 0.5 * (first + last) * span->n_tokens;
   double sum = 0.0;
@@ -615,12 +679,13 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
   for (guint l = 0; l < w->n_layers; l++) {
     const KvAttention *a = &w->layers[l].attention;
     guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
+    double token_bytes = (double)(e->cache->layers[l].block_elements * sizeof(KvBf16)) /
+                         e->cache->block_tokens;
     for (guint s = 0; s < n; s++) {
-      double held = (double)spans[s].past + spans[s].n_tokens;
+      double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
       double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;
       work->flops += 4.0 * tokens_attended(&spans[s], window) * a->n_heads * a->head_dim;
-      work->bytes +=
-          2.0 * (read + spans[s].n_tokens) * a->n_kv_heads * a->head_dim * sizeof(KvBf16);
+      work->bytes += (read + spans[s].n_tokens) * token_bytes;
     }
   }
 }
@@ -662,6 +727,11 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
   guint32 split_tokens = KV_CUDA_SPLIT_UNIT;
   if (shape.decode)
     split_tokens = split(e, spans, n_spans, &shape);
+  gboolean moved = FALSE;
+  if (e->compressed && !kv_cuda_compressed_begin(e->compressed, spans, n_spans, &moved, error))
+    return FALSE;
+  if (moved)
+    g_hash_table_remove_all(e->graphs);
   if (!make_room(e, &shape, words, error))
     return FALSE;
   Inputs in = inputs_at(e->staged, &shape);
@@ -671,6 +741,11 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
   if (!warm_up(e, &shape, words, &graph, error) ||
       !run_timed(e, &shape, words, graph, &seconds, error) || !read_laps(e, work, error))
     return FALSE;
+  double after = 0.0;
+  if (e->compressed && !kv_cuda_compressed_finish(e->compressed, spans, n_spans, &after, error))
+    return FALSE;
+  work->component_seconds[KV_COMPONENT_TECHNIQUE] += after;
+  seconds += after;
   work->seconds += seconds;
   work->replayed = graph != NULL;
   count_work(e, &shape, spans, n_spans, work);

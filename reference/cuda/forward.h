@@ -11,6 +11,7 @@
 #define KV_REFERENCE_CUDA_FORWARD_H
 
 #include "reference/cuda/cache.h"
+#include "reference/cuda/compressed.h"
 #include "reference/cuda/device.h"
 #include "reference/cuda/gemm.h"
 #include "reference/cuda/weights.h"
@@ -42,6 +43,9 @@ void kv_cuda_engine_set_all_logits(KvCudaEngine *engine, gboolean all);
 /* Run the pass over spans (those that decode last) and set `sampled` where asked. */
 gboolean kv_cuda_engine_run(KvCudaEngine *engine, KvHostSpan *spans, guint n_spans,
                             KvCudaWork *work, GError **error);
+
+/* The sequence that spans called `owner` is over. */
+void kv_cuda_engine_forget(KvCudaEngine *engine, guint64 owner);
 
 /* Device memory, fp32, of the last pass: [rows][V] if all logits are computed, else
  * [spans that sample][V]. */

@@ -84,8 +84,8 @@ typedef struct {
 
 /* qkv[R][H + 2 Hkv][d]: normalize each query and key head (norm weights [d], or NULL), turn it by
  * its position's angles (angles[position][d/2] of cosine and sine, or NULL), leave queries in
- * place, store keys and values in the cache. Row r belongs to sequence row_sequences[r]; rows of
- * sequence UINT32_MAX are skipped. */
+ * place, store keys and values in the cache, or leave them in place too where pages->pool is NULL.
+ * Row r belongs to sequence row_sequences[r]; rows of sequence UINT32_MAX are skipped. */
 cudaError_t kv_cuda_rotate_and_store(KvBf16 *qkv, const KvCudaPages *pages,
                                      const KvCudaTables *tables, const uint32_t *row_sequences,
                                      const uint32_t *positions, const float2 *angles,
@@ -113,6 +113,89 @@ uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint
 /* Pieces that fill a GPU of `multiprocessors` with `sequences` equal contexts. */
 uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
                                    uint32_t multiprocessors);
+
+/* --- packing.cu: caches of fewer bits -------------------------------------------------------- */
+
+/* One layer's packed cache. Block b starts at pool + b * block_bytes: key codes
+ * [Hkv][block_tokens][d], key scales [Hkv][block_tokens / group][scale, minimum][d] in fp16, value
+ * codes like the keys', value scales [Hkv][block_tokens][d / group][scale, minimum] in fp16. bits is
+ * 2 or 4; or 8: e4m3 without scales. What kivi has not packed stands in a ring of each sequence,
+ * fp16, position i at i % ring_tokens: ring + slot * ring_elements, keys [Hkv][ring_tokens][d], then
+ * values. d is 64 or 128, block_tokens a multiple of group. */
+typedef struct {
+  uint8_t *pool;
+  uint64_t block_bytes, key_scales, values, value_scales;
+  uint16_t *ring;
+  uint64_t ring_elements;
+  uint32_t ring_tokens, residual; /* residual: R, less than ring_tokens */
+  uint32_t bits, group;
+  uint32_t block_shift, n_kv_heads, head_dim;
+} KvCudaPacked;
+
+/* Fill the sizes and offsets: bits, group, residual, block_shift, n_kv_heads and head_dim are set.
+ */
+void kv_cuda_packed_lay_out(KvCudaPacked *packed);
+
+/* Store the keys and values of qkv[R][H + 2 Hkv][d] as they are, row r in slot slots[r] of sequence
+ * row_sequences[r]; rows of sequence UINT32_MAX are skipped. */
+cudaError_t kv_cuda_store(const KvBf16 *qkv, const KvCudaPages *pages, const KvCudaTables *tables,
+                          const uint32_t *row_sequences, const uint32_t *slots, uint32_t rows,
+                          uint32_t n_heads, cudaStream_t stream);
+/* The same in e4m3. */
+cudaError_t kv_cuda_store_fp8(const KvBf16 *qkv, const KvCudaPacked *packed,
+                              const KvCudaTables *tables, const uint32_t *row_sequences,
+                              const uint32_t *slots, uint32_t rows, uint32_t n_heads,
+                              cudaStream_t stream);
+/* Widen e4m3 blocks from[i] into bf16 blocks i of `pages`, i < n. */
+cudaError_t kv_cuda_widen_fp8(const KvCudaPages *pages, const KvCudaPacked *packed,
+                              const uint32_t *from, uint32_t n, cudaStream_t stream);
+/* A prompt of n tokens is done, exact in `pages` under `exact_table`: pack what kivi packs of it
+ * into the blocks of `table`, the rest goes to the ring `slot`. */
+cudaError_t kv_cuda_kivi_pack(const KvCudaPacked *packed, const uint32_t *table,
+                              const KvCudaPages *pages, const uint32_t *exact_table, uint32_t slot,
+                              uint32_t n, cudaStream_t stream);
+/* Row r of qkv is the token at contexts[r] - 1 of sequence r: it enters ring slots[r], and what it
+ * pushes out is packed. Contexts of 0 are skipped. */
+cudaError_t kv_cuda_kivi_append(const KvBf16 *qkv, const KvCudaPacked *packed,
+                                const KvCudaTables *tables, const uint32_t *slots,
+                                const uint32_t *contexts, uint32_t rows, uint32_t n_heads,
+                                cudaStream_t stream);
+
+/* --- attention_packed.cu --------------------------------------------------------------------- */
+
+/* As kv_cuda_decode_attention() with the same scratch and counters; `slots` [S] are the rings (NULL
+ * for e4m3). Codes are widened in registers, products are fp16. */
+cudaError_t kv_cuda_decode_attention_packed(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                            const KvCudaPacked *packed, const KvCudaTables *tables,
+                                            const uint32_t *slots, const uint32_t *contexts,
+                                            uint32_t sequences, uint32_t n_heads, uint32_t window,
+                                            const uint32_t *split_tokens, uint32_t max_splits,
+                                            uint32_t *counters, void *scratch,
+                                            cudaStream_t stream);
+
+/* --- selection.cu: a prompt cut to its most wanted tokens ------------------------------------- */
+
+/* votes[Hkv][prompt - window]: attention of q[window][H][d], the prompt's last queries, on each
+ * earlier token, summed over queries and the heads of a group. scratch:
+ * kv_cuda_vote_scratch_bytes(). */
+cudaError_t kv_cuda_vote(float *votes, const KvBf16 *q, const KvCudaPages *pages,
+                         const uint32_t *table, uint32_t prompt, uint32_t n_heads, uint32_t window,
+                         void *scratch, cudaStream_t stream);
+uint64_t kv_cuda_vote_scratch_bytes(uint32_t prompt, uint32_t n_heads, uint32_t window);
+/* kept[Hkv][budget], ascending: the budget - window best of votes[Hkv][prompt - window], pooled over
+ * `kernel` (mean, or the largest), of equals the lowest; then the window. pooled: room for as many
+ * floats as votes. */
+cudaError_t kv_cuda_select(uint32_t *kept, const float *votes, float *pooled, uint32_t prompt,
+                           uint32_t n_kv_heads, uint32_t budget, uint32_t window, uint32_t kernel,
+                           int largest, cudaStream_t stream);
+/* Bring each head's kept tokens to its first slots and tokens prompt .. tokens - 1 after them.
+ * scratch: 2 Hkv (budget + tokens - prompt) d elements. First gathered, which changes nothing, then
+ * scattered. */
+cudaError_t kv_cuda_gather_kept(KvBf16 *scratch, const KvCudaPages *pages, const uint32_t *table,
+                                const uint32_t *kept, uint32_t budget, uint32_t prompt,
+                                uint32_t tokens, cudaStream_t stream);
+cudaError_t kv_cuda_scatter_kept(const KvCudaPages *pages, const uint32_t *table,
+                                 const KvBf16 *scratch, uint32_t count, cudaStream_t stream);
 
 /* --- attention_prefill.cu ------------------------------------------------------------------ */
 

@@ -26,7 +26,7 @@ static __global__ void __launch_bounds__(32 * WARPS)
     return;
   KvBf16 *x = qkv + ((uint64_t)row * heads + head) * d, *target = x;
   uint32_t position = positions[row];
-  if (head >= n_heads) {
+  if (head >= n_heads && pages.pool) {
     uint32_t slot = position & ((1u << pages.block_shift) - 1);
     uint32_t block = tables.table[tables.table_starts[sequence] + (position >> pages.block_shift)];
     uint32_t kv = head - n_heads;

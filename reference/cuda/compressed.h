@@ -1,0 +1,60 @@
+/* What a pass does differently when the cache is compressed (reference/host/compression.h): where
+ * keys and values go, what attention reads, and what follows when a prompt is done.
+ *
+ * fp8: blocks of e4m3. Decoding reads them as they are; a prompt's chunk reads its whole context
+ * widened into bf16 blocks of a workspace, a layer at a time.
+ * kivi: the engine's blocks hold packed codes; the rest of a sequence stands in a ring of its own. A
+ * prompt is held in bf16, all layers, in blocks of an exact pool until it is done: memory that the
+ * plan, which cuts a layer before the next begins, does not count. Pool and rings grow as needed.
+ * snapkv: the engine's own blocks, bf16; the queries of a prompt's window are kept until it is done.
+ *
+ * Packing and cutting follow the pass and are timed apart, so that a pass may be run twice. What
+ * belongs to a sequence hangs on its span's owner until it is forgotten.
+ */
+#ifndef KV_REFERENCE_CUDA_COMPRESSED_H
+#define KV_REFERENCE_CUDA_COMPRESSED_H
+
+#include "reference/cuda/cache.h"
+#include "reference/cuda/device.h"
+#include "reference/cuda/weights.h"
+#include "reference/host/forward.h"
+
+typedef struct KvCudaCompressed KvCudaCompressed;
+
+/* For a cache that is compressed; borrows its arguments. */
+KvCudaCompressed *kv_cuda_compressed_new(KvCudaDevice *device, const KvCudaWeights *weights,
+                                         KvCudaCache *cache, GError **error);
+void kv_cuda_compressed_free(KvCudaCompressed *compressed);
+
+/* Before a pass: room for what it stores, and the tables of what it reads. *moved: launches that
+ * were captured hold addresses that are no longer so. */
+gboolean kv_cuda_compressed_begin(KvCudaCompressed *compressed, const KvHostSpan *spans, guint n,
+                                  gboolean *moved, GError **error);
+
+/* The rows of a pass at one layer, all in device memory: prompts first. */
+typedef struct {
+  KvBf16 *qkv, *attended;
+  gsize stride; /* elements of a row of qkv */
+  guint rows, prefill_rows, prefill, decode, n_tiles, n_heads, head_dim, window;
+  KvCudaTables tables; /* the engine's, of all sequences */
+  const guint32 *row_sequences, *slots, *contexts, *split_tokens;
+  const KvCudaTile *tiles;
+  guint max_splits;
+  guint32 *counters;
+  void *scratch;
+} KvCudaRows;
+
+/* Store the rows' rotated keys and values; attend to the prompts' rows; to the decoding ones. */
+cudaError_t kv_cuda_compressed_store(KvCudaCompressed *compressed, guint layer,
+                                     const KvCudaRows *rows);
+cudaError_t kv_cuda_compressed_prefill(KvCudaCompressed *compressed, guint layer,
+                                       const KvCudaRows *rows);
+cudaError_t kv_cuda_compressed_decode(KvCudaCompressed *compressed, guint layer,
+                                      const KvCudaRows *rows);
+
+/* After the pass: pack or cut the prompts that it completed; *seconds of the GPU's time. */
+gboolean kv_cuda_compressed_finish(KvCudaCompressed *compressed, const KvHostSpan *spans, guint n,
+                                   double *seconds, GError **error);
+void kv_cuda_compressed_forget(KvCudaCompressed *compressed, guint64 owner);
+
+#endif
