@@ -8,6 +8,7 @@
 #include "reference/cuda/device.h"
 #include "reference/cuda/gemm.h"
 #include "reference/cuda/kernels.h"
+#include "reference/host/compression.h"
 #include "reference/host/kernels.h"
 #include "sim/base/random.h"
 
@@ -659,6 +660,260 @@ static void test_block_copies(void) {
   release();
 }
 
+/* --- compressed caches ------------------------------------------------------------------------ */
+
+/* A cache of `filled` tokens and its packed twin under the same table, empty, all NaN bits. */
+static KvCudaPacked packed_beside(const Cache *c, const KvHostCompression *k, guint rings) {
+  KvCudaPacked packed = {.bits = k->format == KV_HOST_FP8 ? 8 : k->bits,
+                         .group = k->format == KV_HOST_FP8 ? 1 : k->group,
+                         .residual = k->residual,
+                         .block_shift = c->gpu.block_shift,
+                         .n_kv_heads = c->n_kv_heads,
+                         .head_dim = c->head_dim};
+  kv_cuda_packed_lay_out(&packed);
+  packed.pool = poisoned(packed.block_bytes * c->n_blocks);
+  packed.ring = poisoned(packed.ring_elements * rings * sizeof(guint16));
+  return packed;
+}
+
+/* Keys and values of the cache's token as a row of qkv; queries are random. */
+static void row_of_token(float *row, const Cache *c, guint n_heads, guint s, guint32 token) {
+  gsize d = c->head_dim, slot = token % c->block_tokens;
+  const float *block = c->host.pool + c->table[c->starts[s] + token / c->block_tokens] *
+                                          c->host.block_floats;
+  for (guint h = 0; h < c->n_kv_heads; h++) {
+    const float *key = block + ((gsize)h * c->block_tokens + slot) * d;
+    memcpy(row + (n_heads + h) * d, key, d * sizeof *row);
+    memcpy(row + (n_heads + c->n_kv_heads + h) * d, key + c->host.value_offset, d * sizeof *row);
+  }
+}
+
+/* Decode attention over the packed cache against the twin over c->host. */
+static void check_packed_decode(const char *name, const Cache *c, const KvCudaPacked *packed,
+                                const guint32 *rings, guint n_heads, guint window,
+                                guint32 split_tokens) {
+  guint n = c->n_sequences;
+  gsize d = c->head_dim, width = n_heads * d, stride = width + (gsize)2 * c->n_kv_heads * d;
+  guint32 longest = 1;
+  g_autofree float *rows = random_floats(n * stride, 1.0), *expected = g_new0(float, n *width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree float *scores = g_new(float, c->contexts[s] + 1);
+    longest = MAX(longest, c->contexts[s]);
+    if (c->contexts[s])
+      kv_host_attention(expected + s * width, rows + s * stride, &c->host, c->table + c->starts[s],
+                        c->contexts[s] - 1, 1, n_heads, window, scores);
+  }
+  guint32 splits = (longest + split_tokens - 1) / split_tokens;
+  gsize counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  guint32 *counters = on_device(NULL, counter_bytes);
+  void *scratch = poisoned(kv_cuda_decode_scratch_bytes(n, n_heads, c->head_dim, splits));
+  void *q = upload_bf16(rows, n * stride);
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
+  for (guint again = 0; again < 2; again++) {
+    KvBf16 *out = poisoned(n * width * 2);
+    LAUNCHED(kv_cuda_decode_attention_packed(
+        out, q, stride, packed, &c->tables, rings ? on_device(rings, n * sizeof *rings) : NULL,
+        on_device(c->contexts, n * sizeof *c->contexts), n, n_heads, window,
+        on_device(&split_tokens, sizeof split_tokens), splits, counters, scratch, device->stream));
+    g_autofree float *got = download_bf16(out, n * width);
+    for (guint s = 0; s < n; s++) {
+      g_autofree char *what = g_strdup_printf(
+          "%s decode: %u bits, group %u, R %u, H %u Hkv %u d %u block %u window %u context %u split "
+          "%u",
+          name, packed->bits, packed->group, packed->residual, n_heads, c->n_kv_heads, c->head_dim,
+          c->block_tokens, window, c->contexts[s], split_tokens);
+      assert_close(what, got + s * width, expected + s * width, width, TOLERANCE);
+    }
+  }
+}
+
+static void check_fp8(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
+                      guint window, const guint32 *contexts, guint n, guint32 split_tokens) {
+  const KvHostCompression k = {.format = KV_HOST_FP8};
+  gsize width = (n_heads + 2 * (gsize)n_kv_heads) * head_dim, r = 0, total = 0;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, contexts, n, TRUE);
+  KvCudaPacked packed = packed_beside(&c, &k, 0);
+  for (guint s = 0; s < n; s++)
+    total += contexts[s];
+  g_autofree float *rows = random_floats((total + 1) * width, 1.0);
+  g_autofree guint32 *sequences = g_new(guint32, total + 1), *slots = g_new(guint32, total + 1);
+  for (guint s = 0; s < n; s++)
+    for (guint32 t = 0; t < contexts[s]; t++, r++) {
+      row_of_token(rows + r * width, &c, n_heads, s, t);
+      sequences[r] = s;
+      slots[r] = t;
+    }
+  sequences[total] = G_MAXUINT32; /* a padding row */
+  slots[total] = 0;
+  LAUNCHED(kv_cuda_store_fp8(upload_bf16(rows, (total + 1) * width), &packed, &c.tables,
+                             on_device(sequences, (total + 1) * sizeof *sequences),
+                             on_device(slots, (total + 1) * sizeof *slots), (guint)total + 1,
+                             n_heads, device->stream));
+  for (gsize i = 0; i < c.floats; i++)
+    c.host.pool[i] = kv_host_round_e4m3(c.host.pool[i]);
+  g_autofree guint32 *all = g_new(guint32, c.n_blocks);
+  for (guint i = 0; i < c.n_blocks; i++)
+    all[i] = i;
+  KvCudaPages wide = c.gpu;
+  wide.pool = poisoned(c.floats * sizeof(KvBf16));
+  LAUNCHED(kv_cuda_widen_fp8(&wide, &packed, on_device(all, c.n_blocks * sizeof *all), c.n_blocks,
+                             device->stream));
+  g_autofree float *got = download_bf16(wide.pool, c.floats);
+  for (gsize i = 0; i < c.floats; i++)
+    if (!(got[i] == c.host.pool[i] || (isnan(got[i]) && isnan(c.host.pool[i])))) {
+      g_test_message("e4m3 element %" G_GSIZE_FORMAT " is %g, expected %g", i, (double)got[i],
+                     (double)c.host.pool[i]);
+      g_test_fail();
+      break;
+    }
+  check_packed_decode("fp8", &c, &packed, NULL, n_heads, window, split_tokens);
+  cache_clear(&c);
+}
+
+static const guint packed_shapes[][3] = {{1, 1, 64},  {8, 2, 128}, {32, 8, 128}, {7, 1, 128},
+                                         {40, 2, 64}, {12, 12, 64}};
+
+static void test_fp8_cache(void) {
+  static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 31, 32, 33, 65, 129, 500, 1000};
+  static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
+  static const guint32 splits[] = {64, 256};
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+    for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
+      check_fp8(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], blocks[(h + s) % 4],
+                windows[(h + 3 * s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
+}
+
+/* All but the last tokens of each sequence as a prompt that is packed at once, those appended. */
+static void check_kivi(const KvHostCompression *k, guint n_heads, guint n_kv_heads, guint head_dim,
+                       guint block_tokens, const guint32 *contexts, guint n, guint appended,
+                       guint32 split_tokens) {
+  gsize width = (n_heads + 2 * (gsize)n_kv_heads) * head_dim;
+  g_autofree guint32 *rings = g_new(guint32, n), *now = g_new(guint32, n);
+  g_autofree float *rows = random_floats(n * width, 1.0);
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, contexts, n, TRUE);
+  KvCudaPacked packed = packed_beside(&c, k, n);
+  for (guint s = 0; s < n; s++) {
+    rings[s] = n - 1 - s;
+    now[s] = contexts[s] > appended ? contexts[s] - appended : contexts[s];
+    LAUNCHED(kv_cuda_kivi_pack(&packed, c.tables.table + c.starts[s], &c.gpu,
+                               c.tables.table + c.starts[s], rings[s], now[s], device->stream));
+  }
+  for (guint step = 0; step < appended; step++) {
+    g_autofree guint32 *active = g_new0(guint32, n);
+    for (guint s = 0; s < n; s++)
+      if (now[s] < contexts[s]) {
+        row_of_token(rows + s * width, &c, n_heads, s, now[s]);
+        active[s] = ++now[s];
+      }
+    KvBf16 *qkv = upload_bf16(rows, n * width);
+    for (guint again = 0; again < 2; again++) /* a pass may be run twice */
+      LAUNCHED(kv_cuda_kivi_append(qkv, &packed, &c.tables, on_device(rings, n * sizeof *rings),
+                                   on_device(active, n * sizeof *active), n, n_heads,
+                                   device->stream));
+  }
+  for (guint s = 0; s < n; s++) {
+    kv_host_kivi_pack_keys(k, &c.host, c.table + c.starts[s], 0,
+                           kv_host_kivi_packed_keys(k, contexts[s]));
+    kv_host_kivi_pack_values(k, &c.host, c.table + c.starts[s], 0,
+                             kv_host_kivi_packed_values(k, contexts[s]));
+  }
+  check_packed_decode("kivi", &c, &packed, rings, n_heads, 0, split_tokens);
+  cache_clear(&c);
+}
+
+static void test_kivi_cache(void) {
+  static const guint32 contexts[] = {1, 0, 31, 32, 33, 64, 127, 128, 129, 160, 191, 333, 517, 1000};
+  static const struct {
+    guint bits, group, residual, block_tokens;
+  } settings[] = {{2, 32, 128, 32}, {4, 32, 128, 32}, {2, 32, 32, 64},
+                  {4, 64, 64, 64},  {2, 64, 128, 128}, {4, 32, 96, 32}};
+  for (guint i = 0; i < G_N_ELEMENTS(settings); i++)
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+      const KvHostCompression k = {.format = KV_HOST_KIVI,
+                                   .bits = settings[i].bits,
+                                   .group = settings[i].group,
+                                   .residual = settings[i].residual};
+      check_kivi(&k, packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2],
+                 settings[i].block_tokens, contexts, G_N_ELEMENTS(contexts), (i + h) % 3 * 20,
+                 h % 2 ? 64 : 256);
+    }
+}
+
+static void check_votes(guint n_heads, guint n_kv_heads, guint head_dim, guint32 prompt,
+                        guint window) {
+  gsize voted = prompt - window, n = n_kv_heads * voted, queries = (gsize)window * n_heads * head_dim;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, 16, &prompt, 1, TRUE);
+  g_autofree float *q = random_floats(queries, 1.0), *expected = g_new(float, n);
+  g_autofree float *scores = g_new(float, prompt);
+  kv_host_snapkv_vote(expected, q, &c.host, c.table, prompt, n_heads, window, scores);
+  float *votes = poisoned(n * sizeof *votes);
+  LAUNCHED(kv_cuda_vote(votes, upload_bf16(q, queries), &c.gpu, c.tables.table, prompt, n_heads,
+                        window, poisoned(kv_cuda_vote_scratch_bytes(prompt, n_heads, window)),
+                        device->stream));
+  g_autofree float *got = download_f32(votes, n);
+  g_autofree char *what = g_strdup_printf("votes H %u Hkv %u d %u prompt %u window %u", n_heads,
+                                          n_kv_heads, head_dim, prompt, window);
+  assert_close(what, got, expected, n, 1e-3);
+  cache_clear(&c);
+}
+
+/* The same votes on both sides, many of them equal: the same choice, and the same cache after it. */
+static void check_cut(const KvHostCompression *k, guint n_kv_heads, guint head_dim, guint32 prompt,
+                      guint32 tokens) {
+  gsize voted = prompt - k->window, n = n_kv_heads * voted;
+  guint32 count = k->budget + tokens - prompt;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, 16, &tokens, 1, TRUE);
+  g_autofree float *votes = g_new(float, n);
+  for (gsize i = 0; i < n; i++)
+    votes[i] = (float)random_size(0, 40) / 16.0f;
+  g_autofree guint32 *kept = g_new(guint32, (gsize)n_kv_heads * k->budget), *got = NULL;
+  for (guint h = 0; h < n_kv_heads; h++)
+    kv_host_snapkv_select(k, kept + (gsize)h * k->budget, votes + h * voted, prompt);
+  gsize bytes = (gsize)n_kv_heads * k->budget * sizeof *kept;
+  guint32 *gpu_kept = poisoned(bytes);
+  LAUNCHED(kv_cuda_select(gpu_kept, upload_f32(votes, n), poisoned(n * sizeof(float)), prompt,
+                          n_kv_heads, k->budget, k->window, k->kernel, k->max_pooling,
+                          device->stream));
+  got = g_malloc(bytes);
+  OK(kv_cuda_download(device, got, gpu_kept, bytes, &ok_error));
+  g_assert_cmpmem(got, bytes, kept, bytes);
+  KvBf16 *scratch = poisoned(2 * sizeof(KvBf16) * n_kv_heads * count * head_dim);
+  LAUNCHED(kv_cuda_gather_kept(scratch, &c.gpu, c.tables.table, gpu_kept, k->budget, prompt, tokens,
+                               device->stream));
+  LAUNCHED(kv_cuda_scatter_kept(&c.gpu, c.tables.table, scratch, count, device->stream));
+  kv_host_snapkv_compact(k, &c.host, c.table, kept, prompt, tokens);
+  g_autofree float *pool = download_bf16(c.gpu.pool, c.floats);
+  for (gsize i = 0; i < c.floats; i++)
+    if (!(pool[i] == c.host.pool[i] || (isnan(pool[i]) && isnan(c.host.pool[i])))) {
+      g_test_message("cut: element %" G_GSIZE_FORMAT " is %g, expected %g", i, (double)pool[i],
+                     (double)c.host.pool[i]);
+      g_test_fail();
+      break;
+    }
+  cache_clear(&c);
+}
+
+static void test_snapkv_cache(void) {
+  static const guint32 prompts[] = {65, 100, 1025, 3000};
+  for (guint i = 0; i < G_N_ELEMENTS(prompts); i++)
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+      guint window = h % 2 ? 8 : 64, budget = window + 1 + random_size(0, prompts[i] - window - 1);
+      const KvHostCompression k = {.format = KV_HOST_SNAPKV,
+                                   .budget = budget,
+                                   .window = window,
+                                   .kernel = h % 3 ? 5 : 13,
+                                   .max_pooling = h / 2 % 2};
+      check_votes(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], prompts[i],
+                  window);
+      check_cut(&k, packed_shapes[h][1], packed_shapes[h][2], prompts[i],
+                prompts[i] + (h % 2) * random_size(0, 50));
+    }
+}
+
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
@@ -698,6 +953,9 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/prefill-attention", test_prefill_attention);
   g_test_add_func("/reference/cuda/attention-extremes", test_attention_extremes);
   g_test_add_func("/reference/cuda/block-copies", test_block_copies);
+  g_test_add_func("/reference/cuda/fp8-cache", test_fp8_cache);
+  g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
+  g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
   g_ptr_array_unref(allocated);
