@@ -35,9 +35,9 @@ struct Decode {
  * values of the ring. */
 struct Piece {
   uint32_t sequence, kv_head, first_head, heads, split, splits;
-  uint32_t context, start;               /* tokens [start, context) are attended to */
-  uint32_t packed_keys, packed_values;   /* the first ones */
-  uint32_t packed_tiles, begin, end;     /* tiles */
+  uint32_t context, start;             /* tokens [start, context) are attended to */
+  uint32_t packed_keys, packed_values; /* the first ones */
+  uint32_t packed_tiles, begin, end;   /* tiles */
   const uint16_t *ring;
 };
 
@@ -163,7 +163,8 @@ static __device__ __forceinline__ void load_keys(Raw<d, bits> &raw, const Decode
   uint32_t mask = (1u << c.block_shift) - 1, groups = (1u << c.block_shift) / c.group;
   const uint16_t *scales =
       (const uint16_t *)(c.pool + first * c.block_bytes + c.key_scales) +
-      ((uint64_t)piece.kv_head * groups + (tile.token & mask) / c.group) * 2 * d + lane % 4 * (d / 4);
+      ((uint64_t)piece.kv_head * groups + (tile.token & mask) / c.group) * 2 * d +
+      lane % 4 * (d / 4);
   load(raw.scales, scales);
   load(raw.minima, scales + d);
 }
@@ -186,8 +187,7 @@ static __device__ __forceinline__ void load_values(Raw<d, bits> &raw, const Deco
     if (token < tile.low || token >= tile.high)
       continue;
     /* d * bits / 64 bytes a lane; where that is half a word, two lanes share one. */
-    load(raw.values[i],
-         base + row * (d * bits / 8) + lane / 4 * (d * bits / 64) / 4 * 4);
+    load(raw.values[i], base + row * (d * bits / 8) + lane / 4 * (d * bits / 64) / 4 * 4);
     if (bits < 8) {
       const uint32_t *scales = (const uint32_t *)(base - c.values + c.value_scales);
       raw.value_scales[i % Raw<d, bits>::n_value_scales] =
@@ -219,14 +219,14 @@ static __device__ __forceinline__ uint32_t key_pair(const Raw<d, bits> &raw, int
   uint32_t x = raw.keys[i][pair / per_word] >> (pair % per_word * (bits == 8 ? 16 : bits));
   if (bits == 8)
     return e4m3_to_half2(x & 0xffffu);
-  return bits_of(__hfma2(codes_to_half2<bits>(x), half2_of(raw.scales[pair % Raw<d, bits>::scale_words]),
+  return bits_of(__hfma2(codes_to_half2<bits>(x),
+                         half2_of(raw.scales[pair % Raw<d, bits>::scale_words]),
                          half2_of(raw.minima[pair % Raw<d, bits>::scale_words])));
 }
 
 template <int d, int bits>
-static __device__ __forceinline__ void score_packed(float (&s)[TILE / 8][4],
-                                                    const Raw<d, bits> &raw,
-                                                    const uint32_t (&q)[d / 16][4]) {
+static __device__ __forceinline__ void
+score_packed(float (&s)[TILE / 8][4], const Raw<d, bits> &raw, const uint32_t (&q)[d / 16][4]) {
 #pragma unroll
   for (int k = 0; k < d / 16; k++)
 #pragma unroll
@@ -237,9 +237,9 @@ static __device__ __forceinline__ void score_packed(float (&s)[TILE / 8][4],
 static __device__ __forceinline__ const uint16_t *ring_row(const Decode &p, const Piece &piece,
                                                            uint32_t part, uint32_t token) {
   const KvCudaPacked &c = p.cache;
-  return piece.ring + (((uint64_t)part * c.n_kv_heads + piece.kv_head) * c.ring_tokens +
-                       token % c.ring_tokens) *
-                          c.head_dim;
+  return piece.ring +
+         (((uint64_t)part * c.n_kv_heads + piece.kv_head) * c.ring_tokens + token % c.ring_tokens) *
+             c.head_dim;
 }
 
 template <int d>
@@ -316,8 +316,8 @@ static __device__ __forceinline__ uint32_t value_pair(const Raw<d, bits> &raw, i
                                      (uint32_t)(j % 4 | (4 + j % 4) << 4)) &
                          0xffffu);
   const int per_word = 16 / bits, pair = j / 2;
-  uint32_t x = __byte_perm(raw.values[i][pair / per_word % n], raw.values[i + 1][pair / per_word % n],
-                           j % 2 ? 0x7632u : 0x5410u);
+  uint32_t x = __byte_perm(raw.values[i][pair / per_word % n],
+                           raw.values[i + 1][pair / per_word % n], j % 2 ? 0x7632u : 0x5410u);
   uint32_t shift = pair % per_word * bits;
   if (d * bits < 256) /* half a word a lane */
     shift += lane / 4 % 2 * (d / 16) * bits;
@@ -373,12 +373,12 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, const Decode &
   uint32_t block = block_of_lane(p, piece, j, lane);
   load_queries<d>(queries, p, piece, lane);
   auto load_next = [&](uint32_t i) { /* `block` is of tile i, and then of the one after */
-    if (i < piece.end && is_packed(piece, i)) {
-      Tile tile = tile_at(piece, i);
-      load_keys(next, p, piece, tile, block, lane);
-      load_values(next, p, piece, tile, block, lane);
-      block = block_of_lane(p, piece, i + WARPS, lane);
-    }
+                                     if (i < piece.end && is_packed(piece, i)) {
+                                       Tile tile = tile_at(piece, i);
+                                       load_keys(next, p, piece, tile, block, lane);
+                                       load_values(next, p, piece, tile, block, lane);
+                                       block = block_of_lane(p, piece, i + WARPS, lane);
+                                     }
   };
   load_next(j);
   for (; j < piece.end && is_packed(piece, j); j += WARPS) {
@@ -562,9 +562,9 @@ cudaError_t kv_cuda_decode_attention_packed(KvBf16 *out, const KvBf16 *q, uint64
   p.scale = 1.4426950408889634f / sqrtf((float)d);
   p.counters = counters;
   p.sums = (float2 *)scratch;
-  p.partial = (float *)((char *)scratch +
-                        ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 *
-                            256);
+  p.partial =
+      (float *)((char *)scratch +
+                ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256);
   dim3 grid(max_splits, packed->n_kv_heads * ((p.group + HEADS - 1) / HEADS), sequences);
   return d == 64 ? launch<64>(p, grid, stream) : launch<128>(p, grid, stream);
 }

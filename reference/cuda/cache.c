@@ -75,8 +75,8 @@ KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weight
 
 KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeights *weights,
                                           guint block_tokens, guint64 hbm_blocks,
-                                          guint64 dram_blocks,
-                                          const KvHostCompression *compression, GError **error) {
+                                          guint64 dram_blocks, const KvHostCompression *compression,
+                                          GError **error) {
   g_return_val_if_fail(device && weights && block_tokens, NULL);
   if (block_tokens & (block_tokens - 1)) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,

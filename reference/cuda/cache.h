@@ -44,8 +44,8 @@ KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weight
 /* The same with blocks as the compression stores them; NULL: bf16. */
 KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeights *weights,
                                           guint block_tokens, guint64 hbm_blocks,
-                                          guint64 dram_blocks,
-                                          const KvHostCompression *compression, GError **error);
+                                          guint64 dram_blocks, const KvHostCompression *compression,
+                                          GError **error);
 void kv_cuda_cache_free(KvCudaCache *cache);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaCache, kv_cuda_cache_free)
 

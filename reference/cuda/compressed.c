@@ -18,17 +18,17 @@ struct KvCudaCompressed {
   const KvCudaWeights *weights;
   KvCudaCache *cache;
   const KvHostCompression *settings;
-  GHashTable *owners;     /* of Owner, by guint64 */
-  KvCudaPages *exact;     /* [layers]; fp8: all of them the same memory */
-  guint exact_blocks;     /* of the pool */
-  GArray *free_exact;     /* of guint32 */
-  guint n_rings;          /* of each layer */
-  GArray *free_rings;     /* of gint */
-  guint32 *rings;         /* device, [MOST_ROWS]: of the pass's decoding rows */
-  GArray *words;          /* of guint32: starts, table, and what fp8 widens */
-  guint32 *tables;        /* the same on the device */
-  gsize table_words;      /* room for */
-  guint n_starts, n_from; /* in `words` */
+  GHashTable *owners;      /* of Owner, by guint64 */
+  KvCudaPages *exact;      /* [layers]; fp8: all of them the same memory */
+  guint exact_blocks;      /* of the pool */
+  GArray *free_exact;      /* of guint32 */
+  guint n_rings;           /* of each layer */
+  GArray *free_rings;      /* of gint */
+  guint32 *rings;          /* device, [MOST_ROWS]: of the pass's decoding rows */
+  GArray *words;           /* of guint32: starts, table, and what fp8 widens */
+  guint32 *tables;         /* the same on the device */
+  gsize table_words;       /* room for */
+  guint n_starts, n_from;  /* in `words` */
   const KvHostSpan *spans; /* of the pass under way */
   guint n_spans;
   void *scratch; /* of cutting */
@@ -368,8 +368,8 @@ cudaError_t kv_cuda_compressed_prefill(KvCudaCompressed *c, guint layer, const K
   KvCudaTables tables = cut ? r->tables : exact_tables(c);
   if (c->settings->format == KV_HOST_FP8) {
     const guint32 *from = c->tables + c->n_starts + c->n_from;
-    cudaError_t status = kv_cuda_widen_fp8(pages, &c->cache->packed[layer], from, c->n_from,
-                                           c->device->stream);
+    cudaError_t status =
+        kv_cuda_widen_fp8(pages, &c->cache->packed[layer], from, c->n_from, c->device->stream);
     if (status != cudaSuccess)
       return status;
   }
@@ -385,10 +385,10 @@ cudaError_t kv_cuda_compressed_decode(KvCudaCompressed *c, guint layer, const Kv
     return kv_cuda_decode_attention(out, q, r->stride, &c->cache->layers[layer], &tables,
                                     r->contexts, r->decode, r->n_heads, r->window, r->split_tokens,
                                     r->max_splits, r->counters, r->scratch, c->device->stream);
-  return kv_cuda_decode_attention_packed(
-      out, q, r->stride, &c->cache->packed[layer], &tables, c->rings, r->contexts, r->decode,
-      r->n_heads, r->window, r->split_tokens, r->max_splits, r->counters, r->scratch,
-      c->device->stream);
+  return kv_cuda_decode_attention_packed(out, q, r->stride, &c->cache->packed[layer], &tables,
+                                         c->rings, r->contexts, r->decode, r->n_heads, r->window,
+                                         r->split_tokens, r->max_splits, r->counters, r->scratch,
+                                         c->device->stream);
 }
 
 /* --- after a pass ----------------------------------------------------------------------------- */
@@ -482,8 +482,7 @@ static gboolean pack_prompt(KvCudaCompressed *c, const KvHostSpan *span, guint i
                             double *seconds, GError **error) {
   Owner *owner = owner_of(c, span->owner);
   gsize bytes = blocks_of(c, span) * sizeof(guint32);
-  const guint32 *exact =
-      c->tables + c->n_starts + g_array_index(c->words, guint32, index);
+  const guint32 *exact = c->tables + c->n_starts + g_array_index(c->words, guint32, index);
   if (bytes > c->scratch_bytes) {
     if (!grow(c, &c->scratch, 0, 2 * bytes, "the table of a prompt", error))
       return FALSE;

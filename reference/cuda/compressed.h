@@ -3,10 +3,11 @@
  *
  * fp8: blocks of e4m3. Decoding reads them as they are; a prompt's chunk reads its whole context
  * widened into bf16 blocks of a workspace, a layer at a time.
- * kivi: the engine's blocks hold packed codes; the rest of a sequence stands in a ring of its own. A
- * prompt is held in bf16, all layers, in blocks of an exact pool until it is done: memory that the
- * plan, which cuts a layer before the next begins, does not count. Pool and rings grow as needed.
- * snapkv: the engine's own blocks, bf16; the queries of a prompt's window are kept until it is done.
+ * kivi: the engine's blocks hold packed codes; the rest of a sequence stands in a ring of its own.
+ * A prompt is held in bf16, all layers, in blocks of an exact pool until it is done: memory that
+ * the plan, which cuts a layer before the next begins, does not count. Pool and rings grow as
+ * needed. snapkv: the engine's own blocks, bf16; the queries of a prompt's window are kept until it
+ * is done.
  *
  * Packing and cutting follow the pass and are timed apart, so that a pass may be run twice. What
  * belongs to a sequence hangs on its span's owner until it is forgotten.

@@ -153,9 +153,9 @@ static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GErro
   if (!(cuda->device = kv_cuda_device_open(error)) ||
       !(cuda->weights =
             kv_cuda_weights_new(cuda->device, s->model, s->checkpoint, s->seed, error)) ||
-      !(cuda->cache = kv_cuda_cache_new_compressed(cuda->device, cuda->weights, s->block_tokens,
-                                                   s->hbm_blocks, s->dram_blocks, s->compression,
-                                                   error)) ||
+      !(cuda->cache =
+            kv_cuda_cache_new_compressed(cuda->device, cuda->weights, s->block_tokens,
+                                         s->hbm_blocks, s->dram_blocks, s->compression, error)) ||
       !(cuda->engine =
             kv_cuda_engine_new(cuda->device, cuda->weights, cuda->cache, s->max_positions, error)))
     return FALSE;

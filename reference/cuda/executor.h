@@ -31,7 +31,7 @@ typedef struct {
   guint graph_rows;          /* largest batch that is replayed as a graph, 0: none */
   guint64 seed;
   const KvHostCompression *compression; /* of the cache; NULL: none */
-  KvHostSink sink; /* gets a sequence's tokens when it is forgotten; or NULL */
+  KvHostSink sink;                      /* gets a sequence's tokens when it is forgotten; or NULL */
   gpointer sink_user;
 } KvCudaSettings;
 

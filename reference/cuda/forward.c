@@ -321,7 +321,8 @@ static gboolean multiply_and_add(Pass *p, const KvBf16 *in, const KvBf16 *weight
   return lap(p, component);
 }
 
-/* The same where the cache is compressed: queries and keys are turned in place, and stored after. */
+/* The same where the cache is compressed: queries and keys are turned in place, and stored after.
+ */
 static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
   const KvAttention *a = &layer->attention;
   KvCudaCompressed *c = p->e->compressed;
@@ -351,21 +352,20 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
       .scratch = b->scratch,
   };
   nowhere.pool = NULL;
-  return kv_cuda_ok(kv_cuda_rotate_and_store(b->qkv, &nowhere, &rows.tables, rows.row_sequences,
-                                             p->in.positions, angles_of(p->e, a->head_dim),
-                                             layer->query_norm, layer->key_norm,
-                                             p->e->weights->epsilon, s->rows, a->n_heads,
-                                             p->e->device->stream),
+  return kv_cuda_ok(kv_cuda_rotate_and_store(
+                        b->qkv, &nowhere, &rows.tables, rows.row_sequences, p->in.positions,
+                        angles_of(p->e, a->head_dim), layer->query_norm, layer->key_norm,
+                        p->e->weights->epsilon, s->rows, a->n_heads, p->e->device->stream),
                     "rotary", p->error) &&
          lap(p, KV_COMPONENT_ELEMENTWISE) &&
          kv_cuda_ok(kv_cuda_compressed_store(c, l, &rows), "cache write", p->error) &&
          lap(p, KV_COMPONENT_TECHNIQUE) &&
-         (!s->tiles || (kv_cuda_ok(kv_cuda_compressed_prefill(c, l, &rows), "prefill attention",
-                                   p->error) &&
-                        lap(p, KV_COMPONENT_PREFILL_ATTENTION))) &&
-         (!s->decode || (kv_cuda_ok(kv_cuda_compressed_decode(c, l, &rows), "decode attention",
-                                    p->error) &&
-                         lap(p, KV_COMPONENT_DECODE_ATTENTION)));
+         (!s->tiles ||
+          (kv_cuda_ok(kv_cuda_compressed_prefill(c, l, &rows), "prefill attention", p->error) &&
+           lap(p, KV_COMPONENT_PREFILL_ATTENTION))) &&
+         (!s->decode ||
+          (kv_cuda_ok(kv_cuda_compressed_decode(c, l, &rows), "decode attention", p->error) &&
+           lap(p, KV_COMPONENT_DECODE_ATTENTION)));
 }
 
 static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pages) {
@@ -481,9 +481,9 @@ static gboolean launch(KvCudaEngine *e, const Shape *shape, GError **error) {
 /* --- a step's shape and inputs --------------------------------------------------------------- */
 
 static guint blocks_of(const KvCudaEngine *e, const KvHostSpan *span) {
-  return (guint)(((guint64)span->past + span->n_tokens - span->dropped + e->cache->block_tokens -
-                  1) /
-                 e->cache->block_tokens);
+  return (
+      guint)(((guint64)span->past + span->n_tokens - span->dropped + e->cache->block_tokens - 1) /
+             e->cache->block_tokens);
 }
 
 static guint tile_tokens(const KvCudaEngine *e) {
@@ -679,8 +679,8 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
   for (guint l = 0; l < w->n_layers; l++) {
     const KvAttention *a = &w->layers[l].attention;
     guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
-    double token_bytes = (double)(e->cache->layers[l].block_elements * sizeof(KvBf16)) /
-                         e->cache->block_tokens;
+    double token_bytes =
+        (double)(e->cache->layers[l].block_elements * sizeof(KvBf16)) / e->cache->block_tokens;
     for (guint s = 0; s < n; s++) {
       double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
       double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;

@@ -118,10 +118,10 @@ uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
 
 /* One layer's packed cache. Block b starts at pool + b * block_bytes: key codes
  * [Hkv][block_tokens][d], key scales [Hkv][block_tokens / group][scale, minimum][d] in fp16, value
- * codes like the keys', value scales [Hkv][block_tokens][d / group][scale, minimum] in fp16. bits is
- * 2 or 4; or 8: e4m3 without scales. What kivi has not packed stands in a ring of each sequence,
- * fp16, position i at i % ring_tokens: ring + slot * ring_elements, keys [Hkv][ring_tokens][d], then
- * values. d is 64 or 128, block_tokens a multiple of group. */
+ * codes like the keys', value scales [Hkv][block_tokens][d / group][scale, minimum] in fp16. bits
+ * is 2 or 4; or 8: e4m3 without scales. What kivi has not packed stands in a ring of each sequence,
+ * fp16, position i at i % ring_tokens: ring + slot * ring_elements, keys [Hkv][ring_tokens][d],
+ * then values. d is 64 or 128, block_tokens a multiple of group. */
 typedef struct {
   uint8_t *pool;
   uint64_t block_bytes, key_scales, values, value_scales;
@@ -170,8 +170,7 @@ cudaError_t kv_cuda_decode_attention_packed(KvBf16 *out, const KvBf16 *q, uint64
                                             const uint32_t *slots, const uint32_t *contexts,
                                             uint32_t sequences, uint32_t n_heads, uint32_t window,
                                             const uint32_t *split_tokens, uint32_t max_splits,
-                                            uint32_t *counters, void *scratch,
-                                            cudaStream_t stream);
+                                            uint32_t *counters, void *scratch, cudaStream_t stream);
 
 /* --- selection.cu: a prompt cut to its most wanted tokens ------------------------------------- */
 
@@ -182,9 +181,9 @@ cudaError_t kv_cuda_vote(float *votes, const KvBf16 *q, const KvCudaPages *pages
                          const uint32_t *table, uint32_t prompt, uint32_t n_heads, uint32_t window,
                          void *scratch, cudaStream_t stream);
 uint64_t kv_cuda_vote_scratch_bytes(uint32_t prompt, uint32_t n_heads, uint32_t window);
-/* kept[Hkv][budget], ascending: the budget - window best of votes[Hkv][prompt - window], pooled over
- * `kernel` (mean, or the largest), of equals the lowest; then the window. pooled: room for as many
- * floats as votes. */
+/* kept[Hkv][budget], ascending: the budget - window best of votes[Hkv][prompt - window], pooled
+ * over `kernel` (mean, or the largest), of equals the lowest; then the window. pooled: room for as
+ * many floats as votes. */
 cudaError_t kv_cuda_select(uint32_t *kept, const float *votes, float *pooled, uint32_t prompt,
                            uint32_t n_kv_heads, uint32_t budget, uint32_t window, uint32_t kernel,
                            int largest, cudaStream_t stream);

@@ -48,8 +48,8 @@ static __global__ void store(const KvBf16 *qkv, const KvCudaPages pages, const K
     for (uint32_t c = lane; c < d; c += 32)
       to[c] = to_e4m3(to_float(x[c]));
   } else {
-    KvBf16 *to = pages.pool + block * pages.block_elements + (i < kv ? 0 : pages.value_offset) +
-                 offset;
+    KvBf16 *to =
+        pages.pool + block * pages.block_elements + (i < kv ? 0 : pages.value_offset) + offset;
     for (uint32_t c = lane; c < d; c += 32)
       to[c] = x[c];
   }
@@ -165,8 +165,7 @@ static __device__ void pack_key_group(const KvCudaPacked &p, uint8_t *block, uin
   }
   Scale s = scale_of(low, high, p.bits);
   uint32_t groups = (1u << p.block_shift) / p.group, group = (first & mask) / p.group;
-  uint16_t *scales =
-      (uint16_t *)(block + p.key_scales) + ((uint64_t)head * groups + group) * 2 * d;
+  uint16_t *scales = (uint16_t *)(block + p.key_scales) + ((uint64_t)head * groups + group) * 2 * d;
   scales[c] = s.scale_bits;
   scales[d + c] = s.minimum_bits;
   for (uint32_t j = 0; j < p.group; j++) {
@@ -197,9 +196,8 @@ static __device__ void pack_value(const KvCudaPacked &p, uint8_t *block, uint32_
   write_words(block + p.values + offset * p.bits / 8, shared.codes, d, p.bits);
 }
 
-static __device__ __forceinline__ uint16_t *ring_slot(const KvCudaPacked &p, uint32_t slot,
-                                                      uint32_t part, uint32_t head,
-                                                      uint32_t token) {
+static __device__ __forceinline__ uint16_t *
+ring_slot(const KvCudaPacked &p, uint32_t slot, uint32_t part, uint32_t head, uint32_t token) {
   return p.ring + slot * p.ring_elements +
          (((uint64_t)part * p.n_kv_heads + head) * p.ring_tokens + token % p.ring_tokens) *
              p.head_dim;
@@ -214,9 +212,8 @@ static __global__ void kivi_pack(const KvCudaPacked p, const uint32_t *table,
   uint32_t keys = n / p.residual * p.residual, values = n > p.residual ? n - p.residual : 0;
   uint8_t *block = p.pool + table[first >> p.block_shift] * p.block_bytes;
   auto exact = [&](uint32_t token, uint64_t part) {
-    return to_float(
-        pages.pool[exact_table[token >> pages.block_shift] * pages.block_elements + part +
-                   slot_offset(pages.block_shift, d, head, token) + c]);
+    return to_float(pages.pool[exact_table[token >> pages.block_shift] * pages.block_elements +
+                               part + slot_offset(pages.block_shift, d, head, token) + c]);
   };
   if (first + p.group <= keys)
     pack_key_group(p, block, head, first, shared, [&](uint32_t t) { return exact(t, 0); });
@@ -265,9 +262,8 @@ static __global__ void kivi_append(const KvBf16 *qkv, const KvCudaPacked p,
   }
   if (n % p.residual == 0)
     for (uint32_t first = n - p.residual; first < n; first += p.group)
-      pack_key_group(p, block_of(first), head, first, shared, [&](uint32_t t) {
-        return half_to_float(ring_slot(p, slot, 0, head, t)[c]);
-      });
+      pack_key_group(p, block_of(first), head, first, shared,
+                     [&](uint32_t t) { return half_to_float(ring_slot(p, slot, 0, head, t)[c]); });
 }
 
 cudaError_t kv_cuda_kivi_append(const KvBf16 *qkv, const KvCudaPacked *packed,

@@ -5,9 +5,8 @@
 
 enum { THREADS = 128, MAX_HEAD = 128, MAX_WINDOW = 64 };
 
-static __device__ __forceinline__ const KvBf16 *key_row(const KvCudaPages &pages,
-                                                        const uint32_t *table, uint32_t head,
-                                                        uint32_t slot) {
+static __device__ __forceinline__ const KvBf16 *
+key_row(const KvCudaPages &pages, const uint32_t *table, uint32_t head, uint32_t slot) {
   uint32_t mask = (1u << pages.block_shift) - 1;
   return pages.pool + table[slot >> pages.block_shift] * pages.block_elements +
          (((uint64_t)head << pages.block_shift) + (slot & mask)) * pages.head_dim;

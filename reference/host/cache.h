@@ -38,7 +38,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostCache, kv_host_cache_free)
 
 /* The pool of a tier; NULL if it has none. */
 KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
-/* The window of a sequence: of layer l, q[window][H][d] at windows[l]. Made zeroed where it is new. */
+/* The window of a sequence: of layer l, q[window][H][d] at windows[l]. Made zeroed where it is new.
+ */
 float **kv_host_cache_window(KvHostCache *cache, const KvHostWeights *weights, guint64 owner);
 void kv_host_cache_drop_window(KvHostCache *cache, guint64 owner);
 /* Copy a block with its names. Both must exist. */

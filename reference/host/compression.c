@@ -181,8 +181,8 @@ static void add_votes(float *votes, const float *q, const KvHostPages *pages,
                       float *scores) {
   float largest = -INFINITY, total = 0.0f, scale = 1.0f / sqrtf((float)pages->head_dim);
   for (guint32 j = 0; j < visible; j++) {
-    scores[j] = scale * dot(q, slot_of(pages, block_table, head, j) + pages->key_offset,
-                            pages->head_dim);
+    scores[j] =
+        scale * dot(q, slot_of(pages, block_table, head, j) + pages->key_offset, pages->head_dim);
     largest = MAX(largest, scores[j]);
   }
   for (guint32 j = 0; j < visible; j++)

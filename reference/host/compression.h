@@ -58,9 +58,9 @@ void kv_host_kivi_pack_keys(const KvHostCompression *compression, const KvHostPa
 void kv_host_kivi_pack_values(const KvHostCompression *compression, const KvHostPages *pages,
                               const guint32 *block_table, guint32 from, guint32 to);
 
-/* votes[Hkv][prompt - W]: attention of the prompt's last W queries q[W][H][d] on each earlier token,
- * summed over the queries and the heads of the group. The softmax is over all that a query sees.
- * scores: scratch of prompt floats. */
+/* votes[Hkv][prompt - W]: attention of the prompt's last W queries q[W][H][d] on each earlier
+ * token, summed over the queries and the heads of the group. The softmax is over all that a query
+ * sees. scores: scratch of prompt floats. */
 void kv_host_snapkv_vote(float *votes, const float *q, const KvHostPages *pages,
                          const guint32 *block_table, guint32 prompt, guint n_heads, guint window,
                          float *scores);

@@ -165,8 +165,7 @@ void kv_host_executor_set_compression(KvExecutor *executor, const KvHostCompress
   HostExecutor *host = (HostExecutor *)executor;
   host->cache->compression = *compression;
   host->ledger.budget = compression->budget;
-  host->ledger.exact =
-      compression->format == KV_HOST_EXACT || compression->format == KV_HOST_FP8;
+  host->ledger.exact = compression->format == KV_HOST_EXACT || compression->format == KV_HOST_FP8;
 }
 
 void kv_host_executor_set_measured(KvExecutor *executor, gboolean measured) {

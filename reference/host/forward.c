@@ -161,8 +161,7 @@ static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *page
   for (guint s = 0; s < pass->n_spans; s++) {
     const KvHostSpan *span = &pass->spans[s];
     kv_host_attention(pass->attended + r * width, pass->q + r * width, pages, span->block_table,
-                      span->past - span->dropped, span->n_tokens, a->n_heads, window,
-                      pass->scores);
+                      span->past - span->dropped, span->n_tokens, a->n_heads, window, pass->scores);
     r += span->n_tokens;
     double read = tokens_attended(span, window);
     pass->work->bytes += 2.0 * read * a->n_kv_heads * a->head_dim * sizeof(float);

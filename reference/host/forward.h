@@ -23,10 +23,10 @@ typedef struct {
   guint32 prompt_tokens; /* of the sequence: for caches that are compressed when it is done */
   guint64 owner;         /* tells sequences apart */
   gboolean last;         /* it completes the prompt, or what a preemption lost */
-  gboolean decoding; /* which component its attention counts as */
-  gboolean sample;   /* the token after the last one is wanted */
-  guint32 sampled;   /* out */
-  float *logits;     /* out where not NULL, [V]: of the token after the last one */
+  gboolean decoding;     /* which component its attention counts as */
+  gboolean sample;       /* the token after the last one is wanted */
+  guint32 sampled;       /* out */
+  float *logits;         /* out where not NULL, [V]: of the token after the last one */
 } KvHostSpan;
 
 /* What a pass took. Products and attention count their multiply-adds as two FLOPs; the rest counts

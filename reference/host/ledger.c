@@ -172,7 +172,8 @@ gboolean kv_host_batch_fill(const KvHostLedger *ledger, KvHostBatch *batch, cons
   batch->tokens = g_array_new(FALSE, FALSE, sizeof(guint32));
   for (guint c = 0; c < step->n_chunks; c++) {
     const KvChunk *chunk = &step->chunks[c];
-    KvHostSpan span = {.past = chunk->past, .n_tokens = chunk->tokens, .sample = chunk->last, .last = chunk->last};
+    KvHostSpan span = {
+        .past = chunk->past, .n_tokens = chunk->tokens, .sample = chunk->last, .last = chunk->last};
     if (!batch_add(ledger, batch, chunk->sequence, span, error))
       return FALSE;
   }
@@ -202,8 +203,7 @@ gboolean kv_host_batch_keep(const KvHostLedger *ledger, const KvHostBatch *batch
   for (guint s = 0; s < batch->n; s++) {
     if (batch->spans[s].sample && !keep_sample(ledger, batch->owners[s], &batch->spans[s], error))
       return FALSE;
-    if (batch->spans[s].last && ledger->budget &&
-        batch->owners[s]->input_tokens > ledger->budget)
+    if (batch->spans[s].last && ledger->budget && batch->owners[s]->input_tokens > ledger->budget)
       cut_names(ledger, batch->owners[s], &batch->spans[s]);
   }
   return TRUE;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything that needs a GPU, in order: are the kernels right, are the logits right, how fast is it.
 #
-#     gpu.sh BUNDLE OUT [tests|logits|bench|run ...]
+#     gpu.sh BUNDLE OUT [tests|logits|bench|techniques|run ...]
 #
 # BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON. Without parts, all of them;
 # bench and run go on where tests or logits failed, and the exit status says so.
@@ -9,7 +9,7 @@ set -u
 bundle=$(cd "$1" && pwd) && mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# -gt 0 ] || set -- tests logits bench run
+[ $# -gt 0 ] || set -- tests logits bench techniques run
 status=0
 
 # cuBLASLt: the toolkit's, else the one that PyTorch brought.
@@ -18,6 +18,32 @@ lt=$(ls /usr/local/cuda/lib64/libcublasLt.so.13 2>/dev/null ||
 cublas=$(dirname "$lt")
 ours() { # with our program, but not with Python, the library's folder on the path
   LD_LIBRARY_PATH="$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$@"
+}
+
+# Next-token distributions beside the whole cache's: a budget that covers everything first, which must change nothing (kivi: R
+# covers everything, another kernel and fp16 beside bf16, so nearly nothing); then settings that do, on both executors.
+agreements() {
+  local failed=0
+  while read -r executor model use cache prompt decoded chunk; do
+    ours timeout 60 "$bundle/agreement" "$executor" "$model" "$use" "$cache" "$prompt" "$decoded" "$chunk" || failed=1
+  done <<END
+cuda qwen2.5-0.5b snapkv:budget=2048 bf16 1000 32 1000
+cuda qwen2.5-0.5b kivi:bits=2:R=128 bf16 90 32 90
+cuda qwen2.5-0.5b - fp8 1000 64 1000
+cuda qwen2.5-0.5b - fp8 1000 64 300
+cuda qwen2.5-0.5b kivi:bits=4 bf16 1000 64 1000
+cuda qwen2.5-0.5b kivi:bits=4 bf16 1000 64 300
+cuda qwen2.5-0.5b kivi:bits=2 bf16 1000 200 1000
+cuda qwen2.5-0.5b snapkv:budget=512 bf16 1000 64 1000
+cuda qwen2.5-0.5b snapkv:budget=512 bf16 1000 64 300
+cuda opt-125m - fp8 200 16 200
+host opt-125m - fp8 200 16 200
+cuda opt-125m kivi:bits=2 bf16 200 16 200
+host opt-125m kivi:bits=2 bf16 200 16 200
+cuda opt-125m snapkv:budget=128 bf16 200 16 200
+host opt-125m snapkv:budget=128 bf16 200 16 200
+END
+  return $failed
 }
 
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >"$out/gpu.csv" 2>&1
@@ -30,9 +56,12 @@ for part; do
   logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
     >"$out/logits.log" 2>&1 ;;
   bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1 ;;
+  techniques) ours timeout 100 "$bundle/cuda_techniques" "$out/techniques.json" >"$out/techniques.log" 2>&1
+    worked=$?
+    agreements >"$out/agreement.jsonl" 2>>"$out/techniques.log" && [ $worked -eq 0 ] ;;
   run) ours timeout 120 "$bundle/kvsim" run "$bundle/chat.jsonl" --executor cuda --requests 40 --model qwen2.5-0.5b \
     --set engine.num_blocks=4096 --json -n >"$out/run.json" 2>"$out/run.log" ;;
-  *) echo "no part $part: tests, logits, bench or run"; exit 2 ;;
+  *) echo "no part $part: tests, logits, bench, techniques or run"; exit 2 ;;
   esac
   result=$?
   [ $result -eq 0 ] || status=1
@@ -40,6 +69,7 @@ for part; do
   case $part in
   tests) grep -E '^(not )?ok|^# .*(error|expected)|Bail' "$out/tests.log" | cut -c1-200 | head -60 ;;
   run) cat "$out/run.log"; head -c 1500 "$out/run.json" ;;
+  techniques) cat "$out/techniques.log" "$out/agreement.jsonl" ;;
   *) tail -n 80 "$out/$part.log" ;;
   esac
 done

@@ -199,8 +199,8 @@ static gboolean check_executed(const KvSetup *setup, KvHostCompression *compress
                 t->id, s->executor);
     return FALSE;
   }
-  return kv_host_compression_init(compression, setup->stack, setup->model,
-                                  (KvDtype)s->cache_dtype, &s->engine, error);
+  return kv_host_compression_init(compression, setup->stack, setup->model, (KvDtype)s->cache_dtype,
+                                  &s->engine, error);
 }
 
 static KvExecutor *new_host_executor(Run *run, GError **error) {

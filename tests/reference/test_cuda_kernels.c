@@ -679,8 +679,8 @@ static KvCudaPacked packed_beside(const Cache *c, const KvHostCompression *k, gu
 /* Keys and values of the cache's token as a row of qkv; queries are random. */
 static void row_of_token(float *row, const Cache *c, guint n_heads, guint s, guint32 token) {
   gsize d = c->head_dim, slot = token % c->block_tokens;
-  const float *block = c->host.pool + c->table[c->starts[s] + token / c->block_tokens] *
-                                          c->host.block_floats;
+  const float *block =
+      c->host.pool + c->table[c->starts[s] + token / c->block_tokens] * c->host.block_floats;
   for (guint h = 0; h < c->n_kv_heads; h++) {
     const float *key = block + ((gsize)h * c->block_tokens + slot) * d;
     memcpy(row + (n_heads + h) * d, key, d * sizeof *row);
@@ -771,8 +771,8 @@ static void check_fp8(guint n_heads, guint n_kv_heads, guint head_dim, guint blo
   cache_clear(&c);
 }
 
-static const guint packed_shapes[][3] = {{1, 1, 64},  {8, 2, 128}, {32, 8, 128}, {7, 1, 128},
-                                         {40, 2, 64}, {12, 12, 64}};
+static const guint packed_shapes[][3] = {{1, 1, 64},  {8, 2, 128}, {32, 8, 128},
+                                         {7, 1, 128}, {40, 2, 64}, {12, 12, 64}};
 
 static void test_fp8_cache(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 31, 32, 33, 65, 129, 500, 1000};
@@ -827,7 +827,7 @@ static void test_kivi_cache(void) {
   static const guint32 contexts[] = {1, 0, 31, 32, 33, 64, 127, 128, 129, 160, 191, 333, 517, 1000};
   static const struct {
     guint bits, group, residual, block_tokens;
-  } settings[] = {{2, 32, 128, 32}, {4, 32, 128, 32}, {2, 32, 32, 64},
+  } settings[] = {{2, 32, 128, 32}, {4, 32, 128, 32},  {2, 32, 32, 64},
                   {4, 64, 64, 64},  {2, 64, 128, 128}, {4, 32, 96, 32}};
   for (guint i = 0; i < G_N_ELEMENTS(settings); i++)
     for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
@@ -843,7 +843,8 @@ static void test_kivi_cache(void) {
 
 static void check_votes(guint n_heads, guint n_kv_heads, guint head_dim, guint32 prompt,
                         guint window) {
-  gsize voted = prompt - window, n = n_kv_heads * voted, queries = (gsize)window * n_heads * head_dim;
+  gsize voted = prompt - window, n = n_kv_heads * voted,
+        queries = (gsize)window * n_heads * head_dim;
   Cache c;
   cache_init(&c, n_kv_heads, head_dim, 16, &prompt, 1, TRUE);
   g_autofree float *q = random_floats(queries, 1.0), *expected = g_new(float, n);
@@ -860,7 +861,8 @@ static void check_votes(guint n_heads, guint n_kv_heads, guint head_dim, guint32
   cache_clear(&c);
 }
 
-/* The same votes on both sides, many of them equal: the same choice, and the same cache after it. */
+/* The same votes on both sides, many of them equal: the same choice, and the same cache after it.
+ */
 static void check_cut(const KvHostCompression *k, guint n_kv_heads, guint head_dim, guint32 prompt,
                       guint32 tokens) {
   gsize voted = prompt - k->window, n = n_kv_heads * voted;

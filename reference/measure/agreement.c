@@ -1,0 +1,206 @@
+/* How far a technique changes what a model says (reference/host/agreement.h), as one line of JSON.
+ *
+ *     agreement EXECUTOR MODEL USE CACHE PROMPT DECODED [CHUNK]
+ *
+ * EXECUTOR is host, or cuda where the program was built with it; MODEL a catalogue id (weights from
+ * seed 1) or a checkpoint folder; USE a stack as for kvsim run, or - for none; CACHE the cache's
+ * type (bf16, fp8); PROMPT random tokens, then DECODED tokens that are compared.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "models/llm/llm.h"
+#include "reference/host/agreement.h"
+#include "reference/host/checkpoint.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#ifdef KV_AGREEMENT_CUDA
+#include "reference/cuda/forward.h"
+#endif
+
+enum { BLOCK_TOKENS = 128, SEED = 1 };
+
+typedef struct {
+  const char *executor, *model_name, *use, *cache;
+  KvModel *model;
+  KvHostCompression compression;
+  guint prompt, decoded, chunk, n_blocks;
+  guint32 *tokens, *table;
+  KvHostAgreement agreement;
+} Job;
+
+static void job_clear(Job *job) {
+  g_clear_pointer(&job->model, kv_model_free);
+  g_free(job->tokens);
+  g_free(job->table);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Job, job_clear)
+
+static gboolean find_dtype(const char *name, KvDtype *dtype, GError **error) {
+  for (guint i = 0; kv_dtype_names[i]; i++)
+    if (strcmp(kv_dtype_names[i], name) == 0) {
+      *dtype = (KvDtype)i;
+      return TRUE;
+    }
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "no type '%s', expected bf16 or fp8", name);
+  return FALSE;
+}
+
+/* The technique's plan must accept the model; what the executors take of it is checked after. */
+static gboolean read_technique(Job *job, GError **error) {
+  KvDtype dtype;
+  KvEngineConfig engine = {.block_tokens = BLOCK_TOKENS};
+  g_autoptr(KvStack) stack = kv_stack_parse(strcmp(job->use, "-") == 0 ? "" : job->use, error);
+  if (!stack || !find_dtype(job->cache, &dtype, error))
+    return FALSE;
+  g_autoptr(KvPlan) plan = kv_stack_apply(stack, job->model, dtype, &engine, error);
+  engine.prefix_caching = FALSE;
+  engine.block_tokens = BLOCK_TOKENS;
+  return plan &&
+         kv_host_compression_init(&job->compression, stack, job->model, dtype, &engine, error);
+}
+
+static gboolean job_init(Job *job, int argc, char **argv, GError **error) {
+  KvRandom random;
+  job->executor = argv[1];
+  job->model_name = argv[2];
+  job->use = argv[3];
+  job->cache = argv[4];
+  job->prompt = (guint)g_ascii_strtoull(argv[5], NULL, 10);
+  job->decoded = (guint)g_ascii_strtoull(argv[6], NULL, 10);
+  job->chunk = argc > 7 ? (guint)g_ascii_strtoull(argv[7], NULL, 10) : job->prompt;
+  if (!job->prompt || !job->decoded || !job->chunk) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "prompt %s, decoded %s, expected positive numbers",
+                argv[5], argv[6]);
+    return FALSE;
+  }
+  job->model = kv_model_load(job->model_name, error);
+  if (!job->model || !read_technique(job, error))
+    return FALSE;
+  kv_random_seed(&random, SEED, 1);
+  job->tokens = g_new(guint32, job->prompt);
+  for (guint i = 0; i < job->prompt; i++)
+    job->tokens[i] = (guint32)kv_random_integer(&random, 0, job->model->vocab - 1);
+  job->n_blocks = (job->prompt + job->decoded) / BLOCK_TOKENS + 1;
+  job->table = g_new(guint32, job->n_blocks);
+  for (guint i = 0; i < job->n_blocks; i++) /* backwards */
+    job->table[i] = job->n_blocks - 1 - i;
+  return TRUE;
+}
+
+static const char *folder_of(const Job *job) {
+  return g_file_test(job->model_name, G_FILE_TEST_IS_DIR) ? job->model_name : NULL;
+}
+
+static gboolean compare(Job *job, KvHostPass pass, gpointer whole, gpointer compressed,
+                        GError **error) {
+  return kv_host_agreement_run(&job->agreement, pass, whole, compressed, &job->compression,
+                               job->table, job->tokens, job->prompt, job->chunk, job->decoded,
+                               job->model->vocab, error);
+}
+
+/* --- host ------------------------------------------------------------------------------------ */
+
+typedef struct {
+  const KvHostWeights *weights;
+  KvHostCache *cache;
+} Host;
+
+static gboolean host_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
+  const Host *host = engine;
+  KvHostWork work = {0};
+  span->logits = logits;
+  kv_host_forward(host->weights, host->cache, span, 1, &work);
+  return TRUE;
+}
+
+static gboolean run_host(Job *job, GError **error) {
+  const char *folder = folder_of(job);
+  g_autoptr(KvHostWeights) weights = folder ? kv_host_weights_load(job->model, folder, error)
+                                            : kv_host_weights_new(job->model, SEED, error);
+  g_autoptr(KvHostCache) whole =
+      weights ? kv_host_cache_new(weights, BLOCK_TOKENS, job->n_blocks, 0, error) : NULL;
+  g_autoptr(KvHostCache) compressed =
+      whole ? kv_host_cache_new(weights, BLOCK_TOKENS, job->n_blocks, 0, error) : NULL;
+  if (!compressed)
+    return FALSE;
+  compressed->compression = job->compression;
+  return compare(job, host_pass, &(Host){weights, whole}, &(Host){weights, compressed}, error);
+}
+
+/* --- cuda ------------------------------------------------------------------------------------ */
+
+#ifdef KV_AGREEMENT_CUDA
+typedef struct {
+  KvCudaDevice *device;
+  KvCudaCache *cache;
+  KvCudaEngine *engine;
+  guint vocab;
+} Cuda;
+
+static void cuda_clear(Cuda *cuda) {
+  kv_cuda_engine_free(cuda->engine);
+  kv_cuda_cache_free(cuda->cache);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Cuda, cuda_clear)
+
+static gboolean cuda_init(Cuda *cuda, const Job *job, KvCudaDevice *device, KvCudaWeights *weights,
+                          const KvHostCompression *compression, GError **error) {
+  cuda->device = device;
+  cuda->vocab = job->model->vocab;
+  return (cuda->cache = kv_cuda_cache_new_compressed(device, weights, BLOCK_TOKENS, job->n_blocks,
+                                                     0, compression, error)) &&
+         (cuda->engine =
+              kv_cuda_engine_new(device, weights, cuda->cache, job->prompt + job->decoded, error));
+}
+
+static gboolean cuda_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
+  const Cuda *cuda = engine;
+  KvCudaWork work = {0};
+  return kv_cuda_engine_run(cuda->engine, span, 1, &work, error) &&
+         (!logits || kv_cuda_download(cuda->device, logits, kv_cuda_engine_logits(cuda->engine),
+                                      cuda->vocab * sizeof *logits, error));
+}
+
+static gboolean run_cuda(Job *job, GError **error) {
+  g_autoptr(KvCudaDevice) device = kv_cuda_device_open(error);
+  g_autoptr(KvCudaWeights) weights =
+      device ? kv_cuda_weights_new(device, job->model, folder_of(job), SEED, error) : NULL;
+  g_auto(Cuda) whole = {0}, compressed = {0};
+  return weights && cuda_init(&whole, job, device, weights, NULL, error) &&
+         cuda_init(&compressed, job, device, weights, &job->compression, error) &&
+         compare(job, cuda_pass, &whole, &compressed, error);
+}
+#else
+static gboolean run_cuda(Job *job, GError **error) {
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+              "executor cuda: this program was built without CUDA, expected host");
+  return FALSE;
+}
+#endif
+
+static gboolean run(int argc, char **argv, GError **error) {
+  g_auto(Job) job = {0};
+  if (!job_init(&job, argc, argv, error) ||
+      !(strcmp(job.executor, "cuda") == 0 ? run_cuda(&job, error) : run_host(&job, error)))
+    return FALSE;
+  const KvHostAgreement *a = &job.agreement;
+  printf("{\"executor\": \"%s\", \"model\": \"%s\", \"use\": \"%s\", \"cache\": \"%s\", "
+         "\"prompt\": %u, \"chunk\": %u, \"decoded\": %u, \"mean_kl\": %.9g, \"max_kl\": %.9g, "
+         "\"top1_rate\": %.6g}\n",
+         job.executor, job.model->id, job.use, job.cache, job.prompt, job.chunk, a->n,
+         a->divergence_sum / a->n, a->divergence_max, (double)a->equal / a->n);
+  return TRUE;
+}
+
+int main(int argc, char **argv) {
+  g_autoptr(GError) error = NULL;
+  if (argc < 7 || argc > 8) {
+    (void)fprintf(stderr, "agreement: expected EXECUTOR MODEL USE CACHE PROMPT DECODED [CHUNK]\n");
+    return 2;
+  }
+  if (run(argc, argv, &error))
+    return 0;
+  (void)fprintf(stderr, "agreement: %s\n", error->message);
+  return 1;
+}
