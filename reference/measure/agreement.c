@@ -11,7 +11,7 @@
 
 #include "models/llm/llm.h"
 #include "reference/host/agreement.h"
-#include "reference/host/checkpoint.h"
+#include "reference/host/tensors.h"
 #include "sim/base/error.h"
 #include "sim/base/random.h"
 #ifdef KV_AGREEMENT_CUDA

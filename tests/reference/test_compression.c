@@ -1,0 +1,303 @@
+/* Compressed caches on the host: their arithmetic, and what an executor that holds one computes
+ * when it is driven as by the engine. */
+#include <glib.h>
+#include <math.h>
+#include <string.h>
+
+#include "reference/host/agreement.h"
+#include "reference/host/executor.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "tests/reference/tiny_models.h"
+
+enum { BLOCK_TOKENS = 8, BLOCKS = 32, PROMPT = 61, DECODED = 20 };
+
+/* --- arithmetic ------------------------------------------------------------------------------ */
+
+static void test_small_floats(void) {
+  static const float e4m3[][2] = {{0.0f, 0.0f},          {1.0f, 1.0f},       {-1.0625f, -1.0f},
+                                  {1.1875f, 1.25f},      {448.0f, 448.0f},   {460.0f, 448.0f},
+                                  {-1e9f, -448.0f},      {0x1p-6f, 0x1p-6f}, {0x1p-9f, 0x1p-9f},
+                                  {0x1.8p-10f, 0x1p-9f}, {0x1p-10f, 0.0f},   {17.0f, 16.0f},
+                                  {19.0f, 20.0f}};
+  for (guint i = 0; i < G_N_ELEMENTS(e4m3); i++)
+    g_assert_cmpfloat(kv_host_round_e4m3(e4m3[i][0]), ==, e4m3[i][1]);
+  static const float fp16[][2] = {
+      {1.0f, 1.0f},     {0x1.002p0f, 0x1p0f}, {0x1.006p0f, 0x1.008p0f}, {65504.0f, 65504.0f},
+      {1e9f, 65504.0f}, {0x1p-24f, 0x1p-24f}, {0x1p-26f, 0.0f}};
+  for (guint i = 0; i < G_N_ELEMENTS(fp16); i++)
+    g_assert_cmpfloat(kv_host_round_fp16(fp16[i][0]), ==, fp16[i][1]);
+  g_assert_true(isnan(kv_host_round_e4m3(NAN)));
+}
+
+static void test_a_group_keeps_its_ends(void) {
+  for (guint bits = 2; bits <= 4; bits += 2) {
+    float x[8] = {-1.0f, 0.5f, 2.0f, 0.25f, -0.75f, 1.0f, 1.5f, 0.0f}, before[8], scale, minimum;
+    guint8 codes[8];
+    memcpy(before, x, sizeof x);
+    kv_host_kivi_group(x, 1, 8, bits, &scale, &minimum, codes);
+    g_assert_cmpfloat(minimum, ==, -1.0f);
+    g_assert_cmpuint(codes[0], ==, 0);
+    g_assert_cmpuint(codes[2], ==, (1u << bits) - 1);
+    for (guint i = 0; i < 8; i++) {
+      g_assert_cmpfloat(fabsf(x[i] - before[i]), <=, 0.5f * scale + 1e-3f);
+      g_assert_cmpfloat(x[i], ==, (float)codes[i] * scale + minimum);
+    }
+  }
+  float same[4] = {3.0f, 3.0f, 3.0f, 3.0f}, scale, minimum;
+  kv_host_kivi_group(same, 1, 4, 2, &scale, &minimum, NULL);
+  g_assert_cmpfloat(same[3], ==, 3.0f);
+}
+
+static void test_select(void) {
+  /* Peaks at 3 and at 9; the window is 12 .. 13. */
+  static const float votes[12] = {0, 0, 0, 5, 0, 0, 0, 0, 0, 4, 0, 0};
+  KvHostCompression c = {.format = KV_HOST_SNAPKV, .budget = 6, .window = 2, .kernel = 3};
+  guint32 kept[6];
+  kv_host_snapkv_select(&c, kept, votes, 14); /* pooled: 2 .. 4 share a vote, then 8 of 8 .. 10 */
+  static const guint32 expected[] = {2, 3, 4, 8, 12, 13};
+  g_assert_cmpmem(kept, sizeof kept, expected, sizeof expected);
+  c.max_pooling = TRUE;
+  kv_host_snapkv_select(&c, kept, votes, 14);
+  g_assert_cmpmem(kept, sizeof kept, expected, sizeof expected);
+  c.kernel = 1;
+  kv_host_snapkv_select(&c, kept, votes, 14); /* of equals the first */
+  static const guint32 alone[] = {0, 1, 3, 9, 12, 13};
+  g_assert_cmpmem(kept, sizeof kept, alone, sizeof alone);
+}
+
+/* --- agreement with the whole cache ----------------------------------------------------------- */
+
+typedef struct {
+  const KvHostWeights *weights;
+  KvHostCache *cache;
+} Host;
+
+static gboolean host_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
+  const Host *host = engine;
+  KvHostWork work = {0};
+  span->logits = logits;
+  kv_host_forward(host->weights, host->cache, span, 1, &work);
+  return TRUE;
+}
+
+static KvHostAgreement agreement_of(const KvModel *model, const KvHostCompression *c, guint chunk) {
+  g_autoptr(GError) error = NULL;
+  g_autoptr(KvHostWeights) weights = kv_host_weights_new(model, 7, &error);
+  g_autoptr(KvHostCache) whole = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
+  g_autoptr(KvHostCache) cut = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
+  KvHostAgreement agreement = {0};
+  guint32 tokens[PROMPT], table[BLOCKS];
+  for (guint i = 0; i < PROMPT; i++)
+    tokens[i] = i * 37 % model->vocab;
+  for (guint i = 0; i < BLOCKS; i++)
+    table[i] = BLOCKS - 1 - i;
+  g_assert_no_error(error);
+  cut->compression = *c;
+  g_assert_true(kv_host_agreement_run(&agreement, host_pass, &(Host){weights, whole},
+                                      &(Host){weights, cut}, c, table, tokens, PROMPT, chunk,
+                                      DECODED, model->vocab, &error));
+  g_assert_cmpuint(agreement.n, ==, DECODED);
+  return agreement;
+}
+
+static void test_a_budget_that_covers_everything_changes_nothing(void) {
+  const KvHostCompression all[] = {
+      {.format = KV_HOST_EXACT},
+      {.format = KV_HOST_SNAPKV, .budget = PROMPT, .window = 8, .kernel = 5},
+      {.format = KV_HOST_KIVI, .bits = 2, .group = 8, .residual = 128}};
+  for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
+    KvHostAgreement a = agreement_of(&llama, &all[i], 17);
+    g_assert_cmpfloat(a.divergence_sum, ==, 0.0);
+    g_assert_cmpuint(a.equal, ==, a.n);
+  }
+}
+
+/* Settings from the least to the most that they lose. */
+static void test_less_memory_agrees_less(void) {
+  const KvHostCompression kivi[] = {
+      {.format = KV_HOST_KIVI, .bits = 4, .group = 8, .residual = 32},
+      {.format = KV_HOST_KIVI, .bits = 2, .group = 8, .residual = 32}};
+  const KvHostCompression snapkv[] = {
+      {.format = KV_HOST_SNAPKV, .budget = 56, .window = 8, .kernel = 5},
+      {.format = KV_HOST_SNAPKV, .budget = 12, .window = 8, .kernel = 5}};
+  const KvHostCompression fp8 = {.format = KV_HOST_FP8};
+  const KvHostCompression *const pairs[][2] = {{&kivi[0], &kivi[1]}, {&snapkv[0], &snapkv[1]}};
+  for (guint i = 0; i < G_N_ELEMENTS(pairs); i++) {
+    double less = agreement_of(&llama, pairs[i][0], PROMPT).divergence_sum;
+    double more = agreement_of(&llama, pairs[i][1], PROMPT).divergence_sum;
+    g_assert_cmpfloat(less, >, 0.0);
+    g_assert_cmpfloat(more, >, less);
+  }
+  for (guint m = 0; m < G_N_ELEMENTS(models); m++) {
+    KvHostAgreement a = agreement_of(models[m], &fp8, PROMPT);
+    g_assert_cmpfloat(a.divergence_sum, >, 0.0);
+    g_assert_cmpfloat(a.divergence_sum / a.n, <, 0.05);
+  }
+}
+
+/* What a prompt leaves behind does not depend on how it was cut into chunks. */
+static void test_chunks_change_nothing(void) {
+  const KvHostCompression all[] = {
+      {.format = KV_HOST_FP8},
+      {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5},
+      {.format = KV_HOST_KIVI, .bits = 4, .group = 8, .residual = 16}};
+  for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
+    double whole = agreement_of(&llama, &all[i], PROMPT).divergence_sum;
+    g_assert_cmpfloat(agreement_of(&llama, &all[i], 7).divergence_sum, ==, whole);
+    g_assert_cmpfloat(agreement_of(&llama, &all[i], 1).divergence_sum, ==, whole);
+  }
+}
+
+/* The packed part follows its laws: what is exact and what is packed at a context of n. */
+static void test_kivi_packs_as_its_laws_say(void) {
+  const KvHostCompression c = {.format = KV_HOST_KIVI, .bits = 2, .group = 8, .residual = 16};
+  static const guint32 n[] = {0, 15, 16, 17, 31, 32, 100}, keys[] = {0, 0, 16, 16, 16, 32, 96},
+                       values[] = {0, 0, 0, 1, 15, 16, 84};
+  for (guint i = 0; i < G_N_ELEMENTS(n); i++) {
+    KvLaw flushed = kv_law(KV_LAW_FLUSHED, 16.0), beyond = kv_law(KV_LAW_BEYOND, 16.0);
+    g_assert_cmpuint(kv_host_kivi_packed_keys(&c, n[i]), ==, keys[i]);
+    g_assert_cmpuint(kv_host_kivi_packed_values(&c, n[i]), ==, values[i]);
+    g_assert_cmpfloat(kv_law_value(&flushed, n[i], 0.0, TRUE, NULL, NULL), ==, keys[i]);
+    g_assert_cmpfloat(kv_law_value(&beyond, n[i], 0.0, TRUE, NULL, NULL), ==, values[i]);
+  }
+}
+
+/* --- the executor ---------------------------------------------------------------------------- */
+
+typedef struct {
+  KvSequence sequence;
+  guint32 blocks[BLOCKS];
+} Request;
+
+static void run_step(KvExecutor *executor, const KvStep *step, const char *problem) {
+  g_autoptr(GError) error = NULL;
+  KvStepCost cost;
+  gboolean done = executor->class->step(executor, step, &cost, &error);
+  if (!problem) {
+    g_assert_no_error(error);
+    g_assert_true(done);
+    return;
+  }
+  g_assert_false(done);
+  g_assert_nonnull(strstr(error->message, problem));
+}
+
+static void prefill(KvExecutor *executor, Request *r, guint32 end) {
+  KvChunk chunk = {&r->sequence, 0, end, TRUE};
+  run_step(executor, &(KvStep){.chunks = &chunk, .n_chunks = 1, .repeat = 1}, NULL);
+  r->sequence.computed_tokens = end;
+}
+
+static void decode(KvExecutor *executor, Request *r, guint steps, const char *problem) {
+  KvSequence *member = &r->sequence;
+  for (guint i = 0; i < steps; i++) {
+    run_step(executor, &(KvStep){.decode = {.n = 1, .members = &member}, .repeat = 1}, problem);
+    r->sequence.computed_tokens++;
+  }
+}
+
+static KvExecutor *executor_with(const KvHostCompression *c) {
+  g_autoptr(GError) error = NULL;
+  KvExecutor *executor =
+      kv_host_executor_new(&llama, BLOCK_TOKENS, BLOCKS, 0, BLOCK_TOKENS, 7, &error);
+  g_assert_no_error(error);
+  kv_host_executor_set_compression(executor, c);
+  return executor;
+}
+
+static void request_init(Request *r) {
+  *r = (Request){.sequence = {.input_tokens = PROMPT}};
+  r->sequence.block_ids = r->blocks;
+  r->sequence.n_block_ids = (PROMPT + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+  for (guint i = 0; i < BLOCKS; i++)
+    r->blocks[i] = (3 + 5 * i) % BLOCKS;
+}
+
+/* After the cut the sequence lives in the blocks that the plan leaves it, and its slots are checked
+ * as ever. */
+static void test_a_cut_prompt_needs_fewer_blocks(void) {
+  const KvHostCompression c = {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5};
+  KvExecutor *executor = executor_with(&c);
+  Request r;
+  guint n;
+  request_init(&r);
+  prefill(executor, &r, PROMPT);
+  r.sequence.n_block_ids = 3; /* 24 slots: 20 and 4 more */
+  decode(executor, &r, 4, NULL);
+  decode(executor, &r, 1, "needs block 3 of its table, which has 3");
+  r.sequence.computed_tokens--;
+  r.sequence.n_block_ids = 4;
+  decode(executor, &r, 2, NULL);
+  (void)kv_host_executor_output(executor, &r.sequence, &n);
+  g_assert_cmpuint(n, ==, 7);
+  guint32 swapped = r.blocks[0];
+  r.blocks[0] = r.blocks[1];
+  r.blocks[1] = swapped;
+  decode(executor, &r, 1, "expected its own keys and values");
+  executor->class->forget(executor, &r.sequence);
+  executor->class->destroy(executor);
+}
+
+/* A preemption computes everything again, whole, and cuts it again. */
+static void test_a_cut_prompt_can_be_preempted(void) {
+  const KvHostCompression c = {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5};
+  KvExecutor *executor = executor_with(&c);
+  Request r;
+  request_init(&r);
+  prefill(executor, &r, PROMPT);
+  decode(executor, &r, 3, NULL);
+  r.sequence.n_block_ids = 9;
+  for (guint i = 0; i < BLOCKS; i++)
+    r.blocks[i] = (1 + 3 * i) % BLOCKS;
+  prefill(executor, &r, PROMPT + 3);
+  r.sequence.n_block_ids = 3; /* 20 and 3 are left, and one more */
+  decode(executor, &r, 1, NULL);
+  executor->class->forget(executor, &r.sequence);
+  executor->class->destroy(executor);
+}
+
+/* --- what is executed ------------------------------------------------------------------------- */
+
+static void check_refused(const char *use, KvDtype dtype, guint block_tokens,
+                          gboolean prefix_caching, const char *expected) {
+  g_autoptr(GError) error = NULL;
+  g_autoptr(KvStack) stack = kv_stack_parse(use, &error);
+  KvEngineConfig engine = {.block_tokens = block_tokens, .prefix_caching = prefix_caching};
+  KvHostCompression c;
+  g_assert_no_error(error);
+  gboolean executed = kv_host_compression_init(&c, stack, &llama, dtype, &engine, &error);
+  g_assert_cmpint(executed, ==, expected == NULL);
+  if (expected)
+    g_assert_nonnull(strstr(error->message, expected));
+}
+
+static void test_what_is_refused(void) {
+  check_refused("", KV_DTYPE_BF16, 16, TRUE, NULL);
+  check_refused("", KV_DTYPE_FP8, 16, TRUE, NULL);
+  check_refused("", KV_DTYPE_INT8, 16, TRUE, "expected bf16 or fp8");
+  check_refused("snapkv", KV_DTYPE_BF16, 16, TRUE, NULL);
+  check_refused("snapkv:impl=released", KV_DTYPE_BF16, 16, TRUE, "expected impl=ideal");
+  check_refused("snapkv", KV_DTYPE_FP8, 16, TRUE, "expected one of them alone");
+  check_refused("snapkv,kivi", KV_DTYPE_BF16, 32, FALSE, "expected one of them alone");
+  check_refused("kivi", KV_DTYPE_BF16, 16, FALSE, "expected engine.block_tokens=32");
+  check_refused("kivi", KV_DTYPE_BF16, 32, TRUE, "expected engine.prefix_caching=false");
+  check_refused("kivi:impl=released", KV_DTYPE_BF16, 32, FALSE, "expected impl=ideal");
+  check_refused("kivi", KV_DTYPE_BF16, 32, FALSE, "heads that are not a multiple of G");
+}
+
+int main(int argc, char **argv) {
+  g_test_init(&argc, &argv, NULL);
+  g_test_add_func("/reference/compression/small-floats", test_small_floats);
+  g_test_add_func("/reference/compression/group", test_a_group_keeps_its_ends);
+  g_test_add_func("/reference/compression/select", test_select);
+  g_test_add_func("/reference/compression/full-budget",
+                  test_a_budget_that_covers_everything_changes_nothing);
+  g_test_add_func("/reference/compression/order", test_less_memory_agrees_less);
+  g_test_add_func("/reference/compression/chunks", test_chunks_change_nothing);
+  g_test_add_func("/reference/compression/kivi-laws", test_kivi_packs_as_its_laws_say);
+  g_test_add_func("/reference/compression/fewer-blocks", test_a_cut_prompt_needs_fewer_blocks);
+  g_test_add_func("/reference/compression/preemption", test_a_cut_prompt_can_be_preempted);
+  g_test_add_func("/reference/compression/refused", test_what_is_refused);
+  return g_test_run();
+}
