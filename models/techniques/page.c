@@ -114,6 +114,10 @@ static void append_formulas(GString *page, const KvTechnique *x) {
 
 static void append_quality(GString *page, const KvTechnique *x) {
   g_string_append(page, "## Quality\n\n");
+  if (x->quality_note)
+    g_string_append_printf(page, "%s\n\n", x->quality_note);
+  if (x->quality_note && !x->quality[0].model)
+    return;
   if (!x->quality || !x->quality[0].model) {
     g_string_append(page, "Exact: outputs equal those of dense attention, up to the order of "
                           "floating-point sums.\n\n");

@@ -20,6 +20,7 @@ static gboolean drops_prompt(const KvLaw *law) {
 void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_tokens) {
   const double far = 1e9; /* tokens: beyond every window */
   double per_token = 0.0, tier_bytes[KV_N_TIERS] = {0};
+  gboolean holds[KV_N_TIERS] = {FALSE};
   guint growing = 0, grower = 0;
   *demand = (KvDemand){.block_tokens = block_tokens,
                        .n_channels = curves->n_channels,
@@ -31,6 +32,8 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
     for (guint t = 0; t < KV_N_TIERS; t++) {
       bytes += curves->stored_bytes[t][c];
       tier_bytes[t] += curves->stored_bytes[t][c] * slope;
+      demand->tier_bytes[t][c] = curves->stored_bytes[t][c];
+      holds[t] |= curves->stored_bytes[t][c] > 0.0;
     }
     demand->bytes[c] = bytes;
     demand->drops_prompt |= bytes > 0.0 && drops_prompt(&curves->laws[c]);
@@ -40,6 +43,8 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
       grower = c;
     }
   }
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    demand->uneven |= per_token > 0.0 && holds[t] && tier_bytes[t] <= 0.0;
   if (per_token <= 0.0) { /* windows and states only: a block is the largest window's token */
     for (guint c = 0; c < curves->n_channels; c++) {
       per_token += demand->bytes[c];
@@ -61,6 +66,27 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
                    (law->kind == KV_LAW_ALL || law->kind == KV_LAW_PROMPT_CAPPED);
 }
 
+void kv_demand_set_tiers(KvDemand *demand, const double capacity_bytes[KV_N_TIERS], double blocks) {
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    demand->tier_block_bytes[t] = blocks > 0.0 ? capacity_bytes[t] / blocks : 0.0;
+}
+
+/* Blocks of the tier that a sequence fills most; a tier without memory cannot be filled. */
+static guint64 uneven_blocks(const KvDemand *demand, double n, double prompt, gboolean decoding) {
+  double bytes[KV_N_TIERS] = {[KV_TIER_HBM] = demand->state_bytes}, most = 0.0;
+  for (guint c = 0; c < demand->n_channels; c++) {
+    if (demand->bytes[c] <= 0.0)
+      continue;
+    double tokens = kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);
+    for (guint t = 0; t < KV_N_TIERS; t++)
+      bytes[t] += demand->tier_bytes[t][c] * tokens;
+  }
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    if (demand->tier_block_bytes[t] > 0.0)
+      most = MAX(most, bytes[t] / demand->tier_block_bytes[t]);
+  return (guint64)ceil(most - 1e-9);
+}
+
 gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding) {
   return demand->law.kind == KV_LAW_ALL && demand->law.kept_prompt <= 0.0
              ? (gint64)n
@@ -72,6 +98,8 @@ guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboole
     guint64 m = (guint64)kv_demand_tokens(demand, n, prompt, decoding);
     return (m + demand->block_tokens - 1) / demand->block_tokens;
   }
+  if (demand->uneven && demand->tier_block_bytes[KV_TIER_HBM] > 0.0)
+    return uneven_blocks(demand, n, prompt, decoding);
   double bytes = demand->state_bytes;
   for (guint c = 0; c < demand->n_channels; c++)
     if (demand->bytes[c] > 0.0)

@@ -65,7 +65,27 @@ static double activation_bytes(const KvModel *model, const KvEngineConfig *confi
          (2.0 + 4.0 + 4.0 + 8.0 + 4.0) * config->max_seqs * (double)model->vocab;
 }
 
-gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
+/* Blocks of a demand whose tiers fill at rates of their own. */
+static gboolean divide_tiers(const KvModel *model, const KvPlatform *platform, KvDemand *demand,
+                             const double capacity_bytes[KV_N_TIERS], double blocks,
+                             GError **error) {
+  for (guint t = 0; t < KV_N_TIERS; t++) {
+    gboolean used = FALSE;
+    for (guint c = 0; c < demand->n_channels; c++)
+      used |= demand->tier_bytes[t][c] > 0.0;
+    if (used && capacity_bytes[t] <= 0.0) {
+      g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                  "%s on %s: the stack keeps a part of the cache on the tier %s, for which this "
+                  "platform has no memory left, expected a platform with it",
+                  model->id, platform->id, kv_tier_names[t]);
+      return FALSE;
+    }
+  }
+  kv_demand_set_tiers(demand, capacity_bytes, blocks);
+  return TRUE;
+}
+
+gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error) {
   double tp = tensor_parallel, weights = kv_memory_weight_bytes(model, plan);
@@ -108,6 +128,9 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
     if (share > 0.0)
       blocks = MIN(blocks, floor(capacity[t] / (demand->block_bytes * share)));
   }
+  capacity[KV_TIER_HBM] /= replication;
+  if (demand->uneven && !divide_tiers(model, platform, demand, capacity, blocks, error))
+    return FALSE;
   memory->blocks = config->num_blocks ? config->num_blocks : (guint64)blocks;
   /* vLLM: block 0 is the null block. */
   if (!config->num_blocks && memory->blocks > 0)

@@ -26,10 +26,10 @@ typedef struct {
   guint64 blocks;                                                      /* of one instance */
 } KvMemory;
 
-/* FALSE, with a line that names the numbers, if the weights and one block do not fit. That a
- * request fits is checked when it arrives: vLLM would not start if one of max_model_len tokens did
- * not. */
-gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
+/* Also sets the tiers' shares of an uneven demand's blocks. FALSE, with a line that names the
+ * numbers, if the weights and one block do not fit. That a request fits is checked when it arrives:
+ * vLLM would not start if one of max_model_len tokens did not. */
+gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error);
 

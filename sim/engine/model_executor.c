@@ -51,6 +51,7 @@ typedef struct {
   Memo *memo;
   gboolean
       streams; /* anything comes from, or goes to, a lower tier or another processor in a step */
+  gboolean stores_below; /* anything is stored on a lower tier */
   gboolean uneven; /* some layers take other passes over a prompt, or run once in several tokens */
   double prompt_share, last_share; /* of the tokens being priced: of prompts, and their last ones */
   KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
@@ -310,7 +311,7 @@ typedef struct {
   double serial_seconds;             /* on such a processor or a link, hidden behind nothing */
   double side_seconds;               /* on such a processor, beside the whole step */
   double fetched_bytes[KV_N_TIERS];  /* from each tier */
-  double streamed_bytes[KV_N_TIERS]; /* of them, beside the whole step */
+  double streamed_bytes[KV_N_TIERS]; /* of them, beside the whole step, as one large copy's */
   double launches;
 } Attention;
 
@@ -336,6 +337,11 @@ static Read sum_read(const Model *m, guint r, const KvDecodeBatch *decode, doubl
   return x;
 }
 
+/* Of a large copy's rate, what a reader's fetches get. */
+static double fetch_share(const KvReader *reader) {
+  return reader->fetch_efficiency > 0.0 ? reader->fetch_efficiency : 1.0;
+}
+
 /* Seconds of the part of a read that is not the GPU's own: attention on another processor, or what
  * comes up from lower tiers. */
 static double side_seconds(const Model *m, const KvReader *reader, const Read *x) {
@@ -347,8 +353,7 @@ static double side_seconds(const Model *m, const KvReader *reader, const Read *x
     double arithmetic = cpu ? x->flops / p->cpu_flops : 0.0;
     return fixed + fmax(x->host_bytes / rate / reader->efficiency, arithmetic);
   }
-  double share = reader->fetch_efficiency > 0.0 ? reader->fetch_efficiency : 1.0;
-  double up = p->host_link->peak_Bps * p->host_link->achievable_share * share;
+  double up = p->host_link->peak_Bps * p->host_link->achievable_share * fetch_share(reader);
   double disk = x->fetched[KV_TIER_SSD] + x->fetched[KV_TIER_CSD];
   double moved = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
@@ -441,7 +446,7 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
       if (reader->processor != KV_PROCESSOR_GPU)
         sum.side_seconds += side;
       for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
-        sum.streamed_bytes[t] += x.fetched[t];
+        sum.streamed_bytes[t] += x.fetched[t] / fetch_share(reader);
       break;
     }
   }
@@ -533,6 +538,24 @@ static guint64 repeats_before_work(const Model *m, const KvStep *step, guint64 r
   return repeats;
 }
 
+/* What the step's tokens leave on a lower tier. Of a prompt that is what of it is still there when
+ * it has been decoded from: a chunk adds what a prompt that ended with it would leave more. */
+static double bytes_left_on(const Model *m, const KvStep *step, KvTier tier) {
+  double bytes =
+      m->written_bytes[tier] * (double)(step->decode.n + step->decode.padding) / m->ranks;
+  for (guint c = 0; c < m->curves->n_channels; c++) {
+    double each = m->curves->stored_bytes[tier][c];
+    for (guint i = 0; i < step->n_chunks && each > 0.0; i++) {
+      double past = step->chunks[i].past, end = past + step->chunks[i].tokens;
+      bytes +=
+          each / m->ranks *
+          (kv_law_value(&m->curves->laws[c], end, end, TRUE, NULL, NULL) -
+           (past > 0.0 ? kv_law_value(&m->curves->laws[c], past, past, TRUE, NULL, NULL) : 0.0));
+    }
+  }
+  return fmax(0.0, bytes);
+}
+
 /* What streaming from lower tiers adds to a step whose GPU part takes `compute` seconds.
  * FlexGen, section 4.3: the five streams of a step overlap, so the longest decides; the first
  * layer's weights come before anything can be computed. Without overlap they add up. */
@@ -541,14 +564,15 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   const KvPlatform *p = m->platform;
   double up = p->host_link->peak_Bps * p->host_link->achievable_share,
          layers = kv_model_layers(m->model);
-  double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD],
-         disk_written = 0.0;
+  double left[KV_N_TIERS] = {0}, written = 0.0, fetched = 0.0,
+         disk_read = m->streamed_bytes[KV_TIER_SSD], disk_written = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
-    written += m->written_bytes[t] * tokens / m->tp;
+    left[t] = bytes_left_on(m, step, t) / m->tp;
+    written += left[t];
     fetched += attention->streamed_bytes[t];
   }
   disk_read += attention->streamed_bytes[KV_TIER_SSD];
-  disk_written += m->written_bytes[KV_TIER_SSD] * tokens / m->tp;
+  disk_written += left[KV_TIER_SSD];
   double weights = m->streamed_bytes[KV_TIER_DRAM] + m->streamed_bytes[KV_TIER_SSD];
   double activations = m->plan->weights.activation_share_host * 2.0 * tokens * m->model->hidden *
                        m->activation_bytes * layers / m->tp;
@@ -565,7 +589,7 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
 
 static void find_streams(Model *m) {
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
-    m->streams |= m->streamed_bytes[t] > 0.0 || m->written_bytes[t] > 0.0;
+    m->streams |= m->streamed_bytes[t] > 0.0 || m->stores_below;
   for (guint r = 0; r < m->curves->n_readers; r++)
     m->streams |=
         m->curves->readers[r].reader.processor != KV_PROCESSOR_GPU || m->curves->readers[r].fetches;
@@ -996,8 +1020,12 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
     kv_law_value(&curves->laws[c], 1e9, 0.0, TRUE, &slope, NULL);
-    for (guint t = 0; t < KV_N_TIERS; t++)
+    if (curves->laws[c].kind == KV_LAW_EVICTED && curves->laws[c].prompt_share > 0.0)
+      slope = curves->laws[c].scale; /* in the place of the token that goes */
+    for (guint t = 0; t < KV_N_TIERS; t++) {
       m->written_bytes[t] += curves->stored_bytes[t][c] * slope;
+      m->stores_below |= t > KV_TIER_HBM && curves->stored_bytes[t][c] > 0.0;
+    }
   }
   double weights = kv_memory_weight_bytes(model, plan);
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)

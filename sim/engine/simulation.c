@@ -210,6 +210,7 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
         kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i],
                         kv_metrics_observer(run->metrics), run->setup->memory.blocks,
                         s->engine.prefix_caching ? run->hash_block_tokens : 0, run->setup->plan);
+    run->instances[i]->demand = run->setup->demand; /* with the shares of its tiers */
     run->instances[i]->finished = finished;
     run->instances[i]->user = run;
     if (tier_blocks(run) > 0)
