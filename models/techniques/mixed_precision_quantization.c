@@ -16,6 +16,8 @@ typedef struct {
 static KvLaw law_of_tokens(const KvLaw *law, KvLawKind kind, double residual) {
   KvLaw x = kv_law(kind, residual);
   x.kept_prompt = law->kind == KV_LAW_PROMPT_CAPPED ? law->a : law->kept_prompt;
+  x.short_prompt = law->short_prompt;
+  x.short_kept = law->short_kept;
   if (law->kind == KV_LAW_LAST && kind == KV_LAW_FLUSHED)
     x.cap = law->a;
   if (law->kind == KV_LAW_LAST && kind == KV_LAW_BEYOND)
@@ -34,7 +36,7 @@ static KvSegment part(const KvSegment *from, const char *name, KvRole role, KvLa
   if (keys)
     x.value_bytes = 0.0;
   else
-    x.key_bytes = 0.0;
+    x.key_bytes = x.metadata_bytes = 0.0; /* what belongs to a token stays with its keys */
   return x;
 }
 
@@ -58,6 +60,16 @@ static gboolean kivi_cache(const KvTechniqueUse *use, const Kivi *k, double e, K
     KvSegment again = old;
     return kv_segment_quantize(use, &again, KV_DTYPE_INT4, error);
   }
+  if (old.tokens.kind == KV_LAW_EVICTED)
+    return kv_technique_refuse(use, error,
+                               "%s drops tokens one at a time, but keys are packed in blocks of %g "
+                               "tokens, expected a quantizer of single tokens",
+                               cache->kept_by ? cache->kept_by : "the stack", k->residual);
+  if (cache->read_by)
+    return kv_technique_refuse(use, error,
+                               "%s chooses what is read of the cache, expected a technique that "
+                               "reads all of it",
+                               cache->read_by);
   if (cache->n_segments != 1 || old.tokens.scale != 1.0 || old.tokens.cap < G_MAXDOUBLE ||
       (old.tokens.kind != KV_LAW_ALL && old.tokens.kind != KV_LAW_PROMPT_CAPPED &&
        old.tokens.kind != KV_LAW_LAST))
@@ -156,16 +168,6 @@ static void kivi_work(const Kivi *k, double e, const KvCache *cache, const KvAtt
                                   .critical = TRUE});
 }
 
-static guint least_common_multiple(guint a, guint b) {
-  guint x = a, y = b;
-  while (y != 0) {
-    guint rest = x % y;
-    x = y;
-    y = rest;
-  }
-  return a / x * b;
-}
-
 static gboolean kivi_plan(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
                           GError **error) {
   double group = kv_technique_value(use, "G"), residual = kv_technique_value(use, "R");
@@ -202,7 +204,7 @@ static gboolean kivi_plan(const KvTechniqueUse *use, const KvModel *model, KvPla
                                model->id);
   plan->prefill_peak_layers = 1.0;
   /* Keys are packed in whole blocks of R, so a prefix ends on one. */
-  plan->share_multiple = least_common_multiple(plan->share_multiple, (guint)residual);
+  kv_plan_share_at(plan, (guint)residual);
   return TRUE;
 }
 

@@ -174,8 +174,18 @@ static gboolean flexgen_cache(const KvTechniqueUse *use, const KvModel *model, K
     return kv_technique_refuse(use, error,
                                "layers of %s have %s attention, expected full attention", model->id,
                                kv_attention_kind_names[x->kind]);
+  if (cache->read_by)
+    return kv_technique_refuse(use, error,
+                               "%s chooses what is read of the cache, expected a technique that "
+                               "reads all of it",
+                               cache->read_by);
   for (guint s = 0; s < cache->n_segments; s++) {
     KvSegment *segment = &cache->segments[s];
+    if (segment->tier != KV_TIER_HBM)
+      return kv_technique_refuse(use, error,
+                                 "segment '%s' of the cache already lies in %s, expected one "
+                                 "technique that says where it lies",
+                                 segment->name, kv_tier_names[segment->tier]);
     if (on_cpu && segment->quantizer && shares->share[KV_TIER_HBM] < 1.0)
       return kv_technique_refuse(use, error,
                                  "attention on the CPU needs an uncompressed cache, but '%s' is "

@@ -105,6 +105,14 @@ static const char *const stacks[] = {
     "model=deepseek-v2-lite",
     "model=mixtral-8x7b",
     "model=opt-13b use=flexgen",
+    "model=llama-3.1-8b use=h2o",
+    "model=opt-13b use=h2o,flexgen:cpu_cache_compute=off",
+    "model=llama-3.1-8b use=pyramidkv:budget=256",
+    "model=llama-2-7b use=fastgen",
+    "model=llama-3.1-8b use=leankv",
+    "model=llama-3.1-8b use=retrieval-attention",
+    "model=llama-3.1-8b use=shadowkv:sparse_budget=256",
+    "model=opt-13b use=infinigen",
 };
 
 /* Any number of steps of a jump, from one to all, costs what they cost one by one. */
@@ -252,6 +260,47 @@ static void test_prefill_by_hand(void) {
   g_assert_cmpfloat(seconds, >, cost.seconds);
 }
 
+/* What is fetched in short rows beside the step takes as much longer as the link gives less. */
+static void test_rows_fetched_beside_the_step(void) {
+  g_auto(Priced) whole = priced_new("model=opt-13b use=infinigen:gather_efficiency=1:overlap=on");
+  g_auto(Priced) rows = priced_new("model=opt-13b use=infinigen:gather_efficiency=0.1:overlap=on");
+  Set set = one_sequence(20001);
+  double valid;
+  KvStep step = decode_step(&whole, &set, 0.0, 1, &valid);
+  const KvLink *link = whole.setup->platform->host_link;
+  double up = link->peak_Bps * link->achievable_share;
+  /* 40 layers of 2 * 5120 fp16 elements a token; the first fetches all and the others a tenth. */
+  double layer = 20001.0 * 2 * 5120 * 2, first = layer / up, others = 39 * 0.1 * layer / up;
+  KvStepCost a = price_one(&whole, &step), b = price_one(&rows, &step);
+  assert_near(b.seconds, first + others / 0.1, 1e-6);
+  g_assert_cmpfloat(a.seconds, <, b.seconds);
+  assert_near(a.fetched_bytes[KV_TIER_DRAM], (1 + 3.9) * layer, 1e-9);
+  assert_near(b.fetched_bytes[KV_TIER_DRAM], (1 + 3.9) * layer, 1e-9);
+}
+
+/* A prompt leaves on the host what of it stays there: all of it, or the slots that H2O keeps. */
+static void test_prompt_written_to_the_host(void) {
+  static const struct {
+    const char *stack;
+    double share;
+  } cases[] = {{"h2o:hh_ratio=0.05:recent_ratio=0.05,flexgen:wg=100:wc=0:hg=100:hc=0", 0.1},
+               {"h2o:hh_ratio=0.3:recent_ratio=0.3,flexgen:wg=100:wc=0:hg=100:hc=0", 0.6}};
+  double left[G_N_ELEMENTS(cases)];
+  const KvLink *link = NULL;
+  for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+    g_autofree char *settings = g_strdup_printf("model=opt-13b use=%s", cases[i].stack);
+    g_auto(Priced) p = priced_new(settings);
+    /* Slow enough for the link to be all that counts. */
+    p.setup->platform->host_link->peak_Bps = 1e6;
+    link = p.setup->platform->host_link;
+    KvChunk chunk = {.tokens = 1000, .last = TRUE};
+    KvStep step = {.chunks = &chunk, .n_chunks = 1, .repeat = 1};
+    left[i] = price_one(&p, &step).seconds * link->peak_Bps * link->achievable_share;
+    /* 40 layers of 2 * 5120 fp16 elements and 40 fp16 scores a token. */
+    assert_near(left[i], cases[i].share * 1000 * 40 * (2.0 * 5120 * 2 + 40 * 2), 1e-3);
+  }
+}
+
 /* Two GPUs hold half of each product's weights, and all of the tokens pass between them. */
 static void test_tensor_parallel(void) {
   g_auto(Priced) one = priced_new("model=llama-3-8b platform=4xh200");
@@ -296,12 +345,15 @@ int main(int argc, char **argv) {
   for (guint i = 0; i < G_N_ELEMENTS(stacks); i++) {
     add("sum-of-steps", stacks[i], test_sum_of_steps);
     add("parts", stacks[i], test_parts);
-    if (!strstr(stacks[i], "kivi")) /* a flush makes a cache smaller */
+    /* A flush makes a cache smaller; a pyramid, where it begins, makes equal layers unequal. */
+    if (!strstr(stacks[i], "kivi") && !strstr(stacks[i], "pyramidkv"))
       add("longer-costs-more", stacks[i], test_longer_costs_more);
   }
   g_test_add_func("/sim/model-executor/decode-by-hand", test_decode_by_hand);
   g_test_add_func("/sim/model-executor/prefill-by-hand", test_prefill_by_hand);
   g_test_add_func("/sim/model-executor/tensor-parallel", test_tensor_parallel);
   g_test_add_func("/sim/model-executor/padding", test_padding);
+  g_test_add_func("/sim/model-executor/rows-fetched", test_rows_fetched_beside_the_step);
+  g_test_add_func("/sim/model-executor/prompt-written", test_prompt_written_to_the_host);
   return g_test_run();
 }
