@@ -205,12 +205,12 @@ static const KvFormula shadow_formulas[] = {
 };
 
 static const KvQualityPoint shadow_quality[] = {
-    {"Llama-3-8B-1M", "RULER 128K avg", "1.56 % budget", 86.68, 86.88, "Table 1, seen", NULL, 0,
-     NULL},
-    {"GLM-4-9B-1M", "RULER 128K avg", "1.56 % budget", 86.82, 85.62, "Table 1, seen", NULL, 0,
-     NULL},
-    {"Llama-3.1-8B", "RULER 128K avg", "1.56 % budget", 85.53, 83.57, "Table 1, seen", NULL, 0,
-     NULL},
+    {"Llama-3-8B-1M", "RULER 128K avg", "1.56 % budget", 86.68, 86.88, "Table 1, seen",
+     "sparse_budget", 2048, NULL},
+    {"GLM-4-9B-1M", "RULER 128K avg", "1.56 % budget", 86.82, 85.62, "Table 1, seen",
+     "sparse_budget", 2048, NULL},
+    {"Llama-3.1-8B", "RULER 128K avg", "1.56 % budget", 85.53, 83.57, "Table 1, seen",
+     "sparse_budget", 2048, NULL},
     {"Llama-3-8B-1M", "LongBench avg", "budget 256", 39.86, 39.94, "Table 1, seen", "sparse_budget",
      256, NULL},
     {"Llama-3.1-8B", "LongBench avg", "budget 256", 48.96, 48.13, "Table 1, seen", "sparse_budget",

@@ -1,3 +1,4 @@
+#include "models/techniques/quality.h"
 #include "tests/models/applied.h"
 
 /* All on the host; on the GPU a fifth of the keys in 31 layers, and a tenth of two layers' tokens.
@@ -56,6 +57,17 @@ static void test_infinigen_in_flexgen(void) {
   kv_plan_free(x.plan);
 }
 
+/* No figure is on record, and yet answers change. */
+static void test_infinigen_quality_is_unknown(void) {
+  g_autoptr(KvStack) stack = kv_stack_parse("infinigen", NULL);
+  g_autoptr(KvQuality) quality = kv_stack_quality(stack);
+  g_assert_false(quality->exact);
+  g_assert_false(quality->known);
+  g_autofree char *page = kv_technique_page(kv_technique_find("infinigen", NULL));
+  g_assert_nonnull(strstr(page, "no figure is on record"));
+  g_assert_null(strstr(page, "Exact: outputs equal"));
+}
+
 static void test_infinigen_refusals(void) {
   static const struct {
     const char *text, *message;
@@ -84,6 +96,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/techniques/infinigen/bytes", test_infinigen_bytes);
   g_test_add_func("/techniques/infinigen/settings", test_infinigen_settings);
   g_test_add_func("/techniques/infinigen/in-flexgen", test_infinigen_in_flexgen);
+  g_test_add_func("/techniques/infinigen/quality", test_infinigen_quality_is_unknown);
   g_test_add_func("/techniques/infinigen/refusals", test_infinigen_refusals);
   return g_test_run();
 }
