@@ -220,8 +220,8 @@ static const KvQualityPoint leankv_quality[] = {
 };
 
 static const char *const leankv_sections[] = {
-    "System-level Optimization > Memory Management > Architectural Design",
-    "Token-level Optimization > KV Cache Budget Allocation > Head-wise Budget Allocation", NULL};
+    "Token-level Optimization > KV Cache Budget Allocation > Head-wise Budget Allocation",
+    "System-level Optimization > Memory Management > Architectural Design", NULL};
 
 const KvTechnique kv_technique_leankv = {
     .id = "leankv",

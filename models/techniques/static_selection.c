@@ -392,7 +392,7 @@ const KvTechnique kv_technique_fastgen = {
     .paper = "arXiv:2310.01801",
     .code = "github.com/machilusZ/FastGen (a README; a reimplementation is in "
             "github.com/AnswerDotAI/cold-compress)",
-    .year = 2023,
+    .year = 2024,
     .sections = snapkv_sections,
     .mechanism =
         "When the prompt is done every head is profiled on its own attention map and given the "

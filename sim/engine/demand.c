@@ -24,6 +24,7 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
   guint growing = 0, grower = 0;
   *demand = (KvDemand){.block_tokens = block_tokens,
                        .n_channels = curves->n_channels,
+                       .peak_share = 1.0,
                        .state_bytes = curves->state_bytes};
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope, bytes = 0.0;
@@ -71,13 +72,23 @@ void kv_demand_set_tiers(KvDemand *demand, const double capacity_bytes[KV_N_TIER
     demand->tier_block_bytes[t] = blocks > 0.0 ? capacity_bytes[t] / blocks : 0.0;
 }
 
+/* Tokens that the law holds. */
+static double held_tokens(const KvDemand *demand, const KvLaw *law, double n, double prompt,
+                          gboolean decoding) {
+  double tokens = kv_law_value(law, n, prompt, decoding, NULL, NULL);
+  if (decoding || demand->peak_share >= 1.0 || !drops_prompt(law))
+    return tokens;
+  double kept = kv_law_value(law, n, n, TRUE, NULL, NULL);
+  return kept + (tokens - kept) * demand->peak_share;
+}
+
 /* Blocks of the tier that a sequence fills most; a tier without memory cannot be filled. */
 static guint64 uneven_blocks(const KvDemand *demand, double n, double prompt, gboolean decoding) {
   double bytes[KV_N_TIERS] = {[KV_TIER_HBM] = demand->state_bytes}, most = 0.0;
   for (guint c = 0; c < demand->n_channels; c++) {
     if (demand->bytes[c] <= 0.0)
       continue;
-    double tokens = kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);
+    double tokens = held_tokens(demand, &demand->laws[c], n, prompt, decoding);
     for (guint t = 0; t < KV_N_TIERS; t++)
       bytes[t] += demand->tier_bytes[t][c] * tokens;
   }
@@ -90,7 +101,7 @@ static guint64 uneven_blocks(const KvDemand *demand, double n, double prompt, gb
 gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding) {
   return demand->law.kind == KV_LAW_ALL && demand->law.kept_prompt <= 0.0
              ? (gint64)n
-             : (gint64)ceil(kv_law_value(&demand->law, n, prompt, decoding, NULL, NULL));
+             : (gint64)ceil(held_tokens(demand, &demand->law, n, prompt, decoding));
 }
 
 guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboolean decoding) {
@@ -103,7 +114,7 @@ guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboole
   double bytes = demand->state_bytes;
   for (guint c = 0; c < demand->n_channels; c++)
     if (demand->bytes[c] > 0.0)
-      bytes += demand->bytes[c] * kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);
+      bytes += demand->bytes[c] * held_tokens(demand, &demand->laws[c], n, prompt, decoding);
   /* A billionth of a block: sums of products that are whole in exact arithmetic stay whole. */
   return (guint64)ceil(bytes / demand->block_bytes - 1e-9);
 }

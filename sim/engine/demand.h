@@ -33,6 +33,9 @@ typedef struct {
   double state_bytes;
   gboolean drops_prompt;         /* a sequence takes fewer blocks once its prompt is done */
   double tier_share[KV_N_TIERS]; /* of block_bytes */
+  double
+      peak_share; /* of what a prompt drops when it is done, held until then: 1, or less where
+                     whole prompts go through the layers one by one and each layer drops its own */
 } KvDemand;
 
 void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_tokens);

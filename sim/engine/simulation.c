@@ -78,6 +78,16 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   return TRUE;
 }
 
+/* Where whole prompts go through the layers one by one, each layer's surplus is gone before the
+ * next layer's comes. */
+static double peak_share(const KvPlan *plan, const KvEngineConfig *config) {
+  double layers = 0.0;
+  for (guint i = 0; i < plan->caches->len; i++)
+    layers += g_array_index(plan->caches, KvCache, i).layers;
+  return config->chunked_prefill || layers <= 0.0 ? 1.0
+                                                  : fmin(1.0, plan->prefill_peak_layers / layers);
+}
+
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error) {
   g_autoptr(KvSetup) setup = g_new0(KvSetup, 1);
   setup->scenario = kv_scenario_copy(scenario);
@@ -104,6 +114,7 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
     s->engine.prefix_caching = FALSE;
   }
   kv_demand_init(&setup->demand, &setup->curves, s->engine.block_tokens);
+  setup->demand.peak_share = peak_share(setup->plan, &s->engine);
   if (with_memory && !kv_memory_divide(setup->model, setup->plan, &setup->demand, setup->platform,
                                        &s->engine, s->tensor_parallel, &setup->memory, error))
     return NULL;

@@ -147,6 +147,19 @@ static void the_fullest_tier_counts(void) {
   g_assert_cmpuint(kv_demand_blocks(&demand, 501, 400, TRUE), ==, 11);
 }
 
+/* Of 32 layers one at a time holds the whole prompt: 100 tokens and a 32nd of the other 900. */
+static void layers_drop_their_own(void) {
+  KvLaw law = kv_law(KV_LAW_PROMPT_CAPPED, 100);
+  g_autofree KvPlanCurves *curves = curves_of(&law, (double[]){10}, 1);
+  KvDemand demand;
+  kv_demand_init(&demand, curves, 16);
+  demand.peak_share = 1.0 / 32;
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, FALSE), ==, 9); /* 128.125 / 16 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, TRUE), ==, 7);
+  demand.simple = FALSE;
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, FALSE), ==, 9);
+}
+
 /* A tenth is not a binary fraction: ten tenths must not take an eleventh block. */
 static void rounding_takes_no_extra_block(void) {
   const KvLaw laws[] = {kv_law(KV_LAW_ALL, 0), kv_law(KV_LAW_ALL, 0), kv_law(KV_LAW_ALL, 0)};
@@ -159,6 +172,7 @@ static void rounding_takes_no_extra_block(void) {
 
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
+  g_test_add_func("/demand/layers-drop-their-own", layers_drop_their_own);
   g_test_add_func("/demand/the-fullest-tier-counts", the_fullest_tier_counts);
   g_test_add_func("/demand/unchanged-cache-has-vllms-block", unchanged_cache_has_vllms_block);
   g_test_add_func("/demand/sawtooth-counts-its-envelope", sawtooth_counts_its_envelope);
