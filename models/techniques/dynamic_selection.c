@@ -226,6 +226,11 @@ static double retrieval_scan(const KvTechniqueUse *use) {
 /* A query's and a result's copy and two wake-ups (estimate). */
 #define RETRIEVAL_IDEAL_LAYER_SECONDS 50e-6
 
+/* Of an element in host memory: the released port keeps fp32 there. */
+static double retrieval_host_bytes(const KvTechniqueUse *use, double e) {
+  return kv_technique_value(use, "impl") == 1.0 ? 4.0 : e;
+}
+
 static void retrieval_cpu_reader(const KvTechniqueUse *use, const KvAttention *x, double e,
                                  KvReader *reader) {
   double scan = retrieval_scan(use), floor_ms = kv_technique_value(use, "layer_floor");
@@ -235,7 +240,7 @@ static void retrieval_cpu_reader(const KvTechniqueUse *use, const KvAttention *x
   reader->read[0] = reader->read[1] = reader->read[3] = kv_law(KV_LAW_FIXED, 0);
   reader->read[2] = kv_law(KV_LAW_FIRST, kv_technique_value(use, "top_k"));
   reader->read_bytes_scale = (double)x->n_heads / x->n_kv_heads; /* each query head its own */
-  reader->index_bytes_per_token = scan * x->n_heads * x->head_dim * e;
+  reader->index_bytes_per_token = scan * x->n_heads * x->head_dim * retrieval_host_bytes(use, e);
   reader->index_flops_per_token = scan * 2.0 * x->n_heads * x->head_dim;
   if (kv_technique_value(use, "index") == INDEX_GRAPH)
     reader->efficiency = kv_technique_value(use, "random_efficiency");
@@ -244,7 +249,8 @@ static void retrieval_cpu_reader(const KvTechniqueUse *use, const KvAttention *x
                                           : RETRIEVAL_IDEAL_LAYER_SECONDS;
 }
 
-static void retrieval_segments(const KvTechniqueUse *use, const KvAttention *x, KvCache *cache) {
+static void retrieval_segments(const KvTechniqueUse *use, const KvAttention *x, double e,
+                               KvCache *cache) {
   const KvSegment whole = cache->segments[0];
   double fixed =
       kv_technique_value(use, "initial_tokens") + kv_technique_value(use, "recent_tokens");
@@ -263,6 +269,8 @@ static void retrieval_segments(const KvTechniqueUse *use, const KvAttention *x, 
   cache->segments[2].name = "prompt, indexed";
   cache->segments[2].tokens = prompt;
   cache->segments[2].tier = KV_TIER_DRAM;
+  cache->segments[2].key_bytes *= retrieval_host_bytes(use, e) / e;
+  cache->segments[2].value_bytes *= retrieval_host_bytes(use, e) / e;
   cache->segments[3].name = "index";
   cache->segments[3].tokens = prompt;
   cache->segments[3].tier = KV_TIER_DRAM;
@@ -300,7 +308,7 @@ static gboolean retrieval_cache(const KvTechniqueUse *use, const KvModel *model,
   const KvAttention *x = kv_plan_attention(model, cache);
   if (!kv_cache_undivided(use, cache, FALSE, error) || !kv_cache_claim_read(use, cache, error))
     return FALSE;
-  retrieval_segments(use, x, cache);
+  retrieval_segments(use, x, plan->element_bytes, cache);
   guint n_readers = plan->readers->len;
   for (guint r = 0; r < n_readers; r++) {
     KvReader *gpu = &g_array_index(plan->readers, KvReader, r);
@@ -349,15 +357,16 @@ static const KvParam retrieval_params[] = {
      "per layer and step on the CPU, however few tokens; negative: 0.05 (estimate), and 3.4 in "
      "released, from the paper's time at 4K tokens"},
     {"impl", KV_PARAM_CHOICE, 0, 0, 1, implementations, "",
-     "ideal or released: the floor per layer that the paper's own system shows"},
+     "ideal; released: the floor per layer that the paper's own system shows, and fp32 in host memory as in "
+     "the released port"},
     {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
 };
 
 static const KvFormula retrieval_formulas[] = {
     {"2*L*Hkv*d*e*(min(n,i+r) + g)", "bytes on the GPU: i initial, r recent, g generated tokens"},
-    {"2*L*Hkv*d*e*p + 4*L*H*degree*p",
+    {"2*L*Hkv*d*eh*p + 4*L*H*degree*p, eh = e (ideal) or 4 (released)",
      "bytes in host memory: keys and values once, a graph per query head"},
-    {"L*H*(scan*n*d*e + 2*top_k*d*e)", "bytes of host memory that a step reads"},
+    {"L*H*(scan*n*d*eh + 2*top_k*d*eh)", "bytes of host memory that a step reads"},
     {"4*L*H*d*(i+r+g)", "FLOPs of a step on the GPU"},
     {"2*L*H*d*scan*n + 4*L*H*d*top_k", "FLOPs of a step on the CPU"},
     {"2*L*H*d*p^2", "FLOPs on the GPU for the nearest keys of the prompt's queries"},

@@ -123,10 +123,10 @@ static void test_retrieval_readers(void) {
   kv_plan_free(x.plan);
   x = apply(llama3_8b(), "retrieval-attention:index=flat:impl=released");
   g_assert_cmpfloat(x.curves.readers[1].reader.efficiency, ==, 1);
-  g_assert_cmpfloat(x.curves.readers[1].reader.index_bytes_per_token, ==, 32.0 * 128 * 2);
+  g_assert_cmpfloat(x.curves.readers[1].reader.index_bytes_per_token, ==, 32.0 * 128 * 4);
   g_assert_cmpfloat_with_epsilon(x.curves.readers[1].reader.fixed_seconds, 3.40625e-3, 1e-9);
   g_assert_cmpfloat(cost(&x, 4100, 4000).resident_bytes[KV_TIER_DRAM], ==,
-                    4000 * 32.0 * 2 * 8 * 128 * 2);
+                    4000 * 32.0 * 2 * 8 * 128 * 4); /* fp32, and no graph */
   kv_plan_free(x.plan);
   x = apply(llama3_8b(), "retrieval-attention:index=ivf:layer_floor=2");
   g_assert_cmpfloat(x.curves.readers[1].reader.index_bytes_per_token, ==, 0.3 * 32.0 * 128 * 2);
