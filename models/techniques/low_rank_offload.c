@@ -170,6 +170,7 @@ static gboolean shadow_plan(const KvTechniqueUse *use, const KvModel *model, KvP
         use, error, "sparse_budget is %g, expected at least one chunk of %g tokens", budget, chunk);
   if (!kv_plan_each_full_cache(use, model, plan, shadow_cache, error))
     return FALSE;
+  plan->prefill_peak_layers = 1.0; /* a layer is decomposed before the next one begins */
   kv_plan_end_sharing(use, plan);
   return TRUE;
 }
@@ -253,8 +254,8 @@ const KvTechnique kv_technique_shadowkv = {
     .pitfalls =
         "Fetching decides a step, and the link is one for the whole batch, so throughput levels off. Stages "
         "of a layer follow one another but for rebuilding and fetching. Generated tokens are never moved: "
-        "long answers eat the saving. The prompt's whole cache is on the GPU until it is decomposed. The "
-        "authors leave prompts below 4K alone; here they are treated like others.",
+        "long answers eat the saving. A prompt that is computed in chunks is on the GPU as a whole "
+        "until its end. The authors leave prompts below 4K alone; here they are treated like others.",
     .confidence =
         "high: code, kernels, tables and the breakdown of a layer's time were read; the count of "
         "operations of the decomposition is derived and agrees with the table",
