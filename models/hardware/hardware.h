@@ -63,6 +63,7 @@ typedef enum {
   KV_KERNEL_DECODE_ATTENTION,
   KV_KERNEL_ELEMENTWISE,
   KV_KERNEL_ALL_REDUCE,
+  KV_KERNEL_MOE, /* all launches of a layer's routed experts; not fitted: bandwidth_share 0 */
   KV_N_KERNELS,
 } KvKernelFamily;
 

@@ -5,7 +5,7 @@
 #include "sim/base/names.h"
 
 const char *const kv_kernel_family_names[] = {
-    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", NULL};
+    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", "moe", NULL};
 
 const char *const kv_attention_kernel_names[] = {"fa2",    "fa2-small",  "fa3",
                                                  "trtllm", "flashinfer", NULL};
@@ -151,9 +151,9 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
       kv_json_choice(defaults, generation, "attention", kv_attention_kernel_names, 0);
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
-  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1};
+  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1, 0};
   const double bytes[KV_N_KERNELS] = {a->memory, a->memory, a->decode_attention, a->memory,
-                                      all_reduce};
+                                      all_reduce, 0};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
     KvEfficiency usual = {.kernel = attention_kernel,
@@ -186,6 +186,9 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
     if (given)
       row[d] = read_efficiency(json, given, row[d]);
   }
+  if (json_object_get(family, kv_dtype_names[KV_DTYPE_FP8]) &&
+      !json_object_get(family, kv_dtype_names[KV_DTYPE_FP8_BLOCK]))
+    row[KV_DTYPE_FP8_BLOCK] = row[KV_DTYPE_FP8];
 }
 
 /* The fitted efficiencies of the generation's measured device: shares of peaks and times of starts
@@ -200,10 +203,11 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
     return;
   Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
   const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
-                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1};
+                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1,
+                                      own->gemm / lent.gemm};
   const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
                                       own->decode_attention / lent.decode_attention,
-                                      own->memory / lent.memory, 1};
+                                      own->memory / lent.memory, 1, own->memory / lent.memory};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
     KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
@@ -247,6 +251,8 @@ static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     device->peak_flops[d] = number(json, peaks, kv_dtype_names[d], 0, TERA);
   }
+  if (device->peak_flops[KV_DTYPE_FP8_BLOCK] <= 0)
+    device->peak_flops[KV_DTYPE_FP8_BLOCK] = device->peak_flops[KV_DTYPE_FP8];
   double sixteen = MAX(device->peak_flops[KV_DTYPE_BF16], device->peak_flops[KV_DTYPE_FP16]);
   if (sixteen <= 0)
     kv_json_fail(json, object, "dense_TFLOPs",

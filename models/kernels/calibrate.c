@@ -24,6 +24,7 @@ static const struct {
     {KV_OBSERVED_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_MIXED_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_ALL_REDUCE, KV_KERNEL_ALL_REDUCE},
+    {KV_OBSERVED_MOE, KV_KERNEL_MOE},
     {KV_OBSERVED_ELEMENTWISE, KV_KERNEL_ELEMENTWISE},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_GEMM},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_DECODE_ATTENTION},
@@ -114,20 +115,21 @@ static const struct {
 #define GEMM (1u << KV_KERNEL_GEMM)
 #define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION)
 #define DECODE (1u << KV_KERNEL_DECODE_ATTENTION)
+#define MOE (1u << KV_KERNEL_MOE)
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
-    MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE),
+    MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE | MOE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
     MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE),
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
-    MEMBER("fill_share", fill_share, 1, DECODE),
-    MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE),
+    MEMBER("fill_share", fill_share, 1, DECODE | MOE),
+    MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE | MOE),
     MEMBER("softmax_dims", softmax_dims, 1, PREFILL),
     MEMBER("tail_waves", tail_waves, 1, PREFILL),
     MEMBER("lone_factor", lone_factor, 1, PREFILL),
     MEMBER("sustained_share", sustained_share, 1, GEMM | PREFILL),
     MEMBER("bandwidth_share", bandwidth_share, 1, ~0u),
-    MEMBER("quantize_share", quantize_share, 1, GEMM),
-    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL),
+    MEMBER("quantize_share", quantize_share, 1, GEMM | MOE),
+    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL | MOE),
     MEMBER("residual", residual, 1, ~0u),
 #undef MEMBER
 };

@@ -31,6 +31,7 @@ typedef struct {
   }
 
 #define PREFILL (BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_MIXED_ATTENTION))
+#define MOE BIT(KV_OBSERVED_MOE)
 #define DECODE BIT(KV_OBSERVED_DECODE_ATTENTION)
 
 /* What steps alone cannot tell apart (the compute share of decode attention, the bandwidth of
@@ -65,6 +66,13 @@ static const Parameter parameters[] = {
     IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
     IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
     IN(ALL_REDUCE, bandwidth_share, 0.75, 0.05, 1, BIT(KV_OBSERVED_ALL_REDUCE)),
+    IN(MOE, fixed_seconds, 2e-5, 1e-6, 2e-4, MOE),
+    IN(MOE, flops_share, 0.5, 0.02, 1, MOE),
+    IN(MOE, bandwidth_share, 0.7, 0.1, 1, MOE),
+    IN(MOE, quantize_share, 0.6, 0.05, 2, MOE),
+    IN(MOE, block_seconds, 3e-7, 1e-9, 2e-5, MOE),
+    IN(MOE, fill_share, 0.5, 0.1, 1.5, MOE),
+    IN(MOE, sharpness, 3, 1, 20, MOE),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM), EAGER),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP), EAGER),
     MEASURED(l2_speedup, 2, 1, 8, DECODE, REPEATED),
@@ -395,9 +403,9 @@ static guint64 family_key(const KvObservation *row) {
                            row->head_dim,
                            row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
                            row->decode_batch,
-                           row->hidden,
-                           row->expert_intermediate,
-                           row->n_experts,
+                           row->experts.hidden,
+                           row->experts.intermediate,
+                           row->experts.n_experts,
                            row->kind == KV_OBSERVED_ALL_REDUCE ? row->bytes : 0};
   guint64 hash = 0x2545f4914f6cdd1dull;
   for (guint i = 0; i < G_N_ELEMENTS(fields); i++)

@@ -85,7 +85,7 @@ static void unlimit(KvEfficiency *efficiency, double seconds) {
 
 static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
                            const KvObservation *observation) {
-  double element_bytes = kv_dtype_bytes(observation->dtype);
+  double element_bytes = kv_dtype_weight_bytes(observation->dtype);
   double m = observation->m, k = observation->k, n = observation->n;
   KvDevice used = *device;
   double seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
@@ -212,10 +212,8 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_MIXED_ATTENTION:
     return predict_mixed_attention(device, observation);
   case KV_OBSERVED_MOE:
-    return kv_moe_touching(device, observation->dtype, kv_dtype_bytes(observation->dtype),
-                           observation->batch, observation->hidden,
-                           observation->expert_intermediate, TRUE, observation->n_experts,
-                           observation->n_experts_per_token, observation->n_experts)
+    return kv_moe_cost(device, observation->dtype, kv_dtype_weight_bytes(observation->dtype),
+                       &observation->experts, observation->batch, &observation->expert_load)
         .seconds;
   case KV_OBSERVED_ELEMENTWISE:
     return kv_kernel_elementwise(device, observation->bytes).seconds;

@@ -11,7 +11,7 @@
 
 #include <glib.h>
 
-#include "models/kernels/kernels.h"
+#include "models/kernels/moe.h"
 
 typedef enum {
   KV_OBSERVED_GEMM,
@@ -43,8 +43,9 @@ typedef struct {
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
   double decode_batch, decode_context; /* mixed attention: beside one chunk */
-  double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
-                                                                         touch all n_experts */
+  KvMoeShape experts;       /* MoE: one GPU's, ... */
+  KvExpertLoad expert_load; /* ... and what `batch` tokens leave to them */
+  const char *source;       /* MoE: the kernel that the table names, interned; NULL: it names none */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
                              */
   double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */

@@ -5,6 +5,8 @@
  *   context_attention     batch_size isl step num_heads num_key_value_heads head_dim attn_dtype
  *                         kv_cache_dtype, and window_size of kernels that have one
  *   generation_attention  the same, with `step` cached tokens
+ *   moe                   moe_dtype num_tokens hidden_size inter_size topk num_experts moe_tp_size
+ *                         moe_ep_size distribution (balanced, power_law_ALPHA) kernel_source
  *   all_reduce            num_gpus message_size (elements) backend
  *
  * Operations and data types outside these are left out.
@@ -19,7 +21,12 @@
 static const struct {
   const char *name;
   KvDtype dtype;
-} dtypes[] = {{"bfloat16", KV_DTYPE_BF16}, {"float16", KV_DTYPE_FP16}, {"fp8", KV_DTYPE_FP8}};
+} dtypes[] = {
+    {"bfloat16", KV_DTYPE_BF16}, {"float16", KV_DTYPE_FP16},
+    {"fp8", KV_DTYPE_FP8},       {"fp8_block", KV_DTYPE_FP8_BLOCK},
+    {"nvfp4", KV_DTYPE_FP4},     {"w4a16_mxfp4", KV_DTYPE_MXFP4},
+    {"int4_wo", KV_DTYPE_INT4},  {"sq", KV_DTYPE_INT8}, /* SmoothQuant: 8-bit operands */
+};
 
 /* Attention kernels by what their names contain; the first that fits. */
 static const struct {
@@ -90,6 +97,49 @@ static gboolean observe_attention(const KvColumns *table, KvObserved kind, KvObs
   return TRUE;
 }
 
+/* Two kinds of rows are left out. Nemotron-3's experts have no gate, which the table does not say.
+ * DeepSeek-V3's router keeps half of the groups of experts, and of equal scores the first: a
+ * "balanced" row of it goes to half of the experts. */
+static gboolean is_as_it_says(double hidden, double intermediate, double n_experts,
+                              double per_token, gboolean balanced) {
+  gboolean nemotron = per_token == 22 || (hidden == 2688 && intermediate == 1856);
+  gboolean deepseek_v3 =
+      hidden == 7168 && intermediate == 2048 && n_experts == 256 && per_token == 8;
+  return !nemotron && !(deepseek_v3 && balanced);
+}
+
+static gboolean observe_moe(const KvColumns *table, KvObservation *row, gboolean *known,
+                            GError **error) {
+  static const char power_law[] = "power_law_";
+  const char *distribution = kv_columns_text(table, "distribution");
+  gboolean balanced = g_str_equal(distribution, "balanced");
+  char *end = NULL;
+  double exponent = g_str_has_prefix(distribution, power_law)
+                        ? g_ascii_strtod(distribution + strlen(power_law), &end)
+                        : 0;
+  double hidden, intermediate, n_experts, per_token, tp, ep;
+  if (!kv_columns_positive(table, "num_tokens", &row->batch, error) ||
+      !kv_columns_positive(table, "hidden_size", &hidden, error) ||
+      !kv_columns_positive(table, "inter_size", &intermediate, error) ||
+      !kv_columns_positive(table, "num_experts", &n_experts, error) ||
+      !kv_columns_positive(table, "topk", &per_token, error) ||
+      !kv_columns_positive(table, "moe_tp_size", &tp, error) ||
+      !kv_columns_positive(table, "moe_ep_size", &ep, error))
+    return FALSE;
+  *known = find_dtype(table, "moe_dtype", &row->dtype) &&
+           (balanced || (end && !*end && exponent > 1)) && ep <= n_experts &&
+           is_as_it_says(hidden, intermediate, n_experts, per_token, balanced);
+  if (!*known)
+    return TRUE;
+  row->kind = KV_OBSERVED_MOE;
+  row->source = g_intern_string(kv_columns_text(table, "kernel_source"));
+  row->experts = (KvMoeShape){hidden, intermediate / tp, n_experts / ep, TRUE};
+  row->expert_load =
+      balanced ? kv_moe_balanced_load(row->batch, n_experts / ep, per_token / ep)
+               : kv_moe_power_law_load(row->batch, n_experts, per_token, exponent, ep);
+  return TRUE;
+}
+
 /* `known` tells whether the row is of a kind and type that we price. */
 static gboolean observe(const KvColumns *table, KvObservation *row, gboolean *known,
                         GError **error) {
@@ -108,6 +158,8 @@ static gboolean observe(const KvColumns *table, KvObservation *row, gboolean *kn
            kv_columns_number(table, "n", &row->n, error) &&
            kv_columns_number(table, "k", &row->k, error);
   }
+  if (g_str_equal(op, "moe"))
+    return observe_moe(table, row, known, error);
   if (g_str_equal(op, "all_reduce"))
     return observe_all_reduce(table, row, known, error);
   if (g_str_equal(op, "context_attention"))

@@ -28,9 +28,7 @@ static double expert_weights(const KvModel *model) {
 double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan) {
   if (!as_published(model, plan) || model->expert_dtype == model->weight_dtype)
     return plan->weights.bytes_per_parameter;
-  /* MXFP4: an 8-bit scale for 32 elements. */
-  return kv_dtype_bytes(model->expert_dtype) +
-         (model->expert_dtype == KV_DTYPE_FP4 ? 1.0 / 32 : 0.0);
+  return kv_dtype_weight_bytes(model->expert_dtype);
 }
 
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan) {

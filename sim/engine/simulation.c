@@ -91,7 +91,7 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
   if (s->weight_dtype > 0) {
     KvDtype dtype = s->weight_dtype - 1;
     setup->plan->weights.dtype = dtype;
-    setup->plan->weights.bytes_per_parameter = kv_dtype_bytes(dtype);
+    setup->plan->weights.bytes_per_parameter = kv_dtype_weight_bytes(dtype);
   }
   if (!kv_plan_compile(setup->plan, &setup->curves, error) || !check_parallelism(setup, error))
     return NULL;
