@@ -1,6 +1,7 @@
 #include "models/kernels/calibrate.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "models/kernels/fit.h"
@@ -119,7 +120,7 @@ static const struct {
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
     MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE | MOE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
-    MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE),
+    MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE | MOE),
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
     MEMBER("fill_share", fill_share, 1, DECODE | MOE),
     MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE | MOE),
@@ -230,6 +231,10 @@ static void calibrate(KvDevice *device, const GArray *observations, KvDtype dtyp
   KvResidual residual[KV_N_OBSERVED];
   kv_fit_cross_validate(device, observations, dtype, ROWS_PER_KIND, shortest_seconds, residual,
                         predicted);
+  if (g_getenv("DUMP")) for (guint i = 0; i < observations->len; i++) {
+    const KvObservation *r = &g_array_index(observations, KvObservation, i);
+    if (r->dtype == dtype) fprintf(stderr, "%s %s %g %g %g %g %g %g %g | %g %g %g | %.2f %.2f\n", kv_observed_names[r->kind], kv_dtype_names[dtype], r->batch, r->experts.hidden, r->experts.intermediate, r->experts.n_experts, r->expert_load.touched, r->expert_load.rows, r->expert_load.tiles[4], r->m, r->k, r->n, r->seconds*1e6, predicted[i]*1e6);
+  }
   KvMeasuring measuring = {0};
   kv_fit_start(device, &measuring);
   kv_fit(device, &measuring, observations, dtype, ROWS_PER_KIND);
@@ -358,6 +363,35 @@ static guint settle_kernels(KvDevice *device, GArray *observations) {
   return left_out;
 }
 
+/* The same for a layer's routed experts. */
+static guint settle_experts(GArray *observations) {
+  const char *most[KV_N_DTYPES] = {NULL};
+  guint highest[KV_N_DTYPES] = {0}, left_out = 0;
+  g_autoptr(GHashTable) counts = g_hash_table_new(NULL, NULL); /* a table names a kernel by type */
+  for (guint i = 0; i < observations->len; i++) {
+    const KvObservation *row = &g_array_index(observations, KvObservation, i);
+    if (row->kind != KV_OBSERVED_MOE || !row->source)
+      continue;
+    gsize key = (gsize)row->source * KV_N_DTYPES + row->dtype;
+    guint count = 1 + GPOINTER_TO_UINT(g_hash_table_lookup(counts, GSIZE_TO_POINTER(key)));
+    g_hash_table_insert(counts, GSIZE_TO_POINTER(key), GUINT_TO_POINTER(count));
+    if (count > highest[row->dtype]) {
+      highest[row->dtype] = count;
+      most[row->dtype] = row->source;
+    }
+  }
+  guint kept = 0;
+  for (guint i = 0; i < observations->len; i++) {
+    KvObservation *row = &g_array_index(observations, KvObservation, i);
+    if (row->kind == KV_OBSERVED_MOE && row->source && row->source != most[row->dtype])
+      left_out++;
+    else
+      g_array_index(observations, KvObservation, kept++) = *row;
+  }
+  g_array_set_size(observations, kept);
+  return left_out;
+}
+
 static gboolean run(const Options *options, GError **error) {
   g_autoptr(GArray) observations = g_array_new(FALSE, FALSE, sizeof(KvObservation));
   g_autoptr(GString) names = g_string_new(NULL);
@@ -374,6 +408,9 @@ static gboolean run(const Options *options, GError **error) {
   guint left_out = settle_kernels(device, observations);
   if (left_out > 0)
     g_print("%u rows of other attention kernels than the usual one are left out\n", left_out);
+  left_out = settle_experts(observations);
+  if (left_out > 0)
+    g_print("%u rows of other expert kernels than the usual one are left out\n", left_out);
   if (options->like) {
     gboolean borrowed = borrow_efficiency(device, options->like, error);
     if (borrowed)

@@ -67,6 +67,7 @@ static const Parameter parameters[] = {
     IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
     IN(ALL_REDUCE, bandwidth_share, 0.75, 0.05, 1, BIT(KV_OBSERVED_ALL_REDUCE)),
     IN(MOE, fixed_seconds, 2e-5, 1e-6, 2e-4, MOE),
+    IN(MOE, combine_seconds, 1e-6, 1e-8, 2e-5, MOE),
     IN(MOE, flops_share, 0.5, 0.02, 1, MOE),
     IN(MOE, bandwidth_share, 0.7, 0.1, 1, MOE),
     IN(MOE, quantize_share, 0.6, 0.05, 2, MOE),
@@ -75,8 +76,8 @@ static const Parameter parameters[] = {
     IN(MOE, sharpness, 3, 1, 20, MOE),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM), EAGER),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP), EAGER),
-    MEASURED(l2_speedup, 2, 1, 8, DECODE, REPEATED),
-    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE, REPEATED),
+    MEASURED(l2_speedup, 2, 1, 8, DECODE | MOE, REPEATED),
+    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE | MOE, REPEATED),
     MEASURED(write_passes, 1, 0.01, 6, BIT(KV_OBSERVED_PREFILL_ATTENTION), REPEATED),
 };
 enum { MOST_DIMENSIONS = G_N_ELEMENTS(parameters) };

@@ -35,8 +35,10 @@ KvExpertLoad kv_moe_balanced_load(double tokens, double n_experts, double n_expe
 KvExpertLoad kv_moe_power_law_load(double tokens, double n_experts, double n_experts_per_token,
                                    double exponent, double ranks);
 
-/* The layer without its router's product. */
+/* The layer without its router's product. read_share: time of reading the weights over that of
+ * reading them from memory. */
 KvCost kv_moe_cost(const KvDevice *device, KvDtype dtype, double weight_bytes,
-                   const KvMoeShape *shape, double tokens, const KvExpertLoad *load);
+                   const KvMoeShape *shape, double tokens, const KvExpertLoad *load,
+                   double read_share);
 
 #endif

@@ -161,6 +161,19 @@ static double predict_mixed_attention(const KvDevice *device, const KvObservatio
   return kv_kernel_attention_call(device, row->dtype, &work).seconds;
 }
 
+/* A benchmark that runs through a few routings reads the experts of all of them in a round. */
+static double predict_moe(const KvDevice *device, const KvMeasuring *measuring,
+                          const KvObservation *row) {
+  double weight_bytes = kv_dtype_weight_bytes(row->dtype);
+  double experts = MIN(row->experts.n_experts, row->routings * row->expert_load.touched);
+  double bytes = experts * 3 * row->experts.hidden * row->experts.intermediate * weight_bytes;
+  KvResidency residency = residency_of(device, measuring, row, bytes);
+  double read_share = 1 - residency.resident * (1 - 1 / residency.l2_speedup);
+  return kv_moe_cost(device, row->dtype, weight_bytes, &row->experts, row->batch, &row->expert_load,
+                     read_share)
+      .seconds;
+}
+
 double kv_observation_step_seconds(const KvDevice *device, const KvObservation *observation,
                                    double *kernels) {
   const KvStepShape *shape = observation->shape;
@@ -212,9 +225,7 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_MIXED_ATTENTION:
     return predict_mixed_attention(device, observation);
   case KV_OBSERVED_MOE:
-    return kv_moe_cost(device, observation->dtype, kv_dtype_weight_bytes(observation->dtype),
-                       &observation->experts, observation->batch, &observation->expert_load)
-        .seconds;
+    return predict_moe(device, measuring, observation);
   case KV_OBSERVED_ELEMENTWISE:
     return kv_kernel_elementwise(device, observation->bytes).seconds;
   case KV_OBSERVED_SEND:

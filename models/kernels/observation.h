@@ -45,6 +45,7 @@ typedef struct {
   double decode_batch, decode_context; /* mixed attention: beside one chunk */
   KvMoeShape experts;       /* MoE: one GPU's, ... */
   KvExpertLoad expert_load; /* ... and what `batch` tokens leave to them */
+  double routings;          /* repeated MoE: different routings of a round */
   const char *source;       /* MoE: the kernel that the table names, interned; NULL: it names none */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
                              */
