@@ -8,7 +8,7 @@
 #include "sim/base/names.h"
 
 static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
-                                                 "int8",  "fp4",  "int4", NULL};
+                                                 "int8",  "fp4",  "int4", "mxfp4", "fp8-block", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
 static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm",
                                               "vllm-2023", "vllm-2023-mixed", "orca",

@@ -70,7 +70,7 @@ static const Parameter parameters[] = {
     IN(MOE, combine_seconds, 1e-6, 1e-8, 2e-5, MOE),
     IN(MOE, flops_share, 0.5, 0.02, 1, MOE),
     IN(MOE, bandwidth_share, 0.7, 0.1, 1, MOE),
-    IN(MOE, quantize_share, 0.6, 0.05, 2, MOE),
+    IN(MOE, quantize_share, 0.6, 0.05, 1, MOE),
     IN(MOE, block_seconds, 3e-7, 1e-9, 2e-5, MOE),
     IN(MOE, fill_share, 0.5, 0.1, 1.5, MOE),
     IN(MOE, sharpness, 3, 1, 20, MOE),

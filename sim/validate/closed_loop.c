@@ -30,8 +30,9 @@ static guint weight_dtype(const KvClosedLoop *loop) {
   gboolean as_published = strstr(loop->model, "gpt-oss") != NULL;
   if (as_published)
     return 0;
+  gboolean in_blocks = strstr(loop->model, "DeepSeek") != NULL; /* scales of 128 x 128 weights */
   return strcmp(loop->precision, "fp4") == 0   ? 1 + KV_DTYPE_FP4
-         : strcmp(loop->precision, "fp8") == 0 ? 1 + KV_DTYPE_FP8
+         : strcmp(loop->precision, "fp8") == 0 ? 1 + (in_blocks ? KV_DTYPE_FP8_BLOCK : KV_DTYPE_FP8)
                                                : 0;
 }
 
