@@ -251,8 +251,11 @@ static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     device->peak_flops[d] = number(json, peaks, kv_dtype_names[d], 0, TERA);
   }
-  if (device->peak_flops[KV_DTYPE_FP8_BLOCK] <= 0)
-    device->peak_flops[KV_DTYPE_FP8_BLOCK] = device->peak_flops[KV_DTYPE_FP8];
+  /* Multiplied as fp8. */
+  static const KvDtype eight_bit[] = {KV_DTYPE_FP8_BLOCK, KV_DTYPE_MXFP4_FP8};
+  for (guint i = 0; i < G_N_ELEMENTS(eight_bit); i++)
+    if (device->peak_flops[eight_bit[i]] <= 0)
+      device->peak_flops[eight_bit[i]] = device->peak_flops[KV_DTYPE_FP8];
   double sixteen = MAX(device->peak_flops[KV_DTYPE_BF16], device->peak_flops[KV_DTYPE_FP16]);
   if (sixteen <= 0)
     kv_json_fail(json, object, "dense_TFLOPs",

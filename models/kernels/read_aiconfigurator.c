@@ -25,6 +25,7 @@ static const struct {
     {"bfloat16", KV_DTYPE_BF16}, {"float16", KV_DTYPE_FP16},
     {"fp8", KV_DTYPE_FP8},       {"fp8_block", KV_DTYPE_FP8_BLOCK},
     {"nvfp4", KV_DTYPE_FP4},     {"w4a16_mxfp4", KV_DTYPE_MXFP4},
+    {"w4a8_mxfp4_mxfp8", KV_DTYPE_MXFP4_FP8},
     {"int4_wo", KV_DTYPE_INT4},  {"sq", KV_DTYPE_INT8}, /* SmoothQuant: 8-bit operands */
 };
 

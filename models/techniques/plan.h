@@ -144,6 +144,7 @@ typedef struct {
 typedef struct {
   KvDtype dtype;                /* as multiplied from */
   double bytes_per_parameter;   /* stored, metadata counted */
+  guint expert_dtype; /* 1 + the type of routed experts; 0: `dtype`, or as published with it */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
   gboolean stream_overlaps;     /* the next layer's weights load beside this layer's compute */
   double activation_share_host; /* share of activations that live on the host between layers

@@ -13,6 +13,7 @@ typedef enum {
   KV_DTYPE_FP4,
   KV_DTYPE_INT4,
   KV_DTYPE_MXFP4,     /* 32 elements share an exponent; multiplied widened to 16 bits */
+  KV_DTYPE_MXFP4_FP8, /* the same weights, multiplied with 8-bit activations */
   KV_DTYPE_FP8_BLOCK, /* fp8 weights with a scale for 128 x 128 of them */
   KV_N_DTYPES,
 } KvDtype;

@@ -794,11 +794,9 @@ static void set_paths(Model *m) {
  * the rest. */
 static void set_dtypes(Model *m) {
   const KvWeights *w = &m->plan->weights;
-  gboolean as_published = w->dtype == m->model->weight_dtype;
   gboolean quantized = w->bytes_per_parameter < 2.0;
-  m->expert_dtype = as_published ? m->model->expert_dtype : w->dtype;
-  m->expert_bytes =
-      as_published ? kv_memory_expert_bytes(m->model, m->plan) : w->bytes_per_parameter;
+  m->expert_dtype = kv_memory_expert_dtype(m->model, m->plan);
+  m->expert_bytes = kv_memory_expert_bytes(m->model, m->plan);
   m->head_dtype = quantized ? KV_DTYPE_BF16 : w->dtype;
   m->head_bytes = quantized ? 2.0 : w->bytes_per_parameter;
 }

@@ -93,6 +93,7 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
     setup->plan->weights.dtype = dtype;
     setup->plan->weights.bytes_per_parameter = kv_dtype_weight_bytes(dtype);
   }
+  setup->plan->weights.expert_dtype = s->expert_dtype;
   if (!kv_plan_compile(setup->plan, &setup->curves, error) || !check_parallelism(setup, error))
     return NULL;
   resolve_engine(s, setup->model, setup->platform);

@@ -36,6 +36,13 @@ static guint weight_dtype(const KvClosedLoop *loop) {
                                                : 0;
 }
 
+/* On Blackwell the scripts of vLLM and TensorRT-LLM have the kernels of gpt-oss's experts multiply
+ * them with 8-bit activations. */
+static guint expert_dtype(const KvClosedLoop *loop) {
+  gboolean gpt_oss = strstr(loop->model, "gpt-oss") != NULL;
+  return gpt_oss && g_str_has_prefix(loop->device, "b200") ? 1 + KV_DTYPE_MXFP4_FP8 : 0;
+}
+
 /* Whole prompts, blocks of 32 tokens. DeepSeek's script leaves room for one prompt beside all
  * decodes; that of Llama lets prompts of 1k wait up to 20 steps on fewer than 8 GPUs. */
 static void set_trtllm(const KvClosedLoop *loop, KvEngineConfig *e) {
@@ -69,6 +76,7 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
   s->tensor_parallel = loop->tensor_parallel;
   e->expert_parallel = loop->expert_parallel > 1 ? loop->expert_parallel : 0;
   s->weight_dtype = weight_dtype(loop);
+  s->expert_dtype = expert_dtype(loop);
   if (s->weight_dtype > 0) /* the quantized checkpoints bring an fp8 cache */
     s->cache_dtype = KV_DTYPE_FP8;
   s->arrivals = KV_ARRIVE_CLOSED;
