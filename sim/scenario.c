@@ -7,8 +7,11 @@
 #include "sim/base/json.h"
 #include "sim/base/names.h"
 
-static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
-                                                 "int8",  "fp4",  "int4", "mxfp4", "mxfp4-fp8", "fp8-block", NULL};
+static const char *const weight_dtype_names[] = {"model", "fp32",      "bf16",      "fp16",
+                                                 "fp8",   "int8",      "fp4",       "int4",
+                                                 "mxfp4", "mxfp4-fp8", "fp8-block", NULL};
+static const char *const cache_dtype_names[] = {"fp32", "bf16", "fp16", "fp8",
+                                                "int8", "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
 static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm",
                                               "vllm-2023", "vllm-2023-mixed", "orca",
@@ -49,7 +52,7 @@ const KvScenarioField kv_scenario_fields[] = {
     {"precision", "experts", KV_FIELD_CHOICE, AT(expert_dtype), 0, 0, weight_dtype_names,
      "element type of routed experts, and how they are multiplied; model: as the weights or as "
      "published"},
-    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, kv_dtype_names,
+    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, cache_dtype_names,
      "element type of the unchanged KV cache"},
     {"engine", "scheduler", KV_FIELD_NAME, ENGINE(scheduler), 0, 0, scheduler_names,
      "kvsim list schedulers"},

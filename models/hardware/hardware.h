@@ -52,6 +52,8 @@ typedef struct {
   double tail_waves;      /* prefill: of a wave, what its drain costs */
   double lone_factor;     /* prefill: time of a column in a block that has its multiprocessor
                              alone, over its share when blocks are many */
+  gboolean fitted;        /* to this device and type (or one that is the same processor's); else the
+                             efficiency of another one stands in */
   /* How well the fit does, out of sample. */
   double residual;                      /* median |relative error|; 0 if there was none */
   double low_log_error, high_log_error; /* 5th and 95th percentile of log(measured / predicted) */

@@ -152,8 +152,8 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
   const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1, 0};
-  const double bytes[KV_N_KERNELS] = {a->memory, a->memory, a->decode_attention, a->memory,
-                                      all_reduce, 0};
+  const double bytes[KV_N_KERNELS] = {a->memory, a->memory,  a->decode_attention,
+                                      a->memory, all_reduce, 0};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
     KvEfficiency usual = {.kernel = attention_kernel,
@@ -177,18 +177,24 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
     if (!given)
       continue;
     KvEfficiency e = read_efficiency(json, given, row[stands_for_all[i]]);
-    for (guint d = 0; d < KV_N_DTYPES; d++)
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
       row[d] = e;
+      row[d].fitted = d == KV_DTYPE_BF16 || d == KV_DTYPE_FP16; /* one rate, one traffic */
+    }
     break;
   }
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     json_t *given = kv_json_object(json, family, kv_dtype_names[d], FALSE);
-    if (given)
-      row[d] = read_efficiency(json, given, row[d]);
+    if (!given)
+      continue;
+    row[d] = read_efficiency(json, given, row[d]);
+    row[d].fitted = TRUE;
   }
   if (json_object_get(family, kv_dtype_names[KV_DTYPE_FP8]) &&
-      !json_object_get(family, kv_dtype_names[KV_DTYPE_FP8_BLOCK]))
+      !json_object_get(family, kv_dtype_names[KV_DTYPE_FP8_BLOCK])) {
     row[KV_DTYPE_FP8_BLOCK] = row[KV_DTYPE_FP8];
+    row[KV_DTYPE_FP8_BLOCK].fitted = FALSE;
+  }
 }
 
 /* The fitted efficiencies of the generation's measured device: shares of peaks and times of starts
@@ -202,12 +208,12 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
   if (!efficiency)
     return;
   Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
-  const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
-                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1,
-                                      own->gemm / lent.gemm};
-  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
-                                      own->decode_attention / lent.decode_attention,
-                                      own->memory / lent.memory, 1, own->memory / lent.memory};
+  const double flops[KV_N_KERNELS] = {
+      own->gemm / lent.gemm, own->prefill_attention / lent.prefill_attention, 1, 1, 1,
+      own->gemm / lent.gemm};
+  const double bytes[KV_N_KERNELS] = {
+      own->memory / lent.memory, 1, own->decode_attention / lent.decode_attention,
+      own->memory / lent.memory, 1, own->memory / lent.memory};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
     KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
@@ -221,6 +227,7 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
       device->efficiency[k][d].bandwidth_share =
           MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;
+      device->efficiency[k][d].fitted = FALSE;
       uncalibrated_range(&device->efficiency[k][d]);
     }
   }

@@ -110,9 +110,9 @@ KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_byte
   const KvEfficiency *efficiency = kv_roofline_efficiency(device, KV_KERNEL_GEMM, dtype);
   double flops_per_sm = kv_roofline_peak(device, dtype) * efficiency->flops_share / device->n_sm;
   double flops = 2 * groups * m * k * n;
-  double flops_seconds =
-      tiled_seconds(device, efficiency, flops_per_sm, kv_kernel_is_scaled(device, dtype), groups, m, k, n) *
-      sustained_slowdown(efficiency, m);
+  double flops_seconds = tiled_seconds(device, efficiency, flops_per_sm,
+                                       kv_kernel_is_scaled(device, dtype), groups, m, k, n) *
+                         sustained_slowdown(efficiency, m);
   /* Activations come in as the operand type and leave as bf16. */
   double operand_bytes = kv_kernel_is_scaled(device, dtype) ? kv_dtype_bytes(dtype) : 2;
   double bytes = groups * (weight_bytes * k * n + m * (operand_bytes * k + 2 * n));

@@ -1,8 +1,8 @@
 /* Routed experts. A layer is a few launches (top-k, sorting, permuting, two grouped products with
  * the activation between them, the weighted sum), which cost fixed_seconds together whatever the
  * size. The grouped products read the weights of every expert touched once and multiply whole tiles
- * of rows for each: t tokens of one expert take ceil(t / tile) of them. The order is that of vLLM's,
- * TensorRT-LLM's and SGLang's fused kernels.
+ * of rows for each: t tokens of one expert take ceil(t / tile) of them. The order is that of
+ * vLLM's, TensorRT-LLM's and SGLang's fused kernels.
  */
 #include "models/kernels/moe.h"
 
@@ -51,15 +51,17 @@ static KvCost fitted_cost(const KvDevice *device, const KvEfficiency *efficiency
   double token_bytes = tokens * (2 + operand_bytes + 2) * hidden;
   double row_bytes = load->rows * ((operand_bytes + 2 + 2) * hidden + (2 + 2) * up_columns +
                                    2 * operand_bytes * shape->intermediate);
-  double moved_seconds = (token_bytes / efficiency->quantize_share +
-                          row_bytes / efficiency->bandwidth_share) / device->memory_Bps;
+  double share =
+      efficiency->quantize_share > 0 ? efficiency->quantize_share : efficiency->bandwidth_share;
+  double moved_seconds =
+      (token_bytes / share + row_bytes / efficiency->bandwidth_share) / device->memory_Bps;
   double sort_seconds = efficiency->combine_seconds * log2(1 + tokens);
   double weights = (up_columns + shape->intermediate) * hidden;
   double bytes = load->touched * weights * weight_bytes + token_bytes + row_bytes;
   double flops = 2 * load->rows * weights;
-  KvCost cost = kv_roofline_close(
-      efficiency->fixed_seconds, flops / kv_roofline_peak(device, dtype),
-      bytes / device->memory_Bps, efficiency->sharpness, flops, bytes);
+  KvCost cost =
+      kv_roofline_close(efficiency->fixed_seconds, flops / kv_roofline_peak(device, dtype),
+                        bytes / device->memory_Bps, efficiency->sharpness, flops, bytes);
   cost.seconds = efficiency->fixed_seconds + best_seconds + moved_seconds + sort_seconds;
   return cost;
 }

@@ -43,10 +43,10 @@ typedef struct {
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
   double decode_batch, decode_context; /* mixed attention: beside one chunk */
-  KvMoeShape experts;       /* MoE: one GPU's, ... */
-  KvExpertLoad expert_load; /* ... and what `batch` tokens leave to them */
-  double routings;          /* repeated MoE: different routings of a round */
-  const char *source;       /* MoE: the kernel that the table names, interned; NULL: it names none */
+  KvMoeShape experts;                  /* MoE: one GPU's, ... */
+  KvExpertLoad expert_load;            /* ... and what `batch` tokens leave to them */
+  double routings;                     /* repeated MoE: different routings of a round */
+  const char *source; /* MoE: the kernel that the table names, interned; NULL: it names none */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
                              */
   double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */

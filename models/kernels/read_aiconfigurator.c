@@ -22,11 +22,15 @@ static const struct {
   const char *name;
   KvDtype dtype;
 } dtypes[] = {
-    {"bfloat16", KV_DTYPE_BF16}, {"float16", KV_DTYPE_FP16},
-    {"fp8", KV_DTYPE_FP8},       {"fp8_block", KV_DTYPE_FP8_BLOCK},
-    {"nvfp4", KV_DTYPE_FP4},     {"w4a16_mxfp4", KV_DTYPE_MXFP4},
+    {"bfloat16", KV_DTYPE_BF16},
+    {"float16", KV_DTYPE_FP16},
+    {"fp8", KV_DTYPE_FP8},
+    {"fp8_block", KV_DTYPE_FP8_BLOCK},
+    {"nvfp4", KV_DTYPE_FP4},
+    {"w4a16_mxfp4", KV_DTYPE_MXFP4},
     {"w4a8_mxfp4_mxfp8", KV_DTYPE_MXFP4_FP8},
-    {"int4_wo", KV_DTYPE_INT4},  {"sq", KV_DTYPE_INT8}, /* SmoothQuant: 8-bit operands */
+    {"int4_wo", KV_DTYPE_INT4},
+    {"sq", KV_DTYPE_INT8}, /* SmoothQuant: 8-bit operands */
 };
 
 /* Attention kernels by what their names contain; the first that fits. */
@@ -148,9 +152,9 @@ static gboolean observe_moe(const KvColumns *table, KvObservation *row, gboolean
   row->source = g_intern_string(kv_columns_text(table, "kernel_source"));
   row->routings = balanced ? 1 : POWER_LAW_ROUTINGS;
   row->experts = (KvMoeShape){hidden, intermediate / tp, n_experts / ep, TRUE};
-  row->expert_load =
-      balanced ? kv_moe_balanced_load(row->batch, n_experts / ep, per_token / ep)
-               : kv_moe_power_law_load(row->batch, n_experts, per_token, exponent, ep);
+  row->expert_load = balanced
+                         ? kv_moe_balanced_load(row->batch, n_experts / ep, per_token / ep)
+                         : kv_moe_power_law_load(row->batch, n_experts, per_token, exponent, ep);
   return TRUE;
 }
 

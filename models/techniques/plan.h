@@ -142,8 +142,8 @@ typedef struct {
 
 /* Where the weights are and how they stream. */
 typedef struct {
-  KvDtype dtype;                /* as multiplied from */
-  double bytes_per_parameter;   /* stored, metadata counted */
+  KvDtype dtype;              /* as multiplied from */
+  double bytes_per_parameter; /* stored, metadata counted */
   guint expert_dtype; /* 1 + the type of routed experts; 0: `dtype`, or as published with it */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
   gboolean stream_overlaps;     /* the next layer's weights load beside this layer's compute */

@@ -77,6 +77,24 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   return TRUE;
 }
 
+char *kv_setup_unmeasured(const KvSetup *setup) {
+  const KvDevice *device = setup->platform->device;
+  if (!device->calibrated)
+    return NULL;
+  gboolean experts = FALSE;
+  for (guint g = 0; g < setup->model->n_groups; g++)
+    experts = experts || setup->model->groups[g].mlp.n_experts > 0;
+  KvDtype dtype = setup->plan->weights.dtype;
+  if (!device->efficiency[KV_KERNEL_GEMM][dtype].fitted)
+    return g_strdup_printf("%s products", kv_dtype_names[dtype]);
+  dtype = kv_memory_expert_dtype(setup->model, setup->plan);
+  /* Experts are composed of products where they were not fitted as a whole. */
+  if (experts && !device->efficiency[KV_KERNEL_MOE][dtype].fitted &&
+      !device->efficiency[KV_KERNEL_GEMM][dtype].fitted)
+    return g_strdup_printf("%s experts", kv_dtype_names[dtype]);
+  return NULL;
+}
+
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error) {
   g_autoptr(KvSetup) setup = g_new0(KvSetup, 1);
   setup->scenario = kv_scenario_copy(scenario);
@@ -403,7 +421,8 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->n_instances = sc->replicas;
   s->tensor_parallel = sc->tensor_parallel;
   s->n_gpus = sc->replicas * sc->tensor_parallel * sc->engine.data_parallel;
-  s->calibrated = u->platform->device->calibrated;
+  g_autofree char *unmeasured = kv_setup_unmeasured(u);
+  s->calibrated = u->platform->device->calibrated && !unmeasured;
   s->executor = run->executors[0]->class->name;
   s->block_tokens = sc->engine.block_tokens;
   s->total_blocks = u->memory.blocks;
