@@ -66,7 +66,8 @@ KvExpertLoad kv_moe_balanced_load(double tokens, double n_experts, double n_expe
 /* The expected value of x^power where x is distributed as x^-exponent between low and high. */
 static double power_law_moment(double exponent, double low, double high, double power) {
   double a = 1 - exponent, b = a + power;
-  return a / b * (pow(high, b) - pow(low, b)) / (pow(high, a) - pow(low, a));
+  double grown = fabs(b) > 1e-9 ? (pow(high, b) - pow(low, b)) / b : log(high / low);
+  return a * grown / (pow(high, a) - pow(low, a));
 }
 
 /* Whole rows that add up to `total`: rounded, and what is missing or over given to, or taken from,
@@ -75,13 +76,14 @@ static void make_whole(double *rows, guint n, double total) {
   double sum = 0;
   for (guint i = 0; i < n; i++)
     sum += rows[i] = round(rows[i]);
-  for (guint i = 0; sum < total; i = (i + 1) % n, sum++)
-    rows[i]++;
-  for (guint i = 0; sum > total; i = (i + 1) % n)
-    if (rows[i] > 0) {
-      rows[i]--;
-      sum--;
-    }
+  gint64 missing = llround(total - sum);
+  for (gint64 i = 0; i < missing; i++)
+    rows[i % n]++;
+  for (guint i = 0; missing < 0; i = (i + 1) % n) {
+    double taken = MIN(rows[i], 1);
+    rows[i] -= taken;
+    missing += (gint64)taken;
+  }
 }
 
 /* Experts at the middles of n equal parts of the distribution. The fullest of `ranks` groups has

@@ -122,7 +122,7 @@ static gboolean shards_like_a_server(const char *source) {
 }
 
 /* The benchmark draws a skewed routing so many times and runs through them. */
-enum { POWER_LAW_ROUTINGS = 5 };
+enum { POWER_LAW_ROUTINGS = 5, MOST_EXPERTS = 65536 };
 
 static gboolean observe_moe(const KvColumns *table, KvObservation *row, gboolean *known,
                             GError **error) {
@@ -144,6 +144,7 @@ static gboolean observe_moe(const KvColumns *table, KvObservation *row, gboolean
     return FALSE;
   *known = find_dtype(table, "moe_dtype", &row->dtype) &&
            (balanced || (end && !*end && exponent > 1)) && ep <= n_experts &&
+           n_experts <= MOST_EXPERTS &&
            is_as_it_says(hidden, intermediate, n_experts, per_token, !balanced && ep == 1);
   if (!*known)
     return TRUE;
