@@ -225,3 +225,9 @@ void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
   work->flops += o->flops;
   work->bytes += o->read_bytes;
 }
+
+double kv_kernel_attention_flops(const KvDevice *device, KvDtype dtype) {
+  const KvEfficiency *efficiency =
+      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  return kv_roofline_peak(device, dtype) * efficiency->flops_share;
+}

@@ -43,6 +43,9 @@ double kv_smooth_max(double a, double b, double p);
 KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes, double m,
                       double k, double n);
 
+/* FLOP/s that the attention kernel's products reach in long work. */
+double kv_kernel_attention_flops(const KvDevice *device, KvDtype dtype);
+
 /* The blocks of one attention call, which add over what the call holds. */
 typedef struct {
   double blocks, busy_seconds; /* of all blocks' time, one multiprocessor's share */

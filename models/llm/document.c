@@ -108,7 +108,8 @@ static gboolean same_layer(const KvLayerGroup *x, const KvLayerGroup *y) {
          m->gated == n->gated && m->n_experts == n->n_experts &&
          m->n_experts_per_token == n->n_experts_per_token &&
          m->expert_intermediate == n->expert_intermediate &&
-         m->shared_intermediate == n->shared_intermediate;
+         m->shared_intermediate == n->shared_intermediate && a->borrows_cache == b->borrows_cache &&
+         x->extra_prefill_passes == y->extra_prefill_passes && x->stride_tokens == y->stride_tokens;
 }
 
 void kv_model_add_layers(KvModel *model, const KvLayerGroup *layer, guint count) {

@@ -48,6 +48,8 @@ static double attention_parameters(const KvAttention *a, double hidden) {
   case KV_ATTENTION_SLIDING:
     break;
   }
+  if (a->borrows_cache)
+    hkv = 0;
   double biases = a->bias ? h * dk + hkv * (dk + dv) + hidden : 0;
   return hidden * (h * dk + hkv * (dk + dv)) + h * dv * hidden + biases + norms;
 }
@@ -107,7 +109,7 @@ double kv_model_cache_bytes_per_token(const KvModel *model, double element_bytes
     const KvAttention *a = &model->groups[i].attention;
     if (a->kind == KV_ATTENTION_LATENT)
       elements += model->groups[i].count * ((double)a->kv_lora_rank + a->rope_head_dim);
-    else if (a->kind != KV_ATTENTION_NONE)
+    else if (a->kind != KV_ATTENTION_NONE && !a->borrows_cache)
       elements += model->groups[i].count * (double)a->n_kv_heads *
                   ((double)a->head_dim + a->value_head_dim);
   }

@@ -39,6 +39,7 @@ typedef struct {
   guint64 state_elements;   /* recurrent: elements of state a sequence and layer */
   guint64 mixer_parameters; /* recurrent: weights of the layer beside its MLP */
   gboolean qk_norm, bias;
+  gboolean borrows_cache; /* no K and V of its own: it reads those of a lending layer */
 } KvAttention;
 
 typedef struct {
@@ -53,6 +54,10 @@ typedef struct {
   guint count; /* layers in the group */
   KvAttention attention;
   KvMlp mlp;
+  double extra_prefill_passes; /* over each prompt token, beyond the one; -1: none at all, only the
+                                  prompt's last token goes through these layers */
+  guint stride_tokens; /* the layers run once in so many tokens, which they see as one; 0 and 1: for
+                          each */
 } KvLayerGroup;
 
 typedef enum { KV_NORM_RMS, KV_NORM_LAYER } KvNorm;

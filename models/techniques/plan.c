@@ -17,7 +17,7 @@ KvLaw kv_law(KvLawKind kind, double a) {
 
 gboolean kv_law_equal(const KvLaw *x, const KvLaw *y) {
   return x->kind == y->kind && x->a == y->a && x->scale == y->scale && x->cap == y->cap &&
-         x->kept_prompt == y->kept_prompt;
+         x->kept_prompt == y->kept_prompt && x->prompt_share == y->prompt_share;
 }
 
 typedef struct {
@@ -34,6 +34,7 @@ static Affine law_base(KvLawKind kind, double a, double n) {
     return (Affine){a, 0.0, G_MAXDOUBLE};
   case KV_LAW_FIRST:
   case KV_LAW_LAST:
+  case KV_LAW_EVICTED:
     return n < a ? (Affine){n, 1.0, a - n} : (Affine){a, 0.0, G_MAXDOUBLE};
   case KV_LAW_BEYOND:
     return n < a ? (Affine){0.0, 0.0, a - n} : (Affine){n - a, 1.0, G_MAXDOUBLE};
@@ -52,16 +53,18 @@ static Affine law_base(KvLawKind kind, double a, double n) {
   return (Affine){n, 1.0, G_MAXDOUBLE};
 }
 
-/* Tokens of the context that an eviction at the end of the prompt left. */
-static double law_context(const KvLaw *law, double n, double prompt, gboolean decoding) {
-  double kept = law->kind == KV_LAW_PROMPT_CAPPED ? law->a : law->kept_prompt;
+/* Tokens of the context that an eviction at the end of the prompt left; `a` the parameter. */
+static double law_context(const KvLaw *law, double a, double n, double prompt, gboolean decoding) {
+  double kept = law->kind == KV_LAW_PROMPT_CAPPED ? a : law->kept_prompt;
   gboolean evicts = law->kind == KV_LAW_PROMPT_CAPPED || law->kept_prompt > 0.0;
   return evicts && decoding ? MIN(prompt, kept) + n - prompt : n;
 }
 
 double kv_law_value(const KvLaw *law, double n, double prompt, gboolean decoding, double *slope,
                     double *valid_tokens) {
-  Affine x = law_base(law->kind, law->a, law_context(law, n, prompt, decoding));
+  double a = law->a + law->prompt_share * prompt;
+  KvLawKind kind = law->kind == KV_LAW_EVICTED && !decoding ? KV_LAW_ALL : law->kind;
+  Affine x = law_base(kind, a, law_context(law, a, n, prompt, decoding));
   x.value *= law->scale;
   x.slope *= law->scale;
   if (law->scale == 0.0)
@@ -94,6 +97,7 @@ char *kv_law_describe(const KvLaw *law) {
       [KV_LAW_FLUSHED] = {"whole blocks of %g"},
       [KV_LAW_PENDING] = {"beyond whole blocks of %g"},
       [KV_LAW_PROMPT_CAPPED] = {"at most %g of the prompt, and what follows it"},
+      [KV_LAW_EVICTED] = {"at most %g once the prompt is done"},
   };
   GString *text = g_string_new(NULL);
   if (law->scale != 1.0)
@@ -101,8 +105,14 @@ char *kv_law_describe(const KvLaw *law) {
   if (law->kind == KV_LAW_ALL)
     g_string_append(text, words[law->kind].format);
   else {
-    char number[32];
-    g_snprintf(number, sizeof number, "%g", law->a);
+    char number[64];
+    if (law->prompt_share > 0.0 && law->a == 0.0)
+      g_snprintf(number, sizeof number, "(%g %% of the prompt)", law->prompt_share * 100.0);
+    else if (law->prompt_share > 0.0)
+      g_snprintf(number, sizeof number, "(%g and %g %% of the prompt)", law->a,
+                 law->prompt_share * 100.0);
+    else
+      g_snprintf(number, sizeof number, "%g", law->a);
     char **parts = g_strsplit(words[law->kind].format, "%g", 2);
     g_string_append_printf(text, "%s%s%s", parts[0], number, parts[1]);
     g_strfreev(parts);
@@ -144,6 +154,8 @@ static KvCache cache_new(guint group, const KvLayerGroup *layers, double e, KvDt
     segment->key_bytes = ((double)x->kv_lora_rank + x->rope_head_dim) * e;
     segment->value_bytes = 0.0;
   }
+  if (layers->stride_tokens > 1)
+    segment->tokens.scale = 1.0 / layers->stride_tokens;
   return cache;
 }
 
@@ -156,7 +168,7 @@ static KvReader reader_new(guint index, const KvCache *cache, const KvAttention 
       .flops_per_token = 2.0 * x->n_heads * ((double)x->head_dim + x->value_head_dim),
       .efficiency = 1.0,
       .processor = KV_PROCESSOR_GPU,
-      .fetch_overlaps = TRUE,
+      .overlap = KV_OVERLAP_STEP,
       .format = dtype,
       .n_kv_heads = x->n_kv_heads,
   };
@@ -168,6 +180,27 @@ static KvReader reader_new(guint index, const KvCache *cache, const KvAttention 
     reader.n_kv_heads = 1;
   }
   return reader;
+}
+
+/* Groups without a cache of their own read that of the nearest group before them that has one, or
+ * of the first after them. */
+static void add_borrowers(KvPlan *plan, const KvModel *model, KvDtype dtype) {
+  for (guint g = 0; g < model->n_groups; g++) {
+    if (!model->groups[g].attention.borrows_cache)
+      continue;
+    int lender = -1;
+    for (guint i = 0; i < plan->caches->len; i++) {
+      const KvCache *cache = &g_array_index(plan->caches, KvCache, i);
+      if (cache->n_segments > 0 && (lender < 0 || cache->group < g))
+        lender = (int)i;
+    }
+    if (lender < 0)
+      continue;
+    const KvCache *cache = &g_array_index(plan->caches, KvCache, lender);
+    KvReader reader = reader_new((guint)lender, cache, &model->groups[g].attention, dtype);
+    reader.layers = model->groups[g].count;
+    g_array_append_val(plan->readers, reader);
+  }
 }
 
 KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
@@ -188,16 +221,19 @@ KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
   plan->weights.stream_overlaps = TRUE;
   for (guint g = 0; g < model->n_groups; g++) {
     const KvLayerGroup *layers = &model->groups[g];
+    if (layers->attention.borrows_cache)
+      continue;
     KvCache cache = cache_new(g, layers, e, dtype);
     g_array_append_val(plan->caches, cache);
     if (cache.state_bytes > 0.0) {
       plan->shareable = FALSE; /* a state holds its whole past: a prefix of it cannot be taken */
     } else if (cache.n_segments > 0) {
-      KvReader reader = reader_new(g, &cache, &layers->attention, dtype);
+      KvReader reader = reader_new(plan->caches->len - 1, &cache, &layers->attention, dtype);
       g_array_append_val(plan->readers, reader);
       plan->prefill_peak_layers += layers->count;
     }
   }
+  add_borrowers(plan, model, dtype);
   return plan;
 }
 
@@ -241,28 +277,45 @@ static double segment_share(const KvCache *cache, guint s) {
   return (only_keys && values) || (only_values && keys) ? 0.5 : 1.0;
 }
 
+/* The term of `channel` in reader `r`, added if it is new. */
+static KvReadTerm *term_of(KvPlanCurves *curves, guint r, guint channel) {
+  for (guint i = 0; i < curves->readers[r].n_terms; i++)
+    if (curves->readers[r].terms[i].channel == channel)
+      return &curves->readers[r].terms[i];
+  g_assert(curves->readers[r].n_terms < KV_MAX_TERMS);
+  KvReadTerm *term = &curves->readers[r].terms[curves->readers[r].n_terms++];
+  *term = (KvReadTerm){.channel = channel};
+  return term;
+}
+
+/* Whether the processor's own memory is the tier's: anything else has to be moved first. */
+static gboolean at_home(KvProcessor processor, KvTier tier) {
+  switch (processor) {
+  case KV_PROCESSOR_GPU:
+    return tier == KV_TIER_HBM;
+  case KV_PROCESSOR_CPU:
+    return tier == KV_TIER_DRAM || tier == KV_TIER_CXL;
+  case KV_PROCESSOR_STORAGE:
+    break;
+  }
+  return tier == KV_TIER_CSD;
+}
+
 /* Add what `reader` does with segment `s` of its cache, whose read law is channel `c`. */
 static void compile_read(KvPlanCurves *curves, guint r, const KvReader *reader,
                          const KvCache *cache, guint s, int c) {
   const KvSegment *segment = &cache->segments[s];
+  KvReadTerm *term = term_of(curves, r, (guint)c);
   double share = segment_share(cache, s), layers = reader->layers;
   double stored = layers * segment_bytes(segment);
-  double read = stored * reader->read_bytes_scale;
-  gboolean on_gpu = reader->processor == KV_PROCESSOR_GPU;
-  curves->readers[r].flops[c] += layers * reader->flops_per_token * share;
-  curves->readers[r].tokens[c] += share;
-  if (on_gpu)
-    curves->readers[r].hbm_bytes[c] += read + layers * reader->extra_bytes_per_token * share;
-  else
-    curves->readers[r].host_bytes[c] += read + layers * reader->extra_bytes_per_token * share;
-  /* A CPU reads its own memory, a storage device its own flash; anything else has to be moved
-   * first. */
-  gboolean at_home = on_gpu ? segment->tier == KV_TIER_HBM
-                            : (reader->processor == KV_PROCESSOR_CPU
-                                   ? segment->tier == KV_TIER_DRAM || segment->tier == KV_TIER_CXL
-                                   : segment->tier == KV_TIER_CSD);
-  if (!at_home)
-    curves->readers[r].fetched_bytes[segment->tier][c] += stored;
+  double read = stored * reader->read_bytes_scale + layers * reader->extra_bytes_per_token * share;
+  term->flops += layers * reader->flops_per_token * share;
+  term->tokens += share;
+  *(reader->processor == KV_PROCESSOR_GPU ? &term->hbm_bytes : &term->host_bytes) += read;
+  if (at_home(reader->processor, segment->tier) || stored == 0.0)
+    return;
+  term->fetched_bytes[segment->tier] += stored;
+  curves->readers[r].fetches = TRUE;
 }
 
 static gboolean law_bends(const KvLaw *law) {
@@ -296,10 +349,10 @@ static gboolean compile_reader(const KvPlan *plan, KvPlanCurves *curves, const K
     int c = channel_of(curves, &all);
     if (c < 0)
       return FALSE;
-    double *bytes = reader->processor == KV_PROCESSOR_GPU ? curves->readers[r].hbm_bytes
-                                                          : curves->readers[r].host_bytes;
-    bytes[c] += reader->layers * reader->index_bytes_per_token;
-    curves->readers[r].flops[c] += reader->layers * reader->index_flops_per_token;
+    KvReadTerm *term = term_of(curves, r, (guint)c);
+    *(reader->processor == KV_PROCESSOR_GPU ? &term->hbm_bytes : &term->host_bytes) +=
+        reader->layers * reader->index_bytes_per_token;
+    term->flops += reader->layers * reader->index_flops_per_token;
   }
   return TRUE;
 }
@@ -367,11 +420,15 @@ KvPlanCost kv_plan_cost(const KvPlan *plan, const KvPlanCurves *curves, double n
     double tokens = kv_law_value(&curves->laws[c], n, prompt, decoding, NULL, NULL);
     for (guint t = 0; t < KV_N_TIERS; t++)
       cost.resident_bytes[t] += tokens * curves->stored_bytes[t][c];
-    for (guint r = 0; r < curves->n_readers; r++) {
-      cost.read_bytes += tokens * curves->readers[r].hbm_bytes[c];
-      cost.attention_flops += tokens * curves->readers[r].flops[c];
+  }
+  for (guint r = 0; r < curves->n_readers; r++) {
+    for (guint i = 0; i < curves->readers[r].n_terms; i++) {
+      const KvReadTerm *term = &curves->readers[r].terms[i];
+      double tokens = kv_law_value(&curves->laws[term->channel], n, prompt, decoding, NULL, NULL);
+      cost.read_bytes += tokens * term->hbm_bytes;
+      cost.attention_flops += tokens * term->flops;
       for (guint t = 0; t < KV_N_TIERS; t++)
-        cost.fetched_bytes += tokens * curves->readers[r].fetched_bytes[t][c];
+        cost.fetched_bytes += tokens * term->fetched_bytes[t];
     }
   }
   for (guint i = 0; i < plan->caches->len; i++) {

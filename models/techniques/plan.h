@@ -35,10 +35,10 @@ typedef enum {
 
 extern const char *const kv_tier_names[];
 
-/* Number of tokens as a function of the context length n and the prompt length p (a >= 0 the
- * parameter): min(cap, scale * base(n')). "Decoding" begins when the whole prompt has been
- * processed. n' is n, unless an eviction left only `kept_prompt` tokens of the prompt: then n' =
- * min(p, kept_prompt) + n - p while decoding. */
+/* Number of tokens as a function of the context length n and the prompt length p: min(cap, scale *
+ * base(n')) with the parameter a' = a + prompt_share * p >= 0. "Decoding" begins when the whole
+ * prompt has been processed. n' is n, unless an eviction left only `kept_prompt` tokens of the
+ * prompt: then n' = min(p, kept_prompt) + n - p while decoding. */
 typedef enum {
   KV_LAW_ALL,           /* n */
   KV_LAW_FIXED,         /* a */
@@ -47,13 +47,15 @@ typedef enum {
   KV_LAW_BEYOND,        /* max(0, n - a) */
   KV_LAW_FLUSHED,       /* a * floor(n / a) */
   KV_LAW_PENDING,       /* n - a * floor(n / a): a sawtooth */
-  KV_LAW_PROMPT_CAPPED, /* n before decoding; min(p, a) + n - p while decoding */
+  KV_LAW_PROMPT_CAPPED, /* n before decoding; min(p, a) + n - p while decoding: cut once */
+  KV_LAW_EVICTED, /* n before decoding; min(n, a) while decoding: a token out for each one in */
 } KvLawKind;
 
 typedef struct {
   KvLawKind kind;
   double a, scale, cap; /* cap G_MAXDOUBLE where there is none */
   double kept_prompt;   /* 0 where the whole prompt is kept */
+  double prompt_share;  /* what the parameter grows by per prompt token: 0 where it is fixed */
 } KvLaw;
 
 /* The law `kind` with parameter `a`, scale 1, no cap. */
@@ -98,6 +100,15 @@ typedef struct {
 
 typedef enum { KV_PROCESSOR_GPU, KV_PROCESSOR_CPU, KV_PROCESSOR_STORAGE } KvProcessor;
 
+/* What a reader's slower part (bytes fetched from a lower tier, attention on another processor)
+ * runs beside, and so hides behind as far as that lasts. */
+typedef enum {
+  KV_OVERLAP_NONE,      /* nothing: it adds up */
+  KV_OVERLAP_REBUILD,   /* the rebuilding of this reader's keys and values */
+  KV_OVERLAP_ATTENTION, /* all decode attention on the GPU */
+  KV_OVERLAP_STEP,      /* everything that the GPU does in the step */
+} KvOverlap;
+
 typedef struct {
   guint cache;  /* index into the plan's caches */
   guint layers; /* layers that read it each step (more than store it where layers share) */
@@ -112,7 +123,15 @@ typedef struct {
   double extra_launches; /* kernels a layer and step beyond the one fused attention kernel */
   double efficiency; /* of the kernel against the dense one of the same format: 1 unless known */
   KvProcessor processor; /* where the attention runs; on CPU only q and the output cross the link */
-  gboolean fetch_overlaps; /* fetching from a lower tier runs beside the layer's compute */
+  double fixed_seconds;  /* per layer and step on that processor, however few tokens: dispatch, a
+                            search's start */
+  double fetch_efficiency; /* of fetching against one large copy: small rows; 0: as one */
+  KvOverlap overlap;
+  /* Keys or values that are rebuilt before attention: a product [tokens, rank] x [rank, width] per
+   * layer, of this share of the tokens read; rank 0: none. Fused, it is part of the attention
+   * kernel and only its FLOPs count; otherwise the product is also written and read once. */
+  double rebuild_rank, rebuild_width, rebuild_share;
+  gboolean rebuild_fused;
   KvDtype format;
   guint n_kv_heads;
 } KvReader;
@@ -127,13 +146,19 @@ typedef enum {
 extern const char *const kv_moment_names[];
 
 /* flops = flops + flops_per_token * n with n the sequence's context (the prompt for prefill
- * moments); likewise bytes. */
+ * moments); likewise bytes. At KV_MOMENT_PREFILL_TOKEN the sum over a prompt of p tokens is
+ * flops * p + flops_per_token * p^2 / 2: work that grows with the square of the prompt. Work that
+ * is not critical runs beside the step: it costs only what it lasts longer than the step's own part
+ * of that processor. */
 typedef struct {
   const char *name; /* static, e.g. "quantize keys" */
   KvMoment moment;
   double flops, flops_per_token;
   double bytes, bytes_per_token;
-  double launches; /* kernels over all layers concerned; per batch rather than per sequence */
+  double launches;      /* kernels over all layers concerned; per batch rather than per sequence */
+  double efficiency;    /* share of the processor's achievable bandwidth and rate; 0: all of it */
+  double fixed_seconds; /* per batch in which it happens */
+  gboolean matrix;      /* the FLOPs are products, at the GPU's matrix rate, not its vector rate */
   KvProcessor processor;
   gboolean critical;  /* on the critical path, or beside it */
   guint every_steps;  /* decode: once every so many steps; 0 or 1 each step */
@@ -146,6 +171,7 @@ typedef struct {
   double bytes_per_parameter; /* stored, metadata counted */
   guint expert_dtype; /* 1 + the type of routed experts; 0: `dtype`, or as published with it */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
+  gboolean pageable;            /* what is in host memory is not pinned */
   gboolean stream_overlaps;     /* the next layer's weights load beside this layer's compute */
   double activation_share_host; /* share of activations that live on the host between layers
                                    (FlexGen's hc) */
@@ -163,6 +189,8 @@ typedef struct {
                                  recurrent state */
   gboolean fused_attention;   /* no attention probabilities are formed */
   gboolean paged;             /* FALSE if the layout needs contiguous memory */
+  gboolean
+      reads_shared_once; /* a prefix that several running sequences share is read once for all */
   double
       prefill_peak_layers; /* layers whose uncompressed prompt cache is held at once: all, or 1 */
   double prefill_flops_scale; /* of the attention core in prefill */
@@ -173,22 +201,29 @@ KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype);
 void kv_plan_free(KvPlan *plan);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvPlan, kv_plan_free)
 
-enum { KV_MAX_CHANNELS = 32, KV_MAX_READERS = 16 };
+enum { KV_MAX_CHANNELS = 160, KV_MAX_READERS = 128, KV_MAX_TERMS = KV_MAX_SEGMENTS + 1 };
 
-/* A plan made ready for pricing. A channel is one law; `per[c]` coefficients multiply the channel's
- * value. */
+/* What a reader does per token of one channel, all its layers together. */
+typedef struct {
+  guint channel;
+  double hbm_bytes;                 /* read from HBM by the GPU's kernel */
+  double flops;                     /* on the reader's processor */
+  double tokens;                    /* read, mean over its layers: for the fill of the kernel */
+  double fetched_bytes[KV_N_TIERS]; /* moved up from each lower tier */
+  double host_bytes;                /* read by a CPU (or a storage device) from its own memory */
+} KvReadTerm;
+
+/* A plan made ready for pricing. A channel is one law; coefficients multiply the channel's value.
+ */
 typedef struct {
   guint n_channels;
   KvLaw laws[KV_MAX_CHANNELS];
   double stored_bytes[KV_N_TIERS][KV_MAX_CHANNELS];
   guint n_readers;
   struct {
-    double hbm_bytes[KV_MAX_CHANNELS]; /* read from HBM by the GPU's kernel */
-    double flops[KV_MAX_CHANNELS];     /* on the reader's processor */
-    double tokens[KV_MAX_CHANNELS];    /* read, mean over its layers: for the fill of the kernel */
-    double fetched_bytes[KV_N_TIERS][KV_MAX_CHANNELS]; /* moved up from each lower tier */
-    double
-        host_bytes[KV_MAX_CHANNELS]; /* read by a CPU (or a storage device) from its own memory */
+    guint n_terms;
+    KvReadTerm terms[KV_MAX_TERMS];
+    gboolean fetches; /* anything from a lower tier */
     KvReader reader;
   } readers[KV_MAX_READERS];
   double state_bytes;         /* per sequence: all recurrent layers */

@@ -3,7 +3,7 @@
 #include "models/techniques/build.h"
 
 static const KvQualityPoint exact_quality[] = {
-    {NULL, NULL, NULL, 0, 0, NULL},
+    {0},
 };
 
 /* --- Orca --- */

@@ -9,8 +9,12 @@
 #include "sim/base/names.h"
 
 const KvTechnique *const kv_techniques[] = {
+    &kv_technique_accelerate_offload,
+    &kv_technique_deepspeed_offload,
+    &kv_technique_fastertransformer,
     &kv_technique_flexgen,
     &kv_technique_gqa,
+    &kv_technique_hf_eager,
     &kv_technique_kivi,
     &kv_technique_orca,
     &kv_technique_snapkv,
@@ -51,6 +55,12 @@ double kv_technique_value(const KvTechniqueUse *use, const char *name) {
   int i = param_index(use->technique, name);
   g_return_val_if_fail(i >= 0, 0.0);
   return use->values[i];
+}
+
+void kv_technique_set(KvTechniqueUse *use, const char *name, double value) {
+  int i = param_index(use->technique, name);
+  g_return_if_fail(i >= 0);
+  use->values[i] = value;
 }
 
 double kv_technique_choice_number(const KvTechniqueUse *use, const char *name) {
@@ -96,6 +106,42 @@ gboolean kv_segment_quantize(const KvTechniqueUse *use, KvSegment *segment, KvDt
 
 void kv_plan_add_work(KvPlan *plan, KvWork work) {
   g_array_append_val(plan->work, work);
+}
+
+void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *x,
+                         gboolean released, double score_bytes, double passes) {
+  double layers = cache->layers, heads = x->n_heads;
+  plan->fused_attention = FALSE;
+  KvWork work = {
+      .name = "scores of the prompt", .moment = KV_MOMENT_PREFILL_TOKEN, .critical = TRUE};
+  if (released) {
+    work.bytes_per_token = layers * heads * score_bytes * passes;
+  } else {
+    work.flops_per_token = layers * 2.0 * heads * x->head_dim;
+    work.matrix = TRUE;
+    work.launches = layers;
+  }
+  kv_plan_add_work(plan, work);
+}
+
+guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers) {
+  KvCache cache = g_array_index(plan->caches, KvCache, index);
+  g_assert(layers > 0 && layers < cache.layers);
+  g_array_index(plan->caches, KvCache, index).layers -= layers;
+  cache.layers = layers;
+  g_array_append_val(plan->caches, cache);
+  guint added = plan->caches->len - 1, n_readers = plan->readers->len;
+  for (guint r = 0; r < n_readers; r++) {
+    KvReader *old = &g_array_index(plan->readers, KvReader, r);
+    if (old->cache != index)
+      continue;
+    KvReader reader = *old;
+    reader.cache = added;
+    reader.layers = MIN(layers, old->layers);
+    old->layers -= reader.layers;
+    g_array_append_val(plan->readers, reader);
+  }
+  return added;
 }
 
 /* Parsing. */
@@ -262,6 +308,15 @@ void kv_stack_free(KvStack *stack) {
 }
 
 /* Applying. */
+
+gboolean kv_stack_tune(KvStack *stack, const KvModel *model, const KvPlatform *platform,
+                       GError **error) {
+  KvTechniqueUse *uses = (KvTechniqueUse *)stack->uses->data;
+  for (guint i = 0; i < stack->uses->len; i++)
+    if (uses[i].technique->tune && !uses[i].technique->tune(&uses[i], model, platform, error))
+      return FALSE;
+  return TRUE;
+}
 
 KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEngineConfig *config,
                        GError **error) {

@@ -14,7 +14,7 @@ static KvLaw envelope(const KvLaw *law) {
 
 /* Whether the law holds less once the prompt is done. */
 static gboolean drops_prompt(const KvLaw *law) {
-  return law->kind == KV_LAW_PROMPT_CAPPED || law->kept_prompt > 0.0;
+  return law->kind == KV_LAW_PROMPT_CAPPED || law->kind == KV_LAW_EVICTED || law->kept_prompt > 0.0;
 }
 
 void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_tokens) {
@@ -57,7 +57,7 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
   const KvLaw *law = &demand->laws[grower];
   demand->law = *law;
   demand->simple = growing == 1 && demand->state_bytes == 0.0 && law->scale == 1.0 &&
-                   law->cap >= G_MAXDOUBLE &&
+                   law->cap >= G_MAXDOUBLE && law->prompt_share == 0.0 &&
                    (law->kind == KV_LAW_ALL || law->kind == KV_LAW_PROMPT_CAPPED);
 }
 

@@ -38,8 +38,8 @@ static KvBatch *batch_take(KvInstance *instance) {
     batch = g_new0(KvBatch, 1);
     batch->chunks = g_array_new(FALSE, FALSE, sizeof(KvChunk));
     batch->ending = g_ptr_array_new();
-    batch->values = g_new0(double, KV_MAX_CHANNELS);
-    batch->slopes = g_new0(double, KV_MAX_CHANNELS);
+    batch->values = g_new0(double, instance->n_channels + 1);
+    batch->slopes = g_new0(double, instance->n_channels + 1);
   }
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
@@ -75,6 +75,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->scheduler = kv_scheduler_find(config->scheduler);
   instance->executor = executor;
   instance->observer = observer;
+  instance->n_channels = curves->n_channels;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
@@ -624,8 +625,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
     batch->padding = instance->held_rows->len;
     batch->context_tokens = set.context_tokens;
     batch->longest_tokens = set.longest_tokens;
-    memcpy(batch->values, set.values, KV_MAX_CHANNELS * sizeof(double));
-    memcpy(batch->slopes, set.slopes, KV_MAX_CHANNELS * sizeof(double));
+    memcpy(batch->values, set.values, instance->n_channels * sizeof(double));
+    memcpy(batch->slopes, set.slopes, instance->n_channels * sizeof(double));
     batch->repeat = jump_length(instance, batch);
   }
   /* What the CPU needs between steps delays every step of a synchronous engine. An asynchronous one

@@ -62,6 +62,7 @@ struct KvInstance {
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
   KvDecodeSet *decode;
+  guint n_channels;     /* of the plan's curves */
   guint share_multiple; /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
   GPtrArray *prefilling; /* running sequences with prompt left, in admission order */

@@ -49,8 +49,10 @@ typedef struct {
   double written_bytes[KV_N_TIERS];  /* of cache per new token, whole model */
   double streamed_bytes[KV_N_TIERS]; /* of weights per step, per GPU */
   Memo *memo;
-  gboolean streams;                 /* anything comes from, or goes to, a lower tier in a step */
-  gboolean fetches[KV_MAX_READERS]; /* the reader fetches from lower tiers */
+  gboolean
+      streams; /* anything comes from, or goes to, a lower tier or another processor in a step */
+  gboolean uneven; /* some layers take other passes over a prompt, or run once in several tokens */
+  double prompt_share, last_share; /* of the tokens being priced: of prompts, and their last ones */
   KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
@@ -90,11 +92,28 @@ static void add_elementwise(Model *m, Dense *dense, const char *name, double cou
            NULL);
 }
 
+/* Layers of the group that the step runs: where they run once in several tokens, a step without
+ * prompts runs them once in several steps, for all its sequences together. */
+static double layers_run(const Model *m, const KvLayerGroup *group) {
+  gboolean skips = group->stride_tokens > 1 && m->prompt_share == 0.0;
+  return skips ? (double)group->count / group->stride_tokens : group->count;
+}
+
+/* Of a step's tokens, those that go through each of the group's layers. */
+static double tokens_through(const Model *m, const KvLayerGroup *group, double tokens) {
+  if (!m->uneven || m->prompt_share == 0.0)
+    return tokens;
+  double passes = 1.0 + group->extra_prefill_passes;
+  double prompts = passes > 0.0 ? m->prompt_share * passes : m->last_share;
+  return tokens * (1.0 - m->prompt_share + prompts) / MAX(1, group->stride_tokens);
+}
+
 /* Projections of attention: the formulas of each kind stand beside its GEMMs. */
 static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
   const KvAttention *a = &group->attention;
-  double layers = group->count, hidden = m->model->hidden, tp = m->tp;
-  double kv_heads = MAX(1.0, a->n_kv_heads / tp), heads = a->n_heads / tp;
+  double layers = layers_run(m, group), hidden = m->model->hidden, tp = m->tp;
+  double kv_heads = a->borrows_cache ? 0.0 : MAX(1.0, a->n_kv_heads / tp);
+  double heads = a->n_heads / tp;
   if (a->kind == KV_ATTENTION_LATENT) {
     /* DeepSeek-V2, section 2.1: queries through a latent of q_lora_rank, keys and values through
      * one of kv_lora_rank; the down-projections are replicated on every GPU. */
@@ -156,7 +175,8 @@ static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layer
 
 static void price_mlp(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
   const KvMlp *mlp = &group->mlp;
-  double layers = group->count, hidden = m->model->hidden, e = m->activation_bytes, tp = m->tp;
+  double layers = layers_run(m, group), hidden = m->model->hidden, e = m->activation_bytes;
+  double tp = m->tp;
   double wide = mlp->gated ? 2.0 : 1.0;
   double intermediate = (double)(mlp->intermediate + mlp->shared_intermediate) / tp;
   if (intermediate > 0.0) {
@@ -174,13 +194,16 @@ static void price_layers(Model *m, Dense *dense, double tokens) {
   *dense = (Dense){.known = TRUE};
   for (guint g = 0; g < m->model->n_groups; g++) {
     const KvLayerGroup *group = &m->model->groups[g];
-    price_projections(m, dense, group, tokens);
-    price_mlp(m, dense, group, tokens);
+    double through = tokens_through(m, group, tokens), layers = layers_run(m, group);
+    if (through <= 0.0)
+      continue; /* layers that prompts skip, in a step that ends none */
+    price_projections(m, dense, group, through);
+    price_mlp(m, dense, group, through);
     if (m->tp > 1) {
-      double bytes = tokens * m->model->hidden * m->activation_bytes;
-      add_line(m, dense, KV_COMPONENT_COMMUNICATION, "all-reduce", 2.0 * group->count,
+      double bytes = through * m->model->hidden * m->activation_bytes;
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, "all-reduce", 2.0 * layers,
                kv_kernel_all_reduce(m->device, m->platform->gpu_link, bytes, m->tp), NULL);
-      dense->link_bytes += 2.0 * group->count * bytes;
+      dense->link_bytes += 2.0 * layers * bytes;
     }
   }
   add_elementwise(m, dense, "embedding", 1.0,
@@ -239,17 +262,30 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
     double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
-    for (guint i = 0; i < step->n_chunks; i++)
+    double passes = 1.0 + group->extra_prefill_passes, stride = MAX(1, group->stride_tokens);
+    gboolean any = FALSE;
+    for (guint i = 0; i < step->n_chunks; i++) {
+      const KvChunk *chunk = &step->chunks[i];
+      double tokens = ceil(chunk->tokens / stride), past = floor(chunk->past / stride);
+      if (passes <= 0.0 && !chunk->last)
+        continue;
+      if (passes <= 0.0) { /* the prompt's last token alone */
+        past += tokens - 1.0;
+        tokens = 1.0;
+      }
+      any = TRUE;
       kv_kernel_add_prefill_attention(
-          m->device, KV_DTYPE_BF16, step->chunks[i].tokens, step->chunks[i].past, heads, kv_heads,
-          a->head_dim, a->value_head_dim, a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
-          m->plan->element_bytes, work);
+          m->device, KV_DTYPE_BF16, tokens, past, heads, kv_heads, a->head_dim, a->value_head_dim,
+          a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, m->plan->element_bytes, work);
+    }
+    if (!any)
+      continue;
     keep_one_rank(m, step, work);
     KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
     cost.seconds *= m->plan->prefill_flops_scale;
     cost.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention", group->count, cost,
-             NULL);
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention",
+             group->count * fmax(1.0, passes), cost, NULL);
   }
 }
 
@@ -270,10 +306,105 @@ static KvCost decode_beside_chunks(const Model *m, const KvAttentionWork *chunks
  * computed. */
 typedef struct {
   double seconds, flops, bytes;
-  double host_seconds, host_bytes; /* attention on a CPU */
-  double fetched_bytes[KV_N_TIERS];
+  double host_bytes;                 /* read by a CPU or a storage device */
+  double serial_seconds;             /* on such a processor or a link, hidden behind nothing */
+  double side_seconds;               /* on such a processor, beside the whole step */
+  double fetched_bytes[KV_N_TIERS];  /* from each tier */
+  double streamed_bytes[KV_N_TIERS]; /* of them, beside the whole step */
   double launches;
 } Attention;
+
+/* What a reader asks of the step: its terms at this repeat. */
+typedef struct {
+  double bytes, flops, tokens, host_bytes, fetched[KV_N_TIERS], all_fetched;
+} Read;
+
+static Read sum_read(const Model *m, guint r, const KvDecodeBatch *decode, double at, double pad) {
+  Read x = {0};
+  for (guint i = 0; i < m->curves->readers[r].n_terms; i++) {
+    const KvReadTerm *term = &m->curves->readers[r].terms[i];
+    double value = (decode->values[term->channel] + at * decode->slopes[term->channel]) * pad;
+    x.bytes += term->hbm_bytes * value;
+    x.flops += term->flops * value;
+    x.tokens += term->tokens * value;
+    x.host_bytes += term->host_bytes * value;
+    for (guint t = KV_TIER_DRAM; t < KV_N_TIERS && m->curves->readers[r].fetches; t++) {
+      x.fetched[t] += term->fetched_bytes[t] * value / m->tp;
+      x.all_fetched += term->fetched_bytes[t] * value;
+    }
+  }
+  return x;
+}
+
+/* Seconds of the part of a read that is not the GPU's own: attention on another processor, or what
+ * comes up from lower tiers. */
+static double side_seconds(const Model *m, const KvReader *reader, const Read *x) {
+  const KvPlatform *p = m->platform;
+  double fixed = reader->fixed_seconds * reader->layers;
+  if (reader->processor != KV_PROCESSOR_GPU) {
+    gboolean cpu = reader->processor == KV_PROCESSOR_CPU;
+    double rate = cpu ? p->host_memory->read_Bps : p->ssd ? p->ssd->read_Bps : G_MAXDOUBLE;
+    double arithmetic = cpu ? x->flops / p->cpu_flops : 0.0;
+    return fixed + fmax(x->host_bytes / rate / reader->efficiency, arithmetic);
+  }
+  double share = reader->fetch_efficiency > 0.0 ? reader->fetch_efficiency : 1.0;
+  double up = p->host_link->peak_Bps * p->host_link->achievable_share * share;
+  double disk = x->fetched[KV_TIER_SSD] + x->fetched[KV_TIER_CSD];
+  double moved = 0.0;
+  for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+    moved += x->fetched[t];
+  return fmax(moved / up, p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0);
+}
+
+/* The product that rebuilds keys or values before a reader's attention, over its layers. */
+static double rebuild_seconds(const Model *m, const KvReader *reader, const Read *x) {
+  if (reader->rebuild_rank <= 0.0)
+    return 0.0;
+  double rows = fmax(1.0, x->tokens * reader->rebuild_share), width = reader->rebuild_width / m->tp;
+  KvCost one =
+      kv_kernel_gemm(m->device, KV_DTYPE_BF16, 2.0, rows, reader->rebuild_rank, fmax(1.0, width));
+  return reader->layers * one.seconds;
+}
+
+static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, double n,
+                        gboolean shares_call) {
+  double layers = reader->layers, tp = m->tp, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+  guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
+  const KvAttention *a = &m->model->groups[group].attention;
+  KvDecodeAttention operands = {
+      .batch = n,
+      .read_bytes = (x->bytes + x->all_fetched) / layers / tp,
+      .flops = x->flops / layers / tp,
+      .n_kv_heads = kv_heads,
+      .group = fmax(1.0, a->n_heads / tp / kv_heads),
+      .mean_tokens = x->tokens / n,
+      .window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
+  };
+  gboolean beside = shares_call && x->tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+  return beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
+                : kv_kernel_decode_attention(m->device, reader->format, &operands);
+}
+
+/* Add the GPU's kernel for a read, and what is rebuilt before it. */
+static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader, const Read *x,
+                         double n, double run, gboolean shares_call) {
+  double layers = reader->layers;
+  double seconds = layers * (kernel_of(m, reader, x, n, shares_call).seconds / reader->efficiency +
+                             reader->fixed_seconds);
+  double rebuild = rebuild_seconds(m, reader, x), written = 0.0;
+  if (rebuild > 0.0 && reader->rebuild_fused) {
+    seconds = fmax(seconds, rebuild);
+  } else if (rebuild > 0.0) {
+    written = layers * x->tokens * reader->rebuild_share * reader->rebuild_width *
+              m->activation_bytes / m->tp;
+    seconds += rebuild + written / m->device->memory_Bps;
+  }
+  sum->seconds += run * seconds;
+  sum->flops += run * (x->flops / m->tp + 2.0 * layers * x->tokens * reader->rebuild_share *
+                                              reader->rebuild_rank * reader->rebuild_width / m->tp);
+  sum->bytes += run * ((x->bytes + x->all_fetched) / m->tp + 2.0 * written);
+  sum->launches += run * layers * (1.0 + reader->extra_launches);
+}
 
 static Attention price_attention(const Model *m, const KvStep *step, double at) {
   const KvDecodeBatch *decode = &step->decode;
@@ -282,45 +413,39 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
       step->n_chunks > 0 && kv_kernel_attention_shares_call(m->device, KV_DTYPE_BF16);
   double n = (double)(decode->n + decode->padding) / m->ranks, tp = m->tp;
   double pad = decode->n ? n / (double)decode->n : 1.0; /* what of the sums is one rank's */
+  double beside_attention = 0.0;
   for (guint r = 0; r < m->curves->n_readers; r++) {
     const KvReader *reader = &m->curves->readers[r].reader;
-    double bytes = 0.0, flops = 0.0, tokens = 0.0, host_bytes = 0.0, fetched = 0.0;
-    for (guint c = 0; c < m->curves->n_channels; c++) {
-      double value = (decode->values[c] + at * decode->slopes[c]) * pad;
-      bytes += m->curves->readers[r].hbm_bytes[c] * value;
-      flops += m->curves->readers[r].flops[c] * value;
-      tokens += m->curves->readers[r].tokens[c] * value;
-      host_bytes += m->curves->readers[r].host_bytes[c] * value;
-      for (guint t = KV_TIER_DRAM; t < KV_N_TIERS && m->fetches[r]; t++) {
-        sum.fetched_bytes[t] += m->curves->readers[r].fetched_bytes[t][c] * value / tp;
-        fetched += m->curves->readers[r].fetched_bytes[t][c] * value;
-      }
-    }
-    if (reader->processor == KV_PROCESSOR_CPU) {
-      const KvPlatform *p = m->platform;
-      sum.host_bytes += host_bytes;
-      sum.host_seconds += fmax(host_bytes / p->host_memory->read_Bps, flops / p->cpu_flops);
-      continue;
-    }
-    double layers = reader->layers, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
+    Read x = sum_read(m, r, decode, at, pad);
     guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
-    const KvAttention *a = &m->model->groups[group].attention;
-    KvDecodeAttention operands = {.batch = n,
-                                  .read_bytes = (bytes + fetched) / layers / tp,
-                                  .flops = flops / layers / tp,
-                                  .n_kv_heads = kv_heads,
-                                  .group = fmax(1.0, a->n_heads / tp / kv_heads),
-                                  .mean_tokens = tokens / n,
-                                  .window =
-                                      a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0};
-    gboolean beside = shares_call && tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
-    KvCost one = beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
-                        : kv_kernel_decode_attention(m->device, reader->format, &operands);
-    sum.seconds += layers * one.seconds / reader->efficiency;
-    sum.flops += flops / tp;
-    sum.bytes += (bytes + fetched) / tp;
-    sum.launches += layers * (1.0 + reader->extra_launches);
+    double run = 1.0 / MAX(1, m->model->groups[group].stride_tokens);
+    if (reader->processor == KV_PROCESSOR_GPU)
+      add_gpu_read(m, &sum, reader, &x, n, run, shares_call);
+    sum.host_bytes += x.host_bytes;
+    for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+      sum.fetched_bytes[t] += x.fetched[t];
+    if (reader->processor == KV_PROCESSOR_GPU && x.all_fetched == 0.0)
+      continue;
+    double side = run * side_seconds(m, reader, &x);
+    switch (reader->overlap) {
+    case KV_OVERLAP_NONE:
+      sum.serial_seconds += side;
+      break;
+    case KV_OVERLAP_REBUILD:
+      sum.serial_seconds += fmax(0.0, side - rebuild_seconds(m, reader, &x));
+      break;
+    case KV_OVERLAP_ATTENTION:
+      beside_attention += side;
+      break;
+    case KV_OVERLAP_STEP:
+      if (reader->processor != KV_PROCESSOR_GPU)
+        sum.side_seconds += side;
+      for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+        sum.streamed_bytes[t] += x.fetched[t];
+      break;
+    }
   }
+  sum.serial_seconds += fmax(0.0, beside_attention - sum.seconds);
   if (m->curves->state_bytes > 0.0) { /* recurrent layers read and write all of their state */
     double bytes = 2.0 * n * m->curves->state_bytes / tp;
     sum.seconds += kv_kernel_elementwise(m->device, bytes).seconds;
@@ -330,8 +455,33 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
   return sum;
 }
 
-/* The stack's own work in this step. `at` is the repeat. */
-static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
+/* Of the work that a processor does, on its own memory and at its own rate. */
+static KvCost work_cost(const Model *m, const KvWork *work, double bytes, double flops) {
+  double share = work->efficiency > 0.0 ? work->efficiency : 1.0;
+  KvCost cost;
+  if (work->processor == KV_PROCESSOR_GPU) {
+    cost = kv_kernel_elementwise(m->device, bytes / share);
+    double rate =
+        work->matrix ? kv_kernel_attention_flops(m->device, KV_DTYPE_BF16) : m->device->fp32_flops;
+    cost.seconds = fmax(cost.seconds, flops / (rate * share)) +
+                   fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
+  } else {
+    const KvPlatform *p = m->platform;
+    gboolean cpu = work->processor == KV_PROCESSOR_CPU;
+    double rate = cpu ? p->host_memory->read_Bps : p->ssd ? p->ssd->read_Bps : G_MAXDOUBLE;
+    double arithmetic = cpu && p->cpu_flops > 0.0 ? flops / (p->cpu_flops * share) : 0.0;
+    cost = (KvCost){.seconds = fmax(bytes / (rate * share), arithmetic)};
+  }
+  cost.seconds += work->fixed_seconds;
+  cost.flops = flops;
+  cost.bytes = work->processor == KV_PROCESSOR_GPU ? bytes : 0.0;
+  return cost;
+}
+
+/* The stack's own work in this step. `at` is the repeat. Returns the seconds of work beside the
+ * step, the longest of the processors'. */
+static double price_work(Model *m, Dense *dense, const KvStep *step, double at) {
+  double beside[KV_PROCESSOR_STORAGE + 1] = {0};
   for (guint i = 0; i < m->plan->work->len; i++) {
     const KvWork *work = &g_array_index(m->plan->work, KvWork, i);
     double times = 0.0, context = 0.0;
@@ -354,19 +504,20 @@ static void price_work(Model *m, Dense *dense, const KvStep *step, double at) {
       times = share * n;
       context = share * contexts;
     }
-    if (times == 0.0 || !work->critical)
+    if (times == 0.0)
       continue;
     double bytes = (work->bytes * times + work->bytes_per_token * context) / m->tp;
     double flops = (work->flops * times + work->flops_per_token * context) / m->tp;
-    KvCost cost = kv_kernel_elementwise(m->device, bytes);
-    double rate =
-        work->processor == KV_PROCESSOR_GPU ? m->device->fp32_flops : m->platform->cpu_flops;
-    cost.seconds = fmax(cost.seconds, rate > 0.0 ? flops / rate : 0.0) +
-                   fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
-    cost.flops = flops;
+    KvCost cost = work_cost(m, work, bytes, flops);
+    if (!work->critical) {
+      beside[work->processor] += cost.seconds;
+      continue;
+    }
     add_line(m, dense, KV_COMPONENT_TECHNIQUE, work->name, 1.0, cost, NULL);
-    dense->kernels += fmax(0.0, work->launches - 1.0);
+    dense->kernels += work->processor == KV_PROCESSOR_GPU ? fmax(0.0, work->launches - 1.0) : -1.0;
   }
+  return fmax(beside[KV_PROCESSOR_GPU],
+              fmax(beside[KV_PROCESSOR_CPU], beside[KV_PROCESSOR_STORAGE]));
 }
 
 /* Repeats of the step, of `repeats`, before some work begins because contexts have grown over its
@@ -388,15 +539,16 @@ static guint64 repeats_before_work(const Model *m, const KvStep *step, guint64 r
 static double price_streams(const Model *m, const KvStep *step, const Attention *attention,
                             double tokens, double compute) {
   const KvPlatform *p = m->platform;
-  double up = p->host_link->peak_Bps * p->host_link->achievable_share,
-         layers = kv_model_layers(m->model);
+  double share =
+      m->plan->weights.pageable ? p->host_link->pageable_share : p->host_link->achievable_share;
+  double up = p->host_link->peak_Bps * share, layers = kv_model_layers(m->model);
   double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD],
          disk_written = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
     written += m->written_bytes[t] * tokens / m->tp;
-    fetched += attention->fetched_bytes[t];
+    fetched += attention->streamed_bytes[t];
   }
-  disk_read += attention->fetched_bytes[KV_TIER_SSD];
+  disk_read += attention->streamed_bytes[KV_TIER_SSD];
   disk_written += m->written_bytes[KV_TIER_SSD] * tokens / m->tp;
   double weights = m->streamed_bytes[KV_TIER_DRAM] + m->streamed_bytes[KV_TIER_SSD];
   double activations = m->plan->weights.activation_share_host * 2.0 * tokens * m->model->hidden *
@@ -404,25 +556,34 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   double ctog = (weights + fetched + activations) / up, gtoc = (written + activations) / up;
   double dtoc = p->ssd && disk_read > 0.0 ? disk_read / p->ssd->read_Bps : 0.0;
   double ctod = p->ssd && disk_written > 0.0 ? disk_written / p->ssd->write_Bps : 0.0;
-  double busy = compute + attention->host_seconds;
-  if (ctog + gtoc + dtoc + ctod + attention->host_seconds == 0.0)
-    return 0.0;
+  double busy = compute + attention->serial_seconds;
   if (!m->plan->weights.stream_overlaps)
-    return attention->host_seconds + ctog + gtoc + dtoc + ctod;
+    return attention->serial_seconds + attention->side_seconds + ctog + gtoc + dtoc + ctod;
   double longest = fmax(fmax(fmax(ctog, gtoc), fmax(dtoc, ctod)), busy);
+  longest = fmax(longest, attention->side_seconds);
   return longest - compute + weights / up / layers;
 }
 
 static void find_streams(Model *m) {
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streams |= m->streamed_bytes[t] > 0.0 || m->written_bytes[t] > 0.0;
-  for (guint r = 0; r < m->curves->n_readers; r++) {
-    m->streams |= m->curves->readers[r].reader.processor == KV_PROCESSOR_CPU;
-    for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
-      for (guint c = 0; c < m->curves->n_channels; c++)
-        m->fetches[r] |= m->curves->readers[r].fetched_bytes[t][c] > 0.0;
-    m->streams |= m->fetches[r];
+  for (guint r = 0; r < m->curves->n_readers; r++)
+    m->streams |=
+        m->curves->readers[r].reader.processor != KV_PROCESSOR_GPU || m->curves->readers[r].fetches;
+  for (guint g = 0; g < m->model->n_groups; g++)
+    m->uneven |=
+        m->model->groups[g].extra_prefill_passes != 0.0 || m->model->groups[g].stride_tokens > 1;
+}
+
+/* Note of what the step's tokens are made, where layers treat them differently. */
+static void set_shares(Model *m, const KvStep *step, guint64 tokens) {
+  double prompts = 0.0, lasts = 0.0;
+  for (guint i = 0; i < step->n_chunks; i++) {
+    prompts += step->chunks[i].tokens;
+    lasts += step->chunks[i].last;
   }
+  m->prompt_share = tokens ? fmin(1.0, prompts / (double)tokens) : 0.0;
+  m->last_share = tokens ? lasts / (double)tokens : 0.0;
 }
 
 /* vLLM 0.19's capture sizes: 1, 2, 4, multiples of 8 below 256, multiples of 16 from there on. */
@@ -505,11 +666,16 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
+  if (m->uneven)
+    set_shares(m, step, tokens);
   if (strcmp(m->config->scheduler, "flexgen") == 0)
     priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
   else if (m->ranks > 1.0 && !m->config->pad_ranks)
     priced->layers = layers_unpadded(m, step, size, &priced->layers_scratch);
-  else
+  else if (m->prompt_share > 0.0) {
+    price_layers(m, &priced->layers_scratch, (double)size);
+    priced->layers = &priced->layers_scratch;
+  } else
     priced->layers = dense_of(m, m->memo->layers, price_layers, size, &priced->layers_scratch);
   priced->head = dense_of(m, m->memo->heads, price_head, rows, &priced->head_scratch);
   priced->rest = (Dense){.known = TRUE};
@@ -522,8 +688,7 @@ static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced,
                              Attention *attention, Dense *work, double *transfer, double *launch) {
   *attention = step->decode.n ? price_attention(m, step, at) : (Attention){0};
   *work = (Dense){.known = TRUE};
-  if (m->plan->work->len)
-    price_work(m, work, step, at);
+  double beside = m->plan->work->len ? price_work(m, work, step, at) : 0.0;
   double kernels = priced->layers->kernels + priced->head->kernels + priced->rest.kernels +
                    work->kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
@@ -532,6 +697,10 @@ static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced,
   if (!priced->graph) /* the framework's own work to launch a kernel may keep the GPU waiting */
     launched = fmax(launched, kernels * m->config->eager_kernel_seconds);
   *launch = launched - gpu;
+  if (beside > launched) {
+    work->seconds[KV_COMPONENT_TECHNIQUE] += beside - launched;
+    launched = beside;
+  }
   *transfer = m->streams ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
   return launched + *transfer;
 }

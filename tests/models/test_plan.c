@@ -135,7 +135,7 @@ static void test_full_attention(void) {
   g_assert_no_error(error);
   g_assert_cmpuint(curves.n_channels, ==, 1);
   g_assert_true(curves.is_affine_forever);
-  g_assert_cmpfloat(curves.readers[0].tokens[0], ==, 1);
+  g_assert_cmpfloat(curves.readers[0].terms[0].tokens, ==, 1);
   KvPlanCost cost = kv_plan_cost(plan, &curves, 1000, 800, TRUE);
   double kappa = 2.0 * 32 * 8 * 128 * 2;
   g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 1000 * kappa);
@@ -198,7 +198,7 @@ static void test_lower_tiers(void) {
   cost = kv_plan_cost(plan, &curves, 100, 50, TRUE);
   g_assert_cmpfloat(cost.fetched_bytes, ==, 0);
   g_assert_cmpfloat(cost.read_bytes, ==, 0);
-  g_assert_cmpfloat(curves.readers[0].host_bytes[0], ==, kappa);
+  g_assert_cmpfloat(curves.readers[0].terms[0].host_bytes, ==, kappa);
 }
 
 static void test_index_and_scaled_reads(void) {
@@ -250,7 +250,43 @@ static void test_too_many_laws(void) {
   KvPlanCurves curves;
   g_assert_false(kv_plan_compile(plan, &curves, &error));
   g_assert_cmpstr(error->message, ==,
-                  "the plan has more than 32 different token laws, expected a simpler stack");
+                  "the plan has more than 160 different token laws, expected a simpler stack");
+}
+
+static void test_evicted_by_a_share_of_the_prompt(void) {
+  KvLaw law = kv_law(KV_LAW_EVICTED, 4);
+  law.prompt_share = 0.2;
+  g_assert_cmpfloat(value(law, 900, 1000, FALSE), ==, 900);
+  g_assert_cmpfloat(value(law, 1000, 1000, TRUE), ==, 204);
+  g_assert_cmpfloat(value(law, 5000, 1000, TRUE), ==, 204);
+  g_autofree char *text = kv_law_describe(&law);
+  g_assert_cmpstr(text, ==, "at most (4 and 20 % of the prompt) once the prompt is done");
+}
+
+static void test_borrowed_cache_is_stored_once_and_read_by_all(void) {
+  KvModel model = full_model(4, 8, 2);
+  groups[1] = groups[0];
+  groups[1].count = 12;
+  groups[1].attention.borrows_cache = TRUE;
+  model.n_groups = 2;
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 100, 50, TRUE);
+  double token = 2.0 * 2 * 128 * 2; /* a layer's keys and values */
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 100 * 4 * token);
+  g_assert_cmpfloat(cost.read_bytes, ==, 100 * 16 * token);
+}
+
+static void test_layers_that_run_once_in_four_tokens(void) {
+  KvModel model = full_model(4, 8, 2);
+  groups[0].stride_tokens = 4;
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  groups[0].stride_tokens = 0;
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 100, 50, TRUE);
+  g_assert_cmpfloat(cost.resident_bytes[KV_TIER_HBM], ==, 25 * 4 * 2.0 * 2 * 128 * 2);
 }
 
 int main(int argc, char **argv) {
@@ -268,5 +304,8 @@ int main(int argc, char **argv) {
   g_test_add_func("/plan/index-and-scaled-reads", test_index_and_scaled_reads);
   g_test_add_func("/plan/written-bytes", test_written_bytes);
   g_test_add_func("/plan/too-many-laws", test_too_many_laws);
+  g_test_add_func("/plan/evicted-by-a-share-of-the-prompt", test_evicted_by_a_share_of_the_prompt);
+  g_test_add_func("/plan/borrowed-cache", test_borrowed_cache_is_stored_once_and_read_by_all);
+  g_test_add_func("/plan/stride", test_layers_that_run_once_in_four_tokens);
   return g_test_run();
 }

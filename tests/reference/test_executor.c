@@ -437,7 +437,7 @@ static void test_models_refused(void) {
        "window"},
   };
   for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
-    KvLayerGroup group = {1, cases[i].attention, cases[i].mlp};
+    KvLayerGroup group = {.count = 1, .attention = cases[i].attention, .mlp = cases[i].mlp};
     KvModel model = llama;
     model.groups = &group;
     g_autoptr(GError) error = NULL;
