@@ -1,7 +1,6 @@
 #include "models/kernels/calibrate.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "models/kernels/fit.h"
@@ -231,16 +230,6 @@ static void calibrate(KvDevice *device, const GArray *observations, KvDtype dtyp
   KvResidual residual[KV_N_OBSERVED];
   kv_fit_cross_validate(device, observations, dtype, ROWS_PER_KIND, shortest_seconds, residual,
                         predicted);
-  if (g_getenv("DUMP"))
-    for (guint i = 0; i < observations->len; i++) {
-      const KvObservation *r = &g_array_index(observations, KvObservation, i);
-      if (r->dtype == dtype)
-        fprintf(stderr, "%s %s %g %g %g %g %g %g %g | %g %g %g | %.2f %.2f\n",
-                kv_observed_names[r->kind], kv_dtype_names[dtype], r->batch, r->experts.hidden,
-                r->experts.intermediate, r->experts.n_experts, r->expert_load.touched,
-                r->expert_load.rows, r->expert_load.tiles[4], r->m, r->k, r->n, r->seconds * 1e6,
-                predicted[i] * 1e6);
-    }
   KvMeasuring measuring = {0};
   kv_fit_start(device, &measuring);
   kv_fit(device, &measuring, observations, dtype, ROWS_PER_KIND);
