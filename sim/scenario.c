@@ -7,8 +7,11 @@
 #include "sim/base/json.h"
 #include "sim/base/names.h"
 
-static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
-                                                 "int8",  "fp4",  "int4", NULL};
+static const char *const weight_dtype_names[] = {"model", "fp32",      "bf16",      "fp16",
+                                                 "fp8",   "int8",      "fp4",       "int4",
+                                                 "mxfp4", "mxfp4-fp8", "fp8-block", NULL};
+static const char *const cache_dtype_names[] = {"fp32", "bf16", "fp16", "fp8",
+                                                "int8", "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
 static const char *const scheduler_names[] = {
     "vllm-v1",         "sglang", "trtllm", "vllm-v0", "vllm-2023",
@@ -47,7 +50,10 @@ const KvScenarioField kv_scenario_fields[] = {
      "which instance a request goes to"},
     {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names,
      "element type of weights; model: as published"},
-    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, kv_dtype_names,
+    {"precision", "experts", KV_FIELD_CHOICE, AT(expert_dtype), 0, 0, weight_dtype_names,
+     "element type of routed experts, and how they are multiplied; model: as the weights or as "
+     "published"},
+    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, cache_dtype_names,
      "element type of the unchanged KV cache"},
     {"engine", "scheduler", KV_FIELD_NAME, ENGINE(scheduler), 0, 0, scheduler_names,
      "kvsim list schedulers"},

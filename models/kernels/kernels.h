@@ -113,7 +113,8 @@ KvCost kv_kernel_sampling(const KvDevice *device, double rows, double vocab);
  * as uniform. */
 double kv_kernel_experts_touched(double tokens, double n_experts, double n_experts_per_token);
 
-/* The routed experts of one layer for `tokens` tokens: grouped GEMMs over the experts touched. */
+/* The routed experts of one layer for `tokens` tokens, the router's product included: by the fit of
+ * the device's own expert kernels, or composed of products and element-wise kernels. */
 KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
                      double hidden, double expert_intermediate, gboolean gated, double n_experts,
                      double n_experts_per_token);

@@ -224,7 +224,7 @@ KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
   plan->paged = TRUE;
   plan->prefill_flops_scale = 1.0;
   plan->weights.dtype = model->weight_dtype;
-  plan->weights.bytes_per_parameter = kv_dtype_bytes(model->weight_dtype);
+  plan->weights.bytes_per_parameter = kv_dtype_weight_bytes(model->weight_dtype);
   plan->weights.share[KV_TIER_HBM] = 1.0;
   plan->weights.stream_overlaps = TRUE;
   for (guint g = 0; g < model->n_groups; g++) {

@@ -173,8 +173,9 @@ typedef struct {
 
 /* Where the weights are and how they stream. */
 typedef struct {
-  KvDtype dtype;                /* as multiplied from */
-  double bytes_per_parameter;   /* stored, metadata counted */
+  KvDtype dtype;              /* as multiplied from */
+  double bytes_per_parameter; /* stored, metadata counted */
+  guint expert_dtype; /* 1 + the type of routed experts; 0: `dtype`, or as published with it */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
   gboolean pageable;            /* what is in host memory is not pinned */
   gboolean loads_apart;         /* what is loaded adds to the longest of everything else */

@@ -25,12 +25,16 @@ static double expert_weights(const KvModel *model) {
   return weights;
 }
 
+KvDtype kv_memory_expert_dtype(const KvModel *model, const KvPlan *plan) {
+  if (plan->weights.expert_dtype > 0)
+    return plan->weights.expert_dtype - 1;
+  return as_published(model, plan) ? model->expert_dtype : plan->weights.dtype;
+}
+
 double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan) {
-  if (!as_published(model, plan) || model->expert_dtype == model->weight_dtype)
-    return plan->weights.bytes_per_parameter;
-  /* MXFP4: an 8-bit scale for 32 elements. */
-  return kv_dtype_bytes(model->expert_dtype) +
-         (model->expert_dtype == KV_DTYPE_FP4 ? 1.0 / 32 : 0.0);
+  KvDtype dtype = kv_memory_expert_dtype(model, plan);
+  return dtype == plan->weights.dtype ? plan->weights.bytes_per_parameter
+                                      : kv_dtype_weight_bytes(dtype);
 }
 
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan) {

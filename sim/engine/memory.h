@@ -19,6 +19,7 @@
  * published one may store its experts smaller than the rest. */
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan);
 /* Bytes of one weight of a routed expert, scales counted. */
+KvDtype kv_memory_expert_dtype(const KvModel *model, const KvPlan *plan);
 double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan);
 
 typedef struct {

@@ -187,7 +187,9 @@ static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layer
   double hidden = m->model->hidden,
          all_tokens = m->routed_tokens > 0.0 ? m->routed_tokens : tokens * m->peers;
   double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
-  add_line(m, dense, KV_COMPONENT_MLP, (Fit){KV_KERNEL_GEMM, m->expert_dtype}, "experts", layers,
+  gboolean fitted = m->device->efficiency[KV_KERNEL_MOE][m->expert_dtype].bandwidth_share > 0.0;
+  Fit fit = {fitted ? KV_KERNEL_MOE : KV_KERNEL_GEMM, m->expert_dtype};
+  add_line(m, dense, KV_COMPONENT_MLP, fit, "experts", layers,
            kv_kernel_moe(m->device, m->expert_dtype, m->expert_bytes, all_tokens, hidden,
                          (double)mlp->expert_intermediate / slices, mlp->gated,
                          (double)mlp->n_experts / m->ep, (double)mlp->n_experts_per_token / m->ep),
@@ -1124,11 +1126,9 @@ static void set_paths(Model *m) {
  * the rest. */
 static void set_dtypes(Model *m) {
   const KvWeights *w = &m->plan->weights;
-  gboolean as_published = w->dtype == m->model->weight_dtype;
   gboolean quantized = w->bytes_per_parameter < 2.0;
-  m->expert_dtype = as_published ? m->model->expert_dtype : w->dtype;
-  m->expert_bytes =
-      as_published ? kv_memory_expert_bytes(m->model, m->plan) : w->bytes_per_parameter;
+  m->expert_dtype = kv_memory_expert_dtype(m->model, m->plan);
+  m->expert_bytes = kv_memory_expert_bytes(m->model, m->plan);
   m->head_dtype = quantized ? KV_DTYPE_BF16 : w->dtype;
   m->head_bytes = quantized ? 2.0 : w->bytes_per_parameter;
 }

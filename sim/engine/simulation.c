@@ -92,6 +92,24 @@ static double peak_share(const KvPlan *plan, const KvEngineConfig *config) {
                                                   : fmin(1.0, plan->prefill_peak_layers / layers);
 }
 
+char *kv_setup_unmeasured(const KvSetup *setup) {
+  const KvDevice *device = setup->platform->device;
+  if (!device->calibrated)
+    return NULL;
+  gboolean experts = FALSE;
+  for (guint g = 0; g < setup->model->n_groups; g++)
+    experts = experts || setup->model->groups[g].mlp.n_experts > 0;
+  KvDtype dtype = setup->plan->weights.dtype;
+  if (!device->efficiency[KV_KERNEL_GEMM][dtype].fitted)
+    return g_strdup_printf("%s products", kv_dtype_names[dtype]);
+  dtype = kv_memory_expert_dtype(setup->model, setup->plan);
+  /* Experts are composed of products where they were not fitted as a whole. */
+  if (experts && !device->efficiency[KV_KERNEL_MOE][dtype].fitted &&
+      !device->efficiency[KV_KERNEL_GEMM][dtype].fitted)
+    return g_strdup_printf("%s experts", kv_dtype_names[dtype]);
+  return NULL;
+}
+
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error) {
   g_autoptr(KvSetup) setup = g_new0(KvSetup, 1);
   setup->scenario = kv_scenario_copy(scenario);
@@ -108,8 +126,9 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
   if (s->weight_dtype > 0) {
     KvDtype dtype = s->weight_dtype - 1;
     setup->plan->weights.dtype = dtype;
-    setup->plan->weights.bytes_per_parameter = kv_dtype_bytes(dtype);
+    setup->plan->weights.bytes_per_parameter = kv_dtype_weight_bytes(dtype);
   }
+  setup->plan->weights.expert_dtype = s->expert_dtype;
   if (!kv_plan_compile(setup->plan, &setup->curves, error) || !check_parallelism(setup, error))
     return NULL;
   resolve_engine(s, setup->model, setup->platform);
@@ -513,7 +532,8 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->n_instances = sc->replicas;
   s->tensor_parallel = sc->tensor_parallel;
   s->n_gpus = sc->replicas * sc->tensor_parallel * sc->engine.data_parallel;
-  s->calibrated = u->platform->device->calibrated;
+  g_autofree char *unmeasured = kv_setup_unmeasured(u);
+  s->calibrated = u->platform->device->calibrated && !unmeasured;
   s->executor = run->executors[0]->class->name;
   s->block_tokens = sc->engine.block_tokens;
   s->total_blocks = u->memory.blocks;

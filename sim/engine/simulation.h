@@ -35,6 +35,10 @@ typedef struct {
  * needs no room). */
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error);
 void kv_setup_free(KvSetup *setup);
+/* What of the weights' kernels was not fitted on the device, so that another type's efficiencies
+ * stand in: "int4 products", "fp4 experts". NULL if the device is uncalibrated as a whole, or
+ * nothing is missing. */
+char *kv_setup_unmeasured(const KvSetup *setup);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvSetup, kv_setup_free)
 
 typedef struct {
