@@ -38,6 +38,15 @@ void kv_plan_add_work(KvPlan *plan, KvWork work);
 void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *x,
                          gboolean released, double score_bytes, double passes);
 
+/* Whether some earlier technique evicted tokens, so that what is left differs by layer or head. */
+gboolean kv_cache_is_cut(const KvCache *cache);
+
+/* Whether every reader of cache `index` reads all that each segment holds. */
+gboolean kv_plan_reads_all(const KvPlan *plan, guint index);
+
+/* Let every reader of cache `index` read all of each segment, after the segments changed. */
+void kv_plan_read_all(KvPlan *plan, guint index);
+
 /* Split `layers` layers off cache `index` into a new cache with readers of its own, alike in all
  * else; returns its index. Pointers into the plan's arrays become invalid. */
 guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers);

@@ -114,6 +114,35 @@ void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *
   kv_plan_add_work(plan, work);
 }
 
+gboolean kv_cache_is_cut(const KvCache *cache) {
+  for (guint s = 0; s < cache->n_segments; s++) {
+    const KvLaw *law = &cache->segments[s].tokens;
+    if (law->kind == KV_LAW_PROMPT_CAPPED || law->kind == KV_LAW_EVICTED || law->kept_prompt > 0.0)
+      return TRUE;
+  }
+  return FALSE;
+}
+
+gboolean kv_plan_reads_all(const KvPlan *plan, guint index) {
+  const KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    const KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    for (guint s = 0; s < cache->n_segments && reader->cache == index; s++)
+      if (!kv_law_equal(&reader->read[s], &cache->segments[s].tokens))
+        return FALSE;
+  }
+  return TRUE;
+}
+
+void kv_plan_read_all(KvPlan *plan, guint index) {
+  const KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    for (guint s = 0; s < cache->n_segments && reader->cache == index; s++)
+      reader->read[s] = cache->segments[s].tokens;
+  }
+}
+
 guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers) {
   KvCache cache = g_array_index(plan->caches, KvCache, index);
   g_assert(layers > 0 && layers < cache.layers);

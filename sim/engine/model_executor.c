@@ -133,6 +133,9 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
     add_gemm(m, dense, KV_COMPONENT_QKV, "qkv projection", layers, tokens, hidden,
              (heads + kv_heads) * a->head_dim + kv_heads * a->value_head_dim);
   }
+  if (a->mixer_parameters > 0) /* every one of these weights is multiplied by each token */
+    add_gemm(m, dense, KV_COMPONENT_QKV, "mixer", layers, tokens, hidden,
+             (double)a->mixer_parameters / hidden / tp);
   if (a->kind != KV_ATTENTION_NONE)
     add_gemm(m, dense, KV_COMPONENT_OUTPUT_PROJECTION, "output projection", layers, tokens,
              heads * a->value_head_dim, hidden);
@@ -274,6 +277,10 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
         tokens = 1.0;
       }
       any = TRUE;
+      if (latent && past > 0.0) /* keys and values of the chunks before it are expanded anew */
+        add_gemm(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "kv up-projection of earlier chunks",
+                 group->count * fmax(1.0, passes), past, a->kv_lora_rank,
+                 heads * (a->head_dim - a->rope_head_dim + a->value_head_dim));
       kv_kernel_add_prefill_attention(
           m->device, KV_DTYPE_BF16, tokens, past, heads, kv_heads, a->head_dim, a->value_head_dim,
           a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, m->plan->element_bytes, work);
@@ -373,7 +380,8 @@ static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, d
   const KvAttention *a = &m->model->groups[group].attention;
   KvDecodeAttention operands = {
       .batch = n,
-      .read_bytes = (x->bytes + x->all_fetched) / layers / tp,
+      /* Heads that tensor parallelism cannot split are read by several GPUs. */
+      .read_bytes = (x->bytes + x->all_fetched) / layers / fmin(tp, MAX(1, reader->n_kv_heads)),
       .flops = x->flops / layers / tp,
       .n_kv_heads = kv_heads,
       .group = fmax(1.0, a->n_heads / tp / kv_heads),
