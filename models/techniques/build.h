@@ -12,6 +12,11 @@
 extern const KvTechnique kv_technique_flexgen, kv_technique_gqa, kv_technique_kivi,
     kv_technique_orca, kv_technique_snapkv, kv_technique_vllm;
 
+extern const KvTechnique kv_technique_block_transformer, kv_technique_dmc, kv_technique_goldfinch,
+    kv_technique_kvquant, kv_technique_lckv, kv_technique_less, kv_technique_mamba,
+    kv_technique_minicache, kv_technique_mla, kv_technique_palu, kv_technique_qcqa,
+    kv_technique_quarot;
+
 /* Set *error to "ID: message" and return FALSE. */
 gboolean kv_technique_refuse(const KvTechniqueUse *use, GError **error, const char *format, ...)
     G_GNUC_PRINTF(3, 4);
