@@ -9,13 +9,25 @@
 #include "sim/base/names.h"
 
 const KvTechnique *const kv_techniques[] = {
-    &kv_technique_dmc,       &kv_technique_flexgen,
-    &kv_technique_gqa,       &kv_technique_kivi,
-    &kv_technique_kvquant,   &kv_technique_less,
-    &kv_technique_minicache, &kv_technique_mla,
-    &kv_technique_orca,      &kv_technique_palu,
-    &kv_technique_quarot,    &kv_technique_snapkv,
-    &kv_technique_vllm,      NULL,
+    &kv_technique_block_transformer,
+    &kv_technique_dmc,
+    &kv_technique_flexgen,
+    &kv_technique_goldfinch,
+    &kv_technique_gqa,
+    &kv_technique_kivi,
+    &kv_technique_kvquant,
+    &kv_technique_lckv,
+    &kv_technique_less,
+    &kv_technique_mamba,
+    &kv_technique_minicache,
+    &kv_technique_mla,
+    &kv_technique_orca,
+    &kv_technique_palu,
+    &kv_technique_qcqa,
+    &kv_technique_quarot,
+    &kv_technique_snapkv,
+    &kv_technique_vllm,
+    NULL,
 };
 
 /* Looking up. */
