@@ -92,7 +92,7 @@ static const KvFormula block_formulas[] = {
 
 static const KvQualityPoint block_quality[] = {
     {"302M non-embedding", "training loss (Pile), lower is better", "Block 420M vs vanilla 410M",
-     2.224, 2.445, "Table 1, seen", NULL, 0, NULL},
+     2.224, 2.445, "Table 1, seen", "L_B", 4, NULL},
     {"Block 1.4B vs vanilla 410M", "training loss", "L_B=4", 2.224, 2.188, "Table 1, seen", NULL, 0,
      NULL},
     {"Block 1.4B vs vanilla 410M", "WikiText perplexity", "L_B=4", 20.1, 19.1, "Table 1, seen",

@@ -97,13 +97,13 @@ static const KvFormula mla_formulas[] = {
 };
 
 static const KvQualityPoint mla_quality[] = {
-    {"16B MoE, 1.33T tokens", "MMLU 5-shot", "MLA vs MHA", 48.7, 50.0, "Table 9, seen", NULL, 0,
+    {"16B MoE, 1.33T tokens", "MMLU 5-shot", "MLA vs MHA", 48.7, 50.0, "Table 9, seen", "dc", 512,
      NULL},
-    {"16B MoE", "BBH 3-shot", "MLA vs MHA", 37.9, 39.0, "Table 9, seen", NULL, 0, NULL},
-    {"250B MoE, 420B tokens", "MMLU 5-shot", "MLA vs MHA", 57.5, 59.0, "Table 9, seen", NULL, 0,
+    {"16B MoE", "BBH 3-shot", "MLA vs MHA", 37.9, 39.0, "Table 9, seen", "dc", 512, NULL},
+    {"250B MoE, 420B tokens", "MMLU 5-shot", "MLA vs MHA", 57.5, 59.0, "Table 9, seen", "dc", 512,
      NULL},
-    {"250B MoE", "BBH 3-shot", "MLA vs MHA", 46.6, 50.7, "Table 9, seen", NULL, 0, NULL},
-    {"16B MoE", "C-Eval 5-shot", "MLA vs MHA", 51.6, 50.9, "Table 9, seen", NULL, 0, NULL},
+    {"250B MoE", "BBH 3-shot", "MLA vs MHA", 46.6, 50.7, "Table 9, seen", "dc", 512, NULL},
+    {"16B MoE", "C-Eval 5-shot", "MLA vs MHA", 51.6, 50.9, "Table 9, seen", "dc", 512, NULL},
     {0},
 };
 

@@ -186,12 +186,12 @@ static const KvFormula minicache_formulas[] = {
 
 static const KvQualityPoint minicache_quality[] = {
     {"Llama-2-7B-Chat", "LongBench avg (7 tasks)", "4-bit, 5.02x", 36.41, 35.44, "Table 1, seen",
-     NULL, 0, NULL},
-    {"Llama-2-13B-Chat", "LongBench avg", "4-bit, 5.02x", 32.71, 32.61, "Table 1, seen", NULL, 0,
+     "bits", 4, NULL},
+    {"Llama-2-13B-Chat", "LongBench avg", "4-bit, 5.02x", 32.71, 32.61, "Table 1, seen", "bits", 4,
      NULL},
-    {"Mistral-7B", "LongBench avg", "4-bit, 5.02x", 37.33, 35.75, "Table 1, seen", NULL, 0, NULL},
-    {"Mistral-7B-Instruct", "LongBench avg", "4-bit, 5.02x", 48.32, 46.99, "Table 1, seen", NULL, 0,
-     NULL},
+    {"Mistral-7B", "LongBench avg", "4-bit, 5.02x", 37.33, 35.75, "Table 1, seen", "bits", 4, NULL},
+    {"Mistral-7B-Instruct", "LongBench avg", "4-bit, 5.02x", 48.32, 46.99, "Table 1, seen", "bits",
+     4, NULL},
     {"LLaMA-2-7B", "GSM8K", "gamma=0", 0.159, 0.108, "Table 2 via note, seen", "gamma", 0, NULL},
     {"LLaMA-2-7B", "GSM8K", "gamma=0.05", 0.159, 0.152, "Table 2 via note, seen", "gamma", 0.05,
      NULL},

@@ -191,13 +191,13 @@ static const KvFormula goldfinch_formulas[] = {
 
 static const KvQualityPoint goldfinch_quality[] = {
     {"1.45-1.6B on minipile", "LAMBADA perplexity", "GoldFinch vs Llama", 71.7, 48.2,
-     "Table 3, seen", NULL, 0, NULL},
+     "Table 3, seen", "compression", 16, NULL},
     {"1.45-1.6B on minipile", "8-task average accuracy", "GoldFinch vs Llama", 43.0, 44.2,
-     "Table 3, seen", NULL, 0, NULL},
+     "Table 3, seen", "compression", 16, NULL},
     {"1.45-1.6B on minipile", "8-task average accuracy", "GoldFinch vs Finch 1.60B", 42.8, 44.2,
      "Table 3, seen", NULL, 0, NULL},
-    {"1.45-1.6B on minipile", "HellaSwag", "GoldFinch vs Llama", 28.1, 29.1, "Table 3, seen", NULL,
-     0, NULL},
+    {"1.45-1.6B on minipile", "HellaSwag", "GoldFinch vs Llama", 28.1, 29.1, "Table 3, seen",
+     "compression", 16, NULL},
     {0},
 };
 

@@ -151,11 +151,11 @@ static const KvFormula dmc_formulas[] = {
 static const KvQualityPoint dmc_quality[] = {
     {"Llama-2-7B", "MMLU", "DMC 2x", 44.6, 45.2, "Table 1, recalled", "CR", 2, NULL},
     {"Llama-2-7B", "MMLU", "DMC 4x", 44.6, 43.9, "Table 1, recalled", "CR", 4, NULL},
-    {"Llama-2-7B", "commonsense QA avg", "DMC 4x", 70.5, 70.2, "Table 1, recalled", NULL, 0, NULL},
+    {"Llama-2-7B", "commonsense QA avg", "DMC 4x", 70.5, 70.2, "Table 1, recalled", "CR", 4, NULL},
     {"Llama-2-7B", "MMLU", "GQA 4x uptrained, for contrast", 44.6, 34.7, "Table 1, recalled", NULL,
      0, NULL},
-    {"Llama-2-13B", "MMLU", "DMC 4x", 54.5, 54.2, "Table 1, recalled", NULL, 0, NULL},
-    {"Llama-2-70B", "MMLU", "DMC 2x on GQA 8x", 68.8, 68.8, "Table 1, recalled", NULL, 0, NULL},
+    {"Llama-2-13B", "MMLU", "DMC 4x", 54.5, 54.2, "Table 1, recalled", "CR", 4, NULL},
+    {"Llama-2-70B", "MMLU", "DMC 2x on GQA 8x", 68.8, 68.8, "Table 1, recalled", "CR", 2, NULL},
     {0},
 };
 

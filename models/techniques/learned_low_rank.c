@@ -169,8 +169,8 @@ static const KvFormula less_formulas[] = {
 static const KvQualityPoint less_quality[] = {
     {"Llama-2-7B", "WikiText ppl", "2% H2O alone", 8.791, 13.333, "third-party note, seen", NULL, 0,
      NULL},
-    {"Llama-2-7B", "WikiText ppl", "2% H2O + LESS", 8.791, 10.745, "third-party note, seen", NULL,
-     0, NULL},
+    {"Llama-2-7B", "WikiText ppl", "2% H2O + LESS", 8.791, 10.745, "third-party note, seen",
+     "budget", 0.02, NULL},
     {"Llama-2-7B", "PG-19 ppl", "2% H2O + LESS; the baseline is H2O alone, not the full cache",
      37.013, 32.157, "third-party note, seen", NULL, 0, NULL},
     {"Falcon-7B", "CNN/DailyMail ROUGE-1, share of H2O's loss recovered (%)", "10% H2O + LESS", 0,

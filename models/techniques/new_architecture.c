@@ -106,13 +106,13 @@ static const KvFormula mamba_formulas[] = {
 
 static const KvQualityPoint mamba_quality[] = {
     {"Mamba-2.8B vs Pythia-2.8B", "zero-shot average (7 tasks)", "Pile, 300B tokens", 59.1, 63.3,
-     "Table 3, seen (section notes)", NULL, 0, NULL},
+     "Table 3, seen (section notes)", "N", 16, NULL},
     {"Mamba-1.4B vs Pythia-1.4B", "zero-shot average", "Pile, 300B tokens", 55.2, 59.7,
-     "Table 3, seen", NULL, 0, NULL},
+     "Table 3, seen", "N", 16, NULL},
     {"Mamba-790M vs Pythia-1B", "zero-shot average", "Pile, 300B tokens", 51.9, 57.1,
-     "Table 3, seen", NULL, 0, NULL},
+     "Table 3, seen", "N", 16, NULL},
     {"Mamba-2.8B vs Pythia-2.8B", "Pile perplexity", "Pile, 300B tokens", 6.73, 6.22,
-     "Table 3, seen", NULL, 0, NULL},
+     "Table 3, seen", "N", 16, NULL},
     {"Mamba-2.8B vs Pythia-6.9B", "zero-shot average", "Pile, 300B tokens", 61.7, 63.3,
      "Table 3, seen", NULL, 0, NULL},
     {0},

@@ -17,6 +17,9 @@ static inline KvModel model_of(const char *id, guint layers, guint heads, guint 
                                        .head_dim = 128,
                                        .value_head_dim = 128}};
   return (KvModel){.id = (char *)id,
+                   .hidden = 4096,
+                   .vocab = 32000,
+                   .embedding_dim = 4096,
                    .max_context_tokens = 4096,
                    .weight_dtype = KV_DTYPE_FP16,
                    .n_groups = 1,
