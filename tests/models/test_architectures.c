@@ -85,15 +85,17 @@ static void test_qcqa(void) {
 static void test_qcqa_refusals(void) {
   refused(llama3_8b(), "qcqa:num_groups=8",
           "qcqa: num_groups is 8, but llama-3-8b has 8 KV heads, expected fewer groups");
-  refused(llama3_8b(), "qcqa:num_groups=6:mode=EC",
-          "qcqa: num_groups is 6 with groups of equal size, expected a divisor of the 8 KV heads of "
-          "llama-3-8b");
+  refused(
+      llama3_8b(), "qcqa:num_groups=6:mode=EC",
+      "qcqa: num_groups is 6 with groups of equal size, expected a divisor of the 8 KV heads of "
+      "llama-3-8b");
   refused(llama3_8b(), "qcqa:num_groups=6",
           "qcqa: cache_budget is 0.5, expected at least 0.75, which is all layers with 6 of 8 KV "
           "heads");
-  refused(llama2_7b(), "lckv,qcqa",
-          "qcqa: layers of llama-2-7b share a cache, expected qcqa before the technique that shares "
-          "it");
+  refused(
+      llama2_7b(), "lckv,qcqa",
+      "qcqa: layers of llama-2-7b share a cache, expected qcqa before the technique that shares "
+      "it");
 }
 
 /* --- LCKV --- */
@@ -130,9 +132,10 @@ static void test_lckv_composes(void) {
   refused(llama2_7b(), "lckv:w=31",
           "lckv: w is 31, but llama-2-7b has 32 layers, expected at least 2 layers beside the "
           "warm-up layers");
-  refused(llama2_7b(), "qcqa,lckv",
-          "lckv: one layer's keys and values serve all others, but the layers of llama-2-7b are not "
-          "all alike with full attention, expected such a model");
+  refused(
+      llama2_7b(), "qcqa,lckv",
+      "lckv: one layer's keys and values serve all others, but the layers of llama-2-7b are not "
+      "all alike with full attention, expected such a model");
 }
 
 /* --- Mamba --- */
@@ -187,8 +190,7 @@ static void test_goldfinch(void) {
                     1000 * (256 * 2 + 4) + states);
   g_assert_cmpfloat(cost(&x, 4000, 500).resident_bytes[KV_TIER_HBM], ==,
                     4000 * (256 * 2 + 4) + states);
-  g_assert_cmpfloat(cost(&x, 1000, 500).read_bytes, ==,
-                    1000 * 11 * (256 * 2 + 4 + D * 2) + states);
+  g_assert_cmpfloat(cost(&x, 1000, 500).read_bytes, ==, 1000 * 11 * (256 * 2 + 4 + D * 2) + states);
   g_assert_cmpfloat(cost(&x, 1000, 500).attention_flops, ==, 1000 * 11 * 4 * D);
   /* Corrections in each layer: 4*256 + 4*32 columns; the expansion once: (D + 256) columns. */
   const KvReader *reader = &x.curves.readers[0].reader;
@@ -223,16 +225,18 @@ static void test_goldfinch_refusals(void) {
           "head");
   KvModel flat = model_of("flat", 1, 32, 8);
   refused(flat, "goldfinch", "goldfinch: flat has 1 layers, expected at least 2");
-  refused(llama2_7b(), "goldfinch,lckv",
-          "lckv: one layer's keys and values serve all others, but the layers of llama-2-7b are not "
-          "all alike with full attention, expected such a model");
+  refused(
+      llama2_7b(), "goldfinch,lckv",
+      "lckv: one layer's keys and values serve all others, but the layers of llama-2-7b are not "
+      "all alike with full attention, expected such a model");
 }
 
 /* --- Block Transformer --- */
 
 /* 16 layers over n / 4 blocks, 16 over at most 2 + 4 positions, 4 of them on average. */
 static void test_block_transformer(void) {
-  Applied x = apply(llama2_7b(), "block-transformer"), y = apply(llama3_8b(), "block-transformer:L_B=8");
+  Applied x = apply(llama2_7b(), "block-transformer"),
+          y = apply(llama3_8b(), "block-transformer:L_B=8");
   double layer = 2 * 32 * 128 * 2.0;
   KvPlanCost a = cost(&x, 1000, 500), b = cost(&y, 4000, 500);
   g_assert_cmpfloat(a.resident_bytes[KV_TIER_HBM], ==, (1000 / 4 + 6) * 16 * layer);
@@ -244,7 +248,8 @@ static void test_block_transformer(void) {
   g_assert_cmpfloat(x.model.groups[1].extra_prefill_passes, ==, -1);
   g_assert_cmpuint(x.plan->share_multiple, ==, 4);
   /* Prefix: 2 P / L_B times the weights of 16 layers, 4 D^2 each (the model here has no MLP). */
-  g_assert_cmpfloat(work_of(&x, "prefix of the next block")->flops, ==, 2 * 2 / 4.0 * 16 * 4 * D * D);
+  g_assert_cmpfloat(work_of(&x, "prefix of the next block")->flops, ==,
+                    2 * 2 / 4.0 * 16 * 4 * D * D);
   KvModel model = llama2_7b();
   g_assert_cmpuint(kv_model_parameters(&x.model) - kv_model_parameters(&model), ==,
                    2 * (guint64)(D * D)); /* a block's embedding becomes P vectors */
