@@ -32,8 +32,9 @@ static gboolean dmc_accepts(const KvTechniqueUse *use, const KvModel *model, con
   return TRUE;
 }
 
-/* Slots in place of tokens, and per sequence what a head needs beside them: weighted keys and
- * values of a window, their sum and weights, a block table and two lengths. */
+/* Slots in place of tokens, and per sequence what a head needs beside them: half a page that is not
+ * filled, on average; weighted keys and values of a window, their sum and weights; a block table
+ * and two lengths. */
 static void dmc_cache(const Dmc *k, const KvModel *model, const KvAttention *x, double slots,
                       KvPlan *plan, guint i) {
   KvCache *cache = &g_array_index(plan->caches, KvCache, i);
@@ -51,13 +52,17 @@ static void dmc_cache(const Dmc *k, const KvModel *model, const KvAttention *x, 
       .tier = cache->segments[0].tier,
       .format = cache->segments[0].format,
   };
-  cache->n_segments = 2;
+  cache->segments[2] = cache->segments[1];
+  cache->segments[2].name = "unfilled pages";
+  cache->segments[2].tokens = kv_law(KV_LAW_FIXED, (k->page_tokens - 1.0) / 2.0);
+  cache->segments[2].metadata_bytes = x->n_kv_heads * row;
+  cache->n_segments = 3;
   for (guint r = 0; r < plan->readers->len; r++) {
     KvReader *reader = &g_array_index(plan->readers, KvReader, r);
     if (reader->cache != i)
       continue;
     reader->read[0] = cache->segments[0].tokens;
-    reader->read[1] = kv_law(KV_LAW_FIXED, 0); /* the update's own, not attention's */
+    reader->read[1] = reader->read[2] = kv_law(KV_LAW_FIXED, 0); /* not attention's */
   }
 }
 
@@ -140,7 +145,7 @@ static const KvParam dmc_params[] = {
 };
 
 static const KvFormula dmc_formulas[] = {
-    {"2*L*Hkv*d*e*n/CR", "bytes of the slots, before pages of each head are rounded up"},
+    {"2*L*Hkv*d*e*(n/CR + (p-1)/2)", "bytes of the slots, and of unfilled pages on average"},
     {"L*Hkv*((w+1)*(2*d+1)*e + 4*ceil(nmax/p) + 8)",
      "bytes a sequence of running sums, block tables and lengths"},
     {"2*L*Hkv*d*e*n/CR + 6*L*Hkv*d*e", "HBM bytes that a decode step reads, and updates"},
