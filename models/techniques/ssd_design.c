@@ -56,6 +56,7 @@ static gboolean flexgen_weights(const KvTechniqueUse *use, KvPlan *plan, GError 
   if (kv_technique_value(use, "compress_weight") != 0.0)
     plan->weights.bytes_per_parameter = FLEXGEN_PACKED_BYTES + FLEXGEN_SCALE_BYTES;
   plan->weights.stream_overlaps = kv_technique_value(use, "overlap") != 0.0;
+  plan->weights.loads_apart = kv_technique_value(use, "impl") == 1.0;
   plan->weights.activation_share_host = on_cpu / 100.0;
   return TRUE;
 }
@@ -220,6 +221,7 @@ static gboolean flexgen_engine(const KvTechniqueUse *use, const KvModel *model,
   config->gpu_batch = (guint)kv_technique_value(use, "gbs");
   config->n_gpu_batches = (guint)kv_technique_value(use, "num_gpu_batches");
   config->max_seqs = config->gpu_batch * config->n_gpu_batches;
+  config->memory_utilization = 1.0; /* the placement is the user's; nothing is held back */
   config->chunked_prefill = config->prefix_caching = FALSE;
   config->async_scheduling = config->cuda_graphs = FALSE;
   return TRUE;
@@ -233,6 +235,8 @@ static gboolean flexgen_exact(const KvTechniqueUse *use) {
 }
 
 static const char *const cpu_choices[] = {"auto", "off", "on", NULL};
+
+static const char *const flexgen_implementations[] = {"ideal", "released", NULL};
 
 static const KvParam flexgen_params[] = {
     {"gbs", KV_PARAM_INTEGER, 48, 1, 4096, NULL, "sequences",
@@ -254,6 +258,9 @@ static const KvParam flexgen_params[] = {
     {"G", KV_PARAM_INTEGER, 64, 64, 64, NULL, "elements", "quantization group; only 64"},
     {"attn_sparsity", KV_PARAM_REAL, 1, 0.1, 1, NULL, "fraction",
      "share of the value rows that are loaded, those of the highest scores"},
+    {"impl", KV_PARAM_CHOICE, 0, 0, 1, flexgen_implementations, "",
+     "ideal: all transfers overlap; released: what comes to the GPU adds to the longest of the rest, "
+     "as in the authors' fitted cost model"},
     {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
 };
 

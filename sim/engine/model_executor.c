@@ -567,8 +567,10 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   double busy = compute + attention->serial_seconds;
   if (!m->plan->weights.stream_overlaps)
     return attention->serial_seconds + attention->side_seconds + ctog + gtoc + dtoc + ctod;
-  double longest = fmax(fmax(fmax(ctog, gtoc), fmax(dtoc, ctod)), busy);
-  longest = fmax(longest, attention->side_seconds);
+  double longest = fmax(fmax(m->plan->weights.loads_apart ? 0.0 : ctog, gtoc),
+                        fmax(fmax(dtoc, ctod), fmax(busy, attention->side_seconds)));
+  if (m->plan->weights.loads_apart)
+    longest += ctog;
   return longest - compute + weights / up / layers;
 }
 
