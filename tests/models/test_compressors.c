@@ -73,6 +73,12 @@ static void test_quarot_switches(void) {
   /* Across 32 heads; the model here has no MLP. */
   near(work_of(&x, "transform inputs of output and down projection")->flops, L * 4096 * 5);
   kv_plan_free(x.plan);
+  /* Released: int32 sums of queries, keys, values, output and down projection (no MLP here),
+   * written and read; 0.14 ms an attention layer. */
+  x = apply(llama2_7b(), "quarot:impl=released");
+  near(work_of(&x, "scale the products' sums")->bytes, L * 8 * (3 * 4096 + 2 * 4096));
+  near(x.curves.readers[0].reader.fixed_seconds, 0.14e-3);
+  kv_plan_free(x.plan);
   /* 8-bit activations are multiplied as 8 bits, 6 as 8, 16 as the model's own. */
   static const struct {
     const char *text;
