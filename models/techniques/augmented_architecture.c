@@ -1,4 +1,4 @@
-/* Survey: Model-level Optimization > Cross Layer > Augmented Architectures. */
+/* Survey: Model-level Optimization > Cross-layer > Augmented Architectures. */
 #include <math.h>
 
 #include "models/techniques/build.h"
@@ -107,7 +107,7 @@ static const KvQualityPoint block_quality[] = {
 };
 
 static const char *const block_sections[] = {
-    "Model-level Optimization > Cross Layer > Augmented Architectures", NULL};
+    "Model-level Optimization > Cross-layer > Augmented Architectures", NULL};
 
 const KvTechnique kv_technique_block_transformer = {
     .id = "block-transformer",

@@ -1,4 +1,4 @@
-/* Survey: Model-level Optimization > Cross Layer > Cache Sharing. */
+/* Survey: Model-level Optimization > Cross-layer > Cache Sharing. */
 #include "models/techniques/build.h"
 
 /* --- LCKV --- */
@@ -66,7 +66,7 @@ static const KvQualityPoint lckv_quality[] = {
 };
 
 static const char *const lckv_sections[] = {
-    "Model-level Optimization > Cross Layer > Cache Sharing", NULL};
+    "Model-level Optimization > Cross-layer > Cache Sharing", NULL};
 
 const KvTechnique kv_technique_lckv = {
     .id = "lckv",

@@ -127,7 +127,7 @@ const KvTechnique kv_technique_mamba = {
     .title = "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
     .paper = "arXiv:2312.00752",
     .code = "github.com/state-spaces/mamba",
-    .year = 2023,
+    .year = 2024,
     .sections = mamba_sections,
     .mechanism =
         "Two blocks stand in place of a layer's attention and MLP. A block widens its input to two "

@@ -68,7 +68,7 @@ static void test_qcqa(void) {
   /* 2 D d for each head that is gone. */
   KvModel model = llama2_7b();
   g_assert_cmpuint(kv_model_parameters(&model) - kv_model_parameters(&x.model), ==,
-                   2 * 4096 * 128 * (32 * 32 - (guint64)heads));
+                   (guint64)(2 * D * 128 * (32 * L - heads)));
   kv_plan_free(x.plan);
   /* 6 groups of 8 heads, 90 %: k = ceil(32 * 0.1 / 0.25) = 13. */
   x = apply(llama3_8b(), "qcqa:num_groups=6:cache_budget=0.9");
@@ -118,7 +118,7 @@ static void test_lckv(void) {
   g_assert_cmpuint(x.model.groups[2].count, ==, 29);
   KvModel model = llama2_7b();
   g_assert_cmpuint(kv_model_parameters(&model) - kv_model_parameters(&x.model), ==,
-                   29 * 2 * (guint64)(D * D));
+                   (guint64)(29 * 2 * D * D));
   kv_plan_free(x.plan);
   kv_plan_free(y.plan);
 }
