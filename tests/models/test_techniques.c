@@ -195,7 +195,8 @@ static void test_snapkv_refusals(void) {
   KvModel sliding = model_of("mistral", 32, 32, 8);
   group.attention.kind = KV_ATTENTION_SLIDING;
   group.attention.window_tokens = 4096;
-  refused(sliding, "snapkv", "snapkv: mistral has no layer with full attention to select from");
+  refused(sliding, "snapkv",
+          "snapkv: mistral has no layer with full attention to select from, expected one");
 }
 
 /* Two orders, one cache: 1124 tokens are left, 1024 of them packed keys (8 blocks) and 996 packed
