@@ -363,14 +363,27 @@ static double side_seconds(const Model *m, const KvReader *reader, const Read *x
   return fmax(moved / up, p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0);
 }
 
-/* The product that rebuilds keys or values before a reader's attention, over its layers. */
+/* The product that rebuilds keys or values for a reader's attention, over its layers: inside its
+ * kernel at that kernel's rate, before it as a product of its own. Contexts are thousands of rows,
+ * so that is a long one, whose time grows evenly with them where tiles would make it jump. */
 static double rebuild_seconds(const Model *m, const KvReader *reader, const Read *x) {
+  enum { LONG_ROWS = 65536 };
   if (reader->rebuild_rank <= 0.0)
     return 0.0;
-  double rows = fmax(1.0, x->tokens * reader->rebuild_share), width = reader->rebuild_width / m->tp;
+  double width = fmax(1.0, reader->rebuild_width / m->tp);
+  double rows = reader->layers * x->tokens * reader->rebuild_share;
+  if (reader->rebuild_fused)
+    return 2.0 * rows * reader->rebuild_rank * width /
+           kv_kernel_attention_flops(m->device, KV_DTYPE_BF16);
   KvCost one =
-      kv_kernel_gemm(m->device, KV_DTYPE_BF16, 2.0, rows, reader->rebuild_rank, fmax(1.0, width));
-  return reader->layers * one.seconds;
+      kv_kernel_gemm(m->device, KV_DTYPE_BF16, 2.0, LONG_ROWS, reader->rebuild_rank, width);
+  return one.seconds * rows / LONG_ROWS;
+}
+
+/* GPUs that each read a part of what the reader reads: heads that tensor parallelism cannot split
+ * are read whole by several of them. */
+static double readers_split(const Model *m, const KvReader *reader) {
+  return fmin(m->tp, MAX(1, reader->n_kv_heads));
 }
 
 static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, double n,
@@ -380,8 +393,7 @@ static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, d
   const KvAttention *a = &m->model->groups[group].attention;
   KvDecodeAttention operands = {
       .batch = n,
-      /* Heads that tensor parallelism cannot split are read by several GPUs. */
-      .read_bytes = (x->bytes + x->all_fetched) / layers / fmin(tp, MAX(1, reader->n_kv_heads)),
+      .read_bytes = (x->bytes + x->all_fetched) / layers / readers_split(m, reader),
       .flops = x->flops / layers / tp,
       .n_kv_heads = kv_heads,
       .group = fmax(1.0, a->n_heads / tp / kv_heads),
@@ -410,7 +422,7 @@ static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader,
   sum->seconds += run * seconds;
   sum->flops += run * (x->flops / m->tp + 2.0 * layers * x->tokens * reader->rebuild_share *
                                               reader->rebuild_rank * reader->rebuild_width / m->tp);
-  sum->bytes += run * ((x->bytes + x->all_fetched) / m->tp + 2.0 * written);
+  sum->bytes += run * ((x->bytes + x->all_fetched) / readers_split(m, reader) + 2.0 * written);
   sum->launches += run * layers * (1.0 + reader->extra_launches);
 }
 
