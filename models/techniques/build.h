@@ -17,6 +17,11 @@ extern const KvTechnique kv_technique_fastgen, kv_technique_h2o, kv_technique_in
     kv_technique_leankv, kv_technique_pyramidkv, kv_technique_quest,
     kv_technique_retrieval_attention, kv_technique_shadowkv;
 
+extern const KvTechnique kv_technique_block_transformer, kv_technique_dmc, kv_technique_goldfinch,
+    kv_technique_kvquant, kv_technique_lckv, kv_technique_less, kv_technique_mamba,
+    kv_technique_minicache, kv_technique_mla, kv_technique_palu, kv_technique_qcqa,
+    kv_technique_quarot;
+
 /* Set *error to "ID: message" and return FALSE. */
 gboolean kv_technique_refuse(const KvTechniqueUse *use, GError **error, const char *format, ...)
     G_GNUC_PRINTF(3, 4);
@@ -85,6 +90,15 @@ void kv_plan_add_work(KvPlan *plan, KvWork work);
  * `score_bytes` an element. Marks the plan's attention as not fused. */
 void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *x,
                          gboolean released, double score_bytes, double passes);
+
+/* Whether some earlier technique evicted tokens, so that what is left differs by layer or head. */
+gboolean kv_cache_is_cut(const KvCache *cache);
+
+/* Whether every reader of cache `index` reads all that each segment holds. */
+gboolean kv_plan_reads_all(const KvPlan *plan, guint index);
+
+/* Let every reader of cache `index` read all of each segment, after the segments changed. */
+void kv_plan_read_all(KvPlan *plan, guint index);
 
 /* Split `layers` layers off cache `index` into a new cache with readers of its own, alike in all
  * else; returns its index. Pointers into the plan's arrays become invalid. */

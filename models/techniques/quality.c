@@ -5,7 +5,7 @@
 
 static gboolean less_is_better(const char *task) {
   g_autofree char *lower = g_ascii_strdown(task, -1);
-  return strstr(lower, "ppl") || strstr(lower, "perplexity");
+  return strstr(lower, "ppl") || strstr(lower, "perplexity") || strstr(lower, "lower is better");
 }
 
 static double relative_change(const char *task, double baseline, double value) {

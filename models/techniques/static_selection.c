@@ -52,8 +52,8 @@ static gboolean snapkv_plan(const KvTechniqueUse *use, const KvModel *model, KvP
     cut++;
   }
   if (cut == 0)
-    return kv_technique_refuse(use, error, "%s has no layer with full attention to select from",
-                               model->id);
+    return kv_technique_refuse(
+        use, error, "%s has no layer with full attention to select from, expected one", model->id);
   plan->prefill_peak_layers = 1.0; /* a layer is cut before the next one begins */
   kv_plan_end_sharing(use, plan);
   return TRUE;

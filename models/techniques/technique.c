@@ -10,18 +10,30 @@
 
 const KvTechnique *const kv_techniques[] = {
     &kv_technique_accelerate_offload,
+    &kv_technique_block_transformer,
     &kv_technique_deepspeed_offload,
+    &kv_technique_dmc,
     &kv_technique_fastertransformer,
     &kv_technique_fastgen,
     &kv_technique_flexgen,
+    &kv_technique_goldfinch,
     &kv_technique_gqa,
     &kv_technique_h2o,
     &kv_technique_hf_eager,
     &kv_technique_infinigen,
     &kv_technique_kivi,
+    &kv_technique_kvquant,
+    &kv_technique_lckv,
     &kv_technique_leankv,
+    &kv_technique_less,
+    &kv_technique_mamba,
+    &kv_technique_minicache,
+    &kv_technique_mla,
     &kv_technique_orca,
+    &kv_technique_palu,
     &kv_technique_pyramidkv,
+    &kv_technique_qcqa,
+    &kv_technique_quarot,
     &kv_technique_quest,
     &kv_technique_retrieval_attention,
     &kv_technique_shadowkv,
@@ -292,6 +304,35 @@ void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *
     work.launches = layers;
   }
   kv_plan_add_work(plan, work);
+}
+
+gboolean kv_cache_is_cut(const KvCache *cache) {
+  for (guint s = 0; s < cache->n_segments; s++) {
+    const KvLaw *law = &cache->segments[s].tokens;
+    if (law->kind == KV_LAW_PROMPT_CAPPED || law->kind == KV_LAW_EVICTED || law->kept_prompt > 0.0)
+      return TRUE;
+  }
+  return FALSE;
+}
+
+gboolean kv_plan_reads_all(const KvPlan *plan, guint index) {
+  const KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    const KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    for (guint s = 0; s < cache->n_segments && reader->cache == index; s++)
+      if (!kv_law_equal(&reader->read[s], &cache->segments[s].tokens))
+        return FALSE;
+  }
+  return TRUE;
+}
+
+void kv_plan_read_all(KvPlan *plan, guint index) {
+  const KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    for (guint s = 0; s < cache->n_segments && reader->cache == index; s++)
+      reader->read[s] = cache->segments[s].tokens;
+  }
 }
 
 guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers) {

@@ -163,6 +163,9 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
     add_gemm(m, dense, KV_COMPONENT_QKV, "qkv projection", layers, tokens, hidden,
              (heads + kv_heads) * a->head_dim + kv_heads * a->value_head_dim);
   }
+  if (a->mixer_parameters > 0) /* every one of these weights is multiplied by each token */
+    add_gemm(m, dense, KV_COMPONENT_QKV, "mixer", layers, tokens, hidden,
+             (double)a->mixer_parameters / hidden / tp);
   if (a->kind != KV_ATTENTION_NONE)
     add_gemm(m, dense, KV_COMPONENT_OUTPUT_PROJECTION, "output projection", layers, tokens,
              heads * a->value_head_dim, hidden);
@@ -417,14 +420,21 @@ static double side_seconds(const Model *m, const KvReader *reader, const Read *x
   return fmax(moved / up, p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0);
 }
 
-/* The product that rebuilds keys or values before a reader's attention, over its layers. */
+/* The product that rebuilds keys or values for a reader's attention, over its layers: inside its
+ * kernel at that kernel's rate, before it as a product of its own. Contexts are thousands of rows,
+ * so that is a long one, whose time grows evenly with them where tiles would make it jump. */
 static double rebuild_seconds(const Model *m, const KvReader *reader, const Read *x) {
+  enum { LONG_ROWS = 65536 };
   if (reader->rebuild_rank <= 0.0)
     return 0.0;
-  double rows = fmax(1.0, x->tokens * reader->rebuild_share), width = reader->rebuild_width / m->tp;
+  double width = fmax(1.0, reader->rebuild_width / m->tp);
+  double rows = reader->layers * x->tokens * reader->rebuild_share;
+  if (reader->rebuild_fused)
+    return 2.0 * rows * reader->rebuild_rank * width /
+           kv_kernel_attention_flops(m->device, KV_DTYPE_BF16);
   KvCost one =
-      kv_kernel_gemm(m->device, KV_DTYPE_BF16, 2.0, rows, reader->rebuild_rank, fmax(1.0, width));
-  return reader->layers * one.seconds;
+      kv_kernel_gemm(m->device, KV_DTYPE_BF16, 2.0, LONG_ROWS, reader->rebuild_rank, width);
+  return one.seconds * rows / LONG_ROWS;
 }
 
 /* Heads that tensor parallelism cannot split are read on every GPU that holds them. */
@@ -550,6 +560,7 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
     if (m->trace)
       trace_line(m, "recurrent state", elementwise_fit, 1.0, one);
     sum.seconds += one.seconds;
+    sum.flops += one.flops;
     sum.bytes += bytes;
     sum.launches += 1.0;
   }

@@ -113,6 +113,14 @@ static const char *const stacks[] = {
     "model=llama-3.1-8b use=retrieval-attention",
     "model=llama-3.1-8b use=shadowkv:sparse_budget=256",
     "model=opt-13b use=infinigen",
+    "model=llama-2-7b use=lckv:w=2,quarot",
+    "model=llama-3.1-8b use=palu:bits=4:rank_spread=0.2",
+    "model=llama-2-7b use=minicache,kivi:bits=4",
+    "model=llama-2-7b use=less:impl=released",
+    "model=llama-3.1-8b use=dmc,kvquant",
+    "model=llama-3.1-8b use=mamba",
+    "model=llama-3.1-8b use=goldfinch",
+    "model=llama-3.1-8b use=block-transformer",
 };
 
 /* Any number of steps of a jump, from one to all, costs what they cost one by one. */
@@ -334,6 +342,38 @@ static void test_padding(void) {
   assert_near(price_one(&p, &padded).seconds, price_one(&p, &full).seconds, 1e-12);
 }
 
+/* A latent cannot be split by heads: each of two GPUs reads all of it, with half of the FLOPs. */
+static void test_latent_in_parallel(void) {
+  g_auto(Priced) one = priced_new("model=deepseek-v2-lite platform=4xh200");
+  g_auto(Priced) two =
+      priced_new("model=deepseek-v2-lite platform=4xh200 deployment.tensor_parallel=2");
+  double unused;
+  Set set = one_sequence(4000);
+  KvStep step = decode_step(&one, &set, 0.0, 1, &unused);
+  KvStepCost a = price_one(&one, &step), b = price_one(&two, &step);
+  KvComponent attention = KV_COMPONENT_DECODE_ATTENTION;
+  assert_near(b.component_bytes[attention], a.component_bytes[attention], 1e-9);
+  assert_near(b.component_flops[attention], 0.5 * a.component_flops[attention], 1e-9);
+}
+
+/* A block's mixer is multiplied by each token: 64 blocks of 4096, 6.25 D^2 and a little each. */
+static void test_recurrent_by_hand(void) {
+  g_auto(Priced) p = priced_new("model=llama-2-7b platform=h200 use=mamba");
+  KvChunk chunk = {.tokens = 1024, .last = TRUE};
+  KvStep step = {.chunks = &chunk, .n_chunks = 1, .repeat = 1};
+  KvStepCost cost = price_one(&p, &step);
+  assert_near(cost.component_flops[KV_COMPONENT_QKV], 2.0 * 1024 * 64 * 6.25 * 4096 * 4096, 0.02);
+  assert_near(cost.component_flops[KV_COMPONENT_TECHNIQUE], 1024.0 * 64 * 2 * 4096 * 152, 1e-9);
+  g_assert_cmpfloat(cost.component_flops[KV_COMPONENT_MLP], ==, 0.0);
+  /* A decode step reads and writes 20 numbers of 2 bytes for each of 8192 channels and 64 blocks.
+   */
+  double unused;
+  Set set = one_sequence(1000);
+  KvStep decode = decode_step(&p, &set, 0.0, 1, &unused);
+  assert_near(price_one(&p, &decode).component_bytes[KV_COMPONENT_DECODE_ATTENTION],
+              2.0 * 64 * 8192 * 20 * 2, 1e-9);
+}
+
 static void add(const char *name, const char *stack, GTestDataFunc test) {
   g_autofree char *path = g_strdup_printf("/sim/model-executor/%s/%s", name, stack);
   g_strdelimit(path + strlen("/sim/model-executor/") + strlen(name) + 1, " /", '+');
@@ -355,5 +395,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/sim/model-executor/padding", test_padding);
   g_test_add_func("/sim/model-executor/rows-fetched", test_rows_fetched_beside_the_step);
   g_test_add_func("/sim/model-executor/prompt-written", test_prompt_written_to_the_host);
+  g_test_add_func("/sim/model-executor/latent-in-parallel", test_latent_in_parallel);
+  g_test_add_func("/sim/model-executor/recurrent-by-hand", test_recurrent_by_hand);
   return g_test_run();
 }
