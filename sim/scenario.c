@@ -10,11 +10,12 @@
 static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
                                                  "int8",  "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm",
-                                              "vllm-2023", "vllm-2023-mixed", "orca",
-                                              "static",    "flexgen",         NULL};
+static const char *const scheduler_names[] = {"vllm-v1",         "sglang", "trtllm", "vllm-2023",
+                                              "vllm-2023-mixed", "orca",   "static", "flexgen",
+                                              "distserve",       NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
-static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
+static const char *const router_names[] = {"round-robin", "least-loaded", "prefix",
+                                           "shortest-queue", NULL};
 static const char *const executor_names[] = {"model", "host", NULL};
 
 #define AT(member) G_STRUCT_OFFSET(KvScenario, member)
@@ -44,6 +45,20 @@ const KvScenarioField kv_scenario_fields[] = {
      "GPUs, of all instances, that whole experts are spread over; 0: split as other weights"},
     {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,
      "which instance a request goes to"},
+    {"deployment", "prefill_instances", KV_FIELD_COUNT, ENGINE(prefill_instances), 0, 4096, NULL,
+     "instances that compute prompts only; 0: each replica does everything"},
+    {"deployment", "decode_instances", KV_FIELD_COUNT, ENGINE(decode_instances), 0, 4096, NULL,
+     "instances that decode only, from caches that they pull"},
+    {"deployment", "prefill_tensor_parallel", KV_FIELD_COUNT, ENGINE(prefill_tensor_parallel), 0,
+     1024, NULL, "GPUs of a prefill instance; 0: tensor_parallel"},
+    {"deployment", "decode_tensor_parallel", KV_FIELD_COUNT, ENGINE(decode_tensor_parallel), 0,
+     1024, NULL, "GPUs of a decode instance; 0: tensor_parallel"},
+    {"deployment", "decode_max_seqs", KV_FIELD_COUNT, ENGINE(decode_max_seqs), 0, 1e6, NULL,
+     "running sequences of a decode instance; 0: engine.max_seqs"},
+    {"deployment", "pull_share", KV_FIELD_REAL, ENGINE(pull_share), 1e-6, 1, NULL,
+     "a decode instance pulls while what waits there takes less than this share of its blocks"},
+    {"deployment", "pull_in_node", KV_FIELD_FLAG, ENGINE(pull_in_node), 0, 0, NULL,
+     "a prompt goes to a decode instance of the same node, where there is one"},
     {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names,
      "element type of weights; model: as published"},
     {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, kv_dtype_names,

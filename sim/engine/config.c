@@ -23,6 +23,8 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .reservation = KV_RESERVE_MAX,
       .gpu_batch = 48, /* as the technique flexgen */
       .n_gpu_batches = 3,
+      .pull_share = 0.05, /* as the technique distserve */
+      .pull_in_node = TRUE,
       /* Output to next schedule of a public vLLM 0.19 timeline: 0.10-0.11 ms median. */
       .step_gap_seconds = 1e-4,
       /* InferenceMAX, autumn 2025, 99th percentile of inter-token latency at 16 in flight, which is

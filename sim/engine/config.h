@@ -48,6 +48,13 @@ typedef struct {
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */
   guint static_batch;             /* sequences a static batch takes; 0: as memory allows */
   guint gpu_batch, n_gpu_batches; /* FlexGen: a block is gpu_batch * n_gpu_batches sequences */
+  /* Disaggregation: 0 prefill instances: every instance does both. Tensor parallelism 0: the
+   * scenario's. */
+  guint prefill_instances, decode_instances, prefill_tensor_parallel, decode_tensor_parallel;
+  guint decode_max_seqs; /* running sequences of a decode instance; 0: max_seqs */
+  double pull_share;     /* a decode instance pulls while what it has pulled and does not run yet
+                            takes less than this share of its blocks */
+  gboolean pull_in_node; /* prompts go to a decode instance of their own node, where it has one */
   const char
       *scheduled_by; /* interned id of the technique that chose scheduler and allocator, or NULL */
 } KvEngineConfig;

@@ -75,6 +75,7 @@ typedef struct {
   KvSequence *sequence; /* whose blocks move; NULL if nobody waits for it */
   gpointer tag;         /* the engine's own */
   gboolean pinned;
+  gboolean pulled; /* from another instance: `from` HBM: in the same node; REMOTE: over the network */
 } KvCopy;
 
 typedef struct KvExecutor KvExecutor;

@@ -3,6 +3,14 @@
 #include <math.h>
 #include <string.h>
 
+const char *const kv_instance_role_names[] = {"whole", "prefill", "decode", NULL};
+
+/* A copy whose completion was found while something else was timed. */
+typedef struct {
+  KvCopy copy;
+  double end;
+} Early;
+
 /* Queues. */
 
 static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
@@ -87,6 +95,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
   instance->held_rows = g_ptr_array_new();
+  instance->early = g_array_new(FALSE, FALSE, sizeof(Early));
   instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
   instance->host_free_blocks = kv_instance_swap_blocks(config, &instance->demand);
   if (!executor->class->closed_form) {
@@ -130,12 +139,19 @@ void kv_instance_free(KvInstance *instance) {
   kv_buddy_free(instance->buddy);
   g_ptr_array_unref(instance->prefilling);
   g_ptr_array_unref(instance->held_rows);
+  g_array_unref(instance->early);
+  for (KvSequence *s = instance->left_behind.head, *next; s; s = next) {
+    next = s->next;
+    g_free(s->nodes);
+    g_free(s);
+  }
   g_free(instance->host_free_ids);
   g_free(instance);
 }
 
 guint kv_instance_waiting(const KvInstance *instance) {
-  return instance->waiting.n + instance->swapped.n + instance->n_loading;
+  return instance->waiting.n + instance->swapped.n + instance->n_loading + instance->bridge.n +
+         instance->pulling.n;
 }
 
 guint kv_instance_running(const KvInstance *instance) {
@@ -184,7 +200,8 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return FALSE;
   if (instance->buddy)
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
-  if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
+  if (instance->role == KV_INSTANCE_WHOLE && !instance->config->chunked_prefill &&
+      tokens > instance->config->max_batched_tokens)
     return FALSE;
   /* The longest prompt: what a preemption just before its last token leaves to be computed again.
    */
@@ -193,6 +210,9 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
+  if (instance->role == KV_INSTANCE_PREFILL)
+    whole = prompt =
+        kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
   return MAX(prompt, whole) + kept_free <= kv_pool_total(instance->pool);
 }
 
@@ -328,8 +348,14 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
   KvCopy done;
   for (double next;
        (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
-    if (instance->executor->class->pop_copy(instance->executor, next, &done))
+    if (instance->executor->class->pop_copy(instance->executor, next, &done)) {
+      if (done.pulled) {
+        Early early = {done, next};
+        g_array_append_val(instance->early, early);
+        continue;
+      }
       end = next;
+    }
   return end - instance->now;
 }
 
@@ -389,11 +415,27 @@ void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *seque
   kv_decode_set_join(instance->decode, sequence);
 }
 
+void kv_instance_join(KvInstance *instance, KvSequence *sequence) {
+  queue_remove(&instance->waiting, sequence);
+  instance->pulled_blocks -= kv_pool_held(instance->pool, sequence);
+  queue_push_tail(&instance->running, sequence);
+  instance->n_running++;
+  instance->joined_token_seconds += sequence->first_token_seconds;
+  instance->joined_since_decode++;
+  kv_decode_set_join(instance->decode, sequence);
+}
+
 gboolean kv_instance_unload_last(KvInstance *instance) {
-  if (instance->running.n > 0 || instance->n_batches > 0 || instance->n_loading > 0)
+  if (instance->running.n > 0 || instance->n_batches > 0 || instance->n_loading > 0 ||
+      instance->pulling.n > 0)
     return FALSE;
   for (KvSequence *s = instance->waiting.tail; s && s != instance->waiting.head; s = s->previous)
     if (s->computed_tokens > 0) {
+      if (instance->role == KV_INSTANCE_DECODE) { /* pulled: computed again, by this instance */
+        instance->pulled_blocks -= kv_pool_held(instance->pool, s);
+        s->target_tokens = s->input_tokens + s->emitted_tokens;
+        s->recomputed_tokens += s->computed_tokens;
+      }
       give_back(instance, s, FALSE);
       s->computed_tokens = 0;
       return TRUE;
@@ -446,7 +488,8 @@ static void prepare_members(KvInstance *instance) {
 /* The prompt is done: the first token (or the next, after a preemption) comes out of this batch. */
 static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   g_ptr_array_remove(instance->prefilling, sequence);
-  sequence->emitted_tokens++;
+  if (sequence->emitted_tokens++ == 0)
+    instance->prompt_tokens -= sequence->input_tokens;
   if (instance->tier != KV_TIER_HBM) {
     guint64 blocks = kv_pool_store(instance->pool, sequence);
     if (blocks > 0) {
@@ -468,12 +511,17 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
       g_ptr_array_add(batch->ending, sequence);
     return;
   }
+  if (instance->role == KV_INSTANCE_PREFILL) { /* take_results() passes it on */
+    sequence->state = KV_SEQUENCE_BRIDGED;
+    return;
+  }
   if (!instance->buddy && instance->demand.drops_prompt)
     kv_pool_shrink(instance->pool, sequence,
                    kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                     sequence->input_tokens, TRUE));
   kv_decode_set_join(instance->decode, sequence);
   instance->joined_since_decode++;
+  instance->joined_token_seconds += batch->end;
 }
 
 /* Sequences that emitted their last token in this batch. */
@@ -535,6 +583,7 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
     instance->joined_since_decode = 0;
+    instance->joined_token_seconds = 0.0;
     end_decodes(instance, batch);
   }
   for (guint i = 0; i < batch->chunks->len; i++) {
@@ -553,15 +602,51 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
  * swapped in and so admitted nobody, or the batch that is still executing will give back blocks and
  * slots before it. */
 static gboolean room_comes(const KvInstance *instance, const KvBatch *batch) {
-  if (instance->waiting.n == 0 && instance->swapped.n == 0)
+  if (instance->waiting.n == 0 && instance->swapped.n == 0 && instance->bridge.n == 0)
     return FALSE;
   return batch->reordered || (instance->n_batches > 0 && instance->batches[0]->ending->len > 0);
+}
+
+/* DistServe's rule (the artifact's context-to-decoding bridge): the head of the bridge queue is
+ * pulled if what was pulled before and does not run yet takes less than a share of the blocks, and
+ * its own blocks are free. */
+static gboolean may_pull(const KvInstance *instance) {
+  const KvSequence *head = instance->bridge.head;
+  if (!head)
+    return FALSE;
+  double most = instance->config->pull_share * (double)kv_pool_total(instance->pool);
+  return (double)instance->pulled_blocks < most &&
+         kv_demand_blocks(&instance->demand, head->computed_tokens, head->input_tokens, TRUE) <=
+             kv_pool_free_blocks(instance->pool);
+}
+
+static void pull(KvInstance *instance) {
+  while (may_pull(instance)) {
+    KvSequence *head = instance->bridge.head;
+    guint64 blocks =
+        kv_demand_blocks(&instance->demand, head->computed_tokens, head->input_tokens, TRUE);
+    queue_remove(&instance->bridge, head);
+    queue_push_tail(&instance->pulling, head);
+    kv_pool_grow(instance->pool, head, blocks, 0);
+    instance->pulled_blocks += blocks;
+    gboolean in_node = head->state == KV_SEQUENCE_BRIDGED;
+    head->state = KV_SEQUENCE_PULLED;
+    head->pulled_seconds = instance->now;
+    KvCopy copy = {.from = in_node ? KV_TIER_HBM : KV_TIER_REMOTE,
+                   .to = KV_TIER_HBM,
+                   .bytes = (double)blocks * instance->demand.block_bytes,
+                   .blocks = blocks,
+                   .sequence = head,
+                   .pinned = TRUE,
+                   .pulled = TRUE};
+    instance->executor->class->copy(instance->executor, &copy, instance->now);
+  }
 }
 
 /* How many steps may be decided at once: none of them changes what the next decision would see. */
 static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
   if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
-      instance->config->step_by_step || room_comes(instance, batch))
+      instance->config->step_by_step || room_comes(instance, batch) || may_pull(instance))
     return 1;
   guint64 steps =
       MIN(kv_decode_set_until_finish(instance->decode), kv_decode_set_until_bend(instance->decode));
@@ -719,6 +804,7 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   sequence->state = KV_SEQUENCE_WAITING;
   sequence->drained_seconds = drained_at(instance, now);
   sequence->instance = instance->index;
+  instance->prompt_tokens += sequence->input_tokens;
   queue_push_tail(&instance->waiting, sequence);
   if (instance->n_batches == 0) {
     instance->now = MAX(instance->now, now);
@@ -728,6 +814,49 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   KvBatch *newest = instance->batches[instance->n_batches - 1];
   if (newest->open && !newest->shortened && !instance->blocked)
     shorten_jump(instance, newest, now, instance->now >= now);
+}
+
+void kv_instance_announce(KvInstance *instance, KvSequence *sequence, gboolean in_node,
+                          double now) {
+  sequence->instance = instance->index;
+  sequence->state = in_node ? KV_SEQUENCE_BRIDGED : KV_SEQUENCE_REMOTE;
+  queue_push_tail(&instance->bridge, sequence);
+  if (instance->n_batches == 0) {
+    instance->now = MAX(instance->now, now);
+    pull(instance);
+    return;
+  }
+  KvBatch *newest = instance->batches[instance->n_batches - 1];
+  if (newest->open && !newest->shortened && may_pull(instance))
+    shorten_jump(instance, newest, now, instance->now >= now);
+}
+
+void kv_instance_release(KvInstance *instance, KvSequence *left_behind, double now) {
+  queue_remove(&instance->left_behind, left_behind);
+  give_back(instance, left_behind, FALSE);
+  g_free(left_behind->nodes);
+  g_free(left_behind);
+  instance->nothing_to_decide = FALSE;
+  if (instance->n_batches == 0)
+    instance->now = MAX(instance->now, now);
+}
+
+/* The prompt is computed and its first token out: what the sequence holds here goes to a stand-in,
+ * and the sequence to whoever will decode it. */
+static void hand_over(KvInstance *instance, KvSequence *sequence) {
+  KvSequence *held = g_memdup2(sequence, sizeof *held);
+  queue_remove(&instance->running, sequence);
+  instance->n_running--;
+  held->hashes = NULL;
+  held->tokens = NULL;
+  queue_push_tail(&instance->left_behind, held);
+  sequence->nodes = NULL;
+  sequence->kept = NULL;
+  sequence->n_nodes = sequence->nodes_size = sequence->n_duplicates = 0;
+  sequence->private_blocks = sequence->node_end_blocks = 0;
+  sequence->left_behind = held;
+  held->instance = instance->index;
+  instance->computed(instance, sequence, instance->user);
 }
 
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
@@ -758,9 +887,13 @@ static void take_results(KvInstance *instance) {
       instance->observer->class->stalled_token(instance->observer,
                                                batch->end - sequence->last_token_seconds);
     }
+    if (sequence->state == KV_SEQUENCE_BRIDGED)
+      hand_over(instance, sequence);
   }
   for (guint i = 0; i < batch->ending->len; i++)
     finish(instance, g_ptr_array_index(batch->ending, i), batch->end);
+  if (instance->bridge.n > 0)
+    pull(instance);
   instance->nothing_to_decide = FALSE;
   batch_give(instance, batch);
 }
@@ -785,20 +918,46 @@ double kv_instance_next(KvInstance *instance) {
     if (newest->open)
       next = MIN(next, newest->due);
   }
-  if (instance->tier != KV_TIER_HBM)
+  if (instance->tier != KV_TIER_HBM || instance->pulling.n > 0) {
     next = MIN(next, instance->executor->class->next_copy(instance->executor));
+    if (instance->early->len > 0)
+      next = MIN(next, g_array_index(instance->early, Early, 0).end);
+  }
   return next;
+}
+
+/* A copy that has completed by now: from those found early, or the executor's next. */
+static gboolean pop_copy(KvInstance *instance, KvCopy *copy) {
+  if (instance->early->len > 0 && g_array_index(instance->early, Early, 0).end <= instance->now) {
+    *copy = g_array_index(instance->early, Early, 0).copy;
+    g_array_remove_index(instance->early, 0);
+    return TRUE;
+  }
+  return instance->executor->class->pop_copy(instance->executor, instance->now, copy);
+}
+
+/* A pulled cache is there: its sequence waits to run, and the other instance forgets it. */
+static void take_pulled(KvInstance *instance, const KvCopy *copy) {
+  KvSequence *sequence = copy->sequence;
+  queue_remove(&instance->pulling, sequence);
+  sequence->state = KV_SEQUENCE_WAITING;
+  queue_push_tail(&instance->waiting, sequence);
+  instance->observer->class->pulled(instance->observer, sequence, copy->bytes, instance->now);
+  instance->pulled(instance, g_steal_pointer(&sequence->left_behind), instance->user);
 }
 
 static void take_copies(KvInstance *instance) {
   KvCopy copy;
-  while (instance->tier != KV_TIER_HBM &&
-         instance->executor->class->pop_copy(instance->executor, instance->now, &copy)) {
+  while ((instance->tier != KV_TIER_HBM || instance->pulling.n > 0) && pop_copy(instance, &copy)) {
     if (!copy.sequence)
       continue;
-    instance->n_loading--;
-    copy.sequence->state = KV_SEQUENCE_WAITING;
-    queue_push_head(&instance->waiting, copy.sequence);
+    if (copy.pulled) {
+      take_pulled(instance, &copy);
+    } else {
+      instance->n_loading--;
+      copy.sequence->state = KV_SEQUENCE_WAITING;
+      queue_push_head(&instance->waiting, copy.sequence);
+    }
     /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle
      * poll. */
     if (instance->n_batches == 0)
@@ -846,6 +1005,18 @@ const char *kv_instance_check(const KvInstance *instance) {
     g_ptr_array_add(holders, g_ptr_array_index(instance->held_rows, i));
   if (holders->len != instance->n_running)
     return "the count of running sequences is wrong";
+  guint64 pulled = 0;
+  const KvQueue *holding[] = {&instance->left_behind, &instance->pulling, &instance->waiting};
+  for (guint q = 0; q < G_N_ELEMENTS(holding); q++) {
+    if (holding[q] == &instance->waiting && instance->role != KV_INSTANCE_DECODE)
+      continue; /* they hold nodes at most */
+    for (KvSequence *s = holding[q]->head; s; s = s->next) {
+      g_ptr_array_add(holders, s);
+      pulled += q > 0 ? kv_pool_held(instance->pool, s) : 0;
+    }
+  }
+  if (pulled != instance->pulled_blocks)
+    return "the count of pulled blocks is wrong";
   return kv_pool_check(instance->pool, (KvSequence *const *)holders->pdata, holders->len,
                        instance->taken_private);
 }

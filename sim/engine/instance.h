@@ -31,6 +31,15 @@ typedef struct {
   guint n;
 } KvQueue;
 
+/* What an instance does for a request. */
+typedef enum {
+  KV_INSTANCE_WHOLE,   /* everything */
+  KV_INSTANCE_PREFILL, /* its prompt and first token */
+  KV_INSTANCE_DECODE,  /* the rest, from a cache that it pulls from a prefill instance */
+} KvInstanceRole;
+
+extern const char *const kv_instance_role_names[];
+
 struct KvBatch {
   GArray *chunks;    /* of KvChunk */
   GPtrArray *ending; /* sequences whose last token it emits */
@@ -53,6 +62,8 @@ struct KvBatch {
 
 struct KvInstance {
   guint index;
+  KvInstanceRole role;
+  guint node; /* of the platform, on which its GPUs are */
   const KvEngineConfig *config;
   const KvSchedulerClass *scheduler;
   KvExecutor *executor;
@@ -65,8 +76,13 @@ struct KvInstance {
   guint n_channels;     /* of the plan's curves */
   guint share_multiple; /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
-  GPtrArray *prefilling; /* running sequences with prompt left, in admission order */
-  guint n_running;       /* running, those whose last token is in flight counted */
+  KvQueue left_behind;     /* prefill: holders of blocks that have not been pulled yet */
+  KvQueue bridge, pulling; /* decode: announced to it; on the way to it */
+  guint64 pulled_blocks;   /* of pulled sequences that do not run yet, those on the way counted */
+  guint64 prompt_tokens;   /* of requests whose first token has not been decided yet */
+  GArray *early;           /* of Early: copies found complete while a swap was timed */
+  GPtrArray *prefilling;   /* running sequences with prompt left, in admission order */
+  guint n_running;         /* running, those whose last token is in flight counted */
   guint n_loading;
   guint depth;         /* batches in flight at most */
   KvBatch *batches[2]; /* the first is the older */
@@ -84,11 +100,16 @@ struct KvInstance {
   double now;
   double last_decode_end, last_prefill_end;
   guint64 joined_since_decode; /* sequences that joined since decoding sequences last took part */
+  double joined_token_seconds; /* decode: sum of their previous tokens' times */
   guint withheld_steps;    /* that prompts have been withheld for (TensorRT-LLM's batch waiting) */
   guint64 busy_since_step; /* decode steps taken when the instance was last idle; SGLang's */
   double tokens_held;      /* in caches of running sequences that do not decode */
   void (*finished)(KvInstance *instance, KvSequence *sequence,
                    gpointer user); /* the sequence is freed after it */
+  /* Prefill: the sequence's first token is out, and its cache can be pulled. Decode: it has been;
+   * what the prefill instance holds of it can go. */
+  void (*computed)(KvInstance *instance, KvSequence *sequence, gpointer user);
+  void (*pulled)(KvInstance *instance, KvSequence *left_behind, gpointer user);
   gpointer user;
 };
 
@@ -103,6 +124,12 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now);
 
 /* Whether the request could ever be served. */
 gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence *sequence);
+
+/* Disaggregation. The prompt of `sequence` has been computed by another instance, in its node or
+ * not: pull its cache when the rule allows. */
+void kv_instance_announce(KvInstance *instance, KvSequence *sequence, gboolean in_node, double now);
+/* Its cache has been pulled: let go of the blocks held for it. */
+void kv_instance_release(KvInstance *instance, KvSequence *left_behind, double now);
 
 /* When it must be woken next (G_MAXDOUBLE: never), and the waking. FALSE with *error set if the
  * executor failed. */
@@ -147,6 +174,8 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 /* Bring a swapped sequence back: it decodes in this batch, which waits for the copy. */
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
+/* Let a pulled sequence decode, from this batch on. */
+void kv_instance_join(KvInstance *instance, KvSequence *sequence);
 /* Nothing runs and the head of the queue finds no room: take back what the last waiting sequence
  * behind it holds since its prefix was loaded. FALSE if none does. */
 gboolean kv_instance_unload_last(KvInstance *instance);

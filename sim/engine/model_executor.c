@@ -958,6 +958,25 @@ static void set_paths(Model *m) {
   }
 }
 
+static KvPath path_over(const KvLink *link, double ports) {
+  double rate = link->peak_Bps * link->achievable_share * ports;
+  return (KvPath){rate, rate, link->duplex_share, link->latency_seconds, link->per_copy_seconds};
+}
+
+void kv_model_executor_set_ports(KvExecutor *executor, guint ports) {
+  g_return_if_fail(executor->class == &kv_model_executor_class);
+  Model *m = (Model *)executor;
+  const KvPlatform *p = m->platform;
+  if (p->gpu_link) {
+    KvPath peers = path_over(p->gpu_link, ports);
+    kv_transfers_set_path(m->transfers, KV_TIER_HBM, KV_TIER_HBM, &peers);
+  }
+  if (p->network) {
+    KvPath nodes = path_over(p->network, ports);
+    kv_transfers_set_path(m->transfers, KV_TIER_HBM, KV_TIER_REMOTE, &nodes);
+  }
+}
+
 /* Quantized checkpoints leave the lm head in 16 bits; published ones may store experts smaller than
  * the rest. */
 static void set_dtypes(Model *m) {

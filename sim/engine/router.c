@@ -20,6 +20,15 @@ static guint least_loaded(KvInstance *const *instances, guint n, const KvSequenc
   return best;
 }
 
+/* DistServe's dispatch of prompts: the least work queued, the first of the smallest. */
+static guint shortest_queue(KvInstance *const *instances, guint n, const KvSequence *sequence) {
+  guint best = 0;
+  for (guint i = 1; i < n; i++)
+    if (instances[i]->prompt_tokens < instances[best]->prompt_tokens)
+      best = i;
+  return best;
+}
+
 /* What an instance has of a sequence's prompt. */
 typedef struct {
   guint64 tokens;
@@ -59,6 +68,7 @@ const KvRouterClass kv_routers[] = {
     {"round-robin", "each in turn", round_robin},
     {"least-loaded", "fewest waiting (counted four times) and running", least_loaded},
     {"prefix", "longest cached prefix, unless loads are far apart", longest_prefix},
+    {"shortest-queue", "fewest prompt tokens that wait or are being computed", shortest_queue},
     {NULL, NULL, NULL},
 };
 

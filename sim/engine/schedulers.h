@@ -12,5 +12,6 @@ extern const KvSchedulerClass kv_scheduler_trtllm;          /* scheduler_trtllm.
 extern const KvSchedulerClass kv_scheduler_orca;            /* scheduler_orca.c */
 extern const KvSchedulerClass kv_scheduler_static;          /* scheduler_static.c */
 extern const KvSchedulerClass kv_scheduler_flexgen;         /* scheduler_static.c */
+extern const KvSchedulerClass kv_scheduler_distserve;       /* scheduler_distserve.c */
 
 #endif

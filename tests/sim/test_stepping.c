@@ -163,6 +163,16 @@ static const Case cases[] = {
     {"vllm-2023-swap-preempt", "use=vllm:preemption_mode=swap", 4, FALSE},
     {"vllm-2023-mixed-preempt", "use=vllm:version=2023-mixed", 4, FALSE},
     {"vllm-2023-mixed-swap-preempt", "use=vllm:version=2023-mixed:preemption_mode=swap", 4, FALSE},
+    {"distserve",
+     "use=distserve:decode_instances=2 platform=8xh200 deployment.replicas=1", 6, FALSE},
+    {"distserve-swap-preempt",
+     "use=distserve:prefill_instances=2:pull_threshold=0.3 platform=8xh200 deployment.replicas=1 "
+     "engine.num_blocks=60",
+     6, FALSE},
+    {"distserve-recompute-preempt",
+     "use=distserve:swap_space=0:pull_threshold=0.2:decode_max_batch=8 platform=8xh200 "
+     "deployment.replicas=1 engine.num_blocks=60",
+     6, FALSE},
     {"orca-max", "use=orca:max_bs=8 engine.max_model_len=1024 engine.num_blocks=256", 2, FALSE},
     {"orca-pow2", "use=orca:max_bs=8:reservation=pow2", 2, FALSE},
     {"orca-oracle", "use=orca:max_bs=8:reservation=oracle", 2, FALSE},
