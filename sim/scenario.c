@@ -12,7 +12,7 @@ static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16"
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
 static const char *const scheduler_names[] = {"vllm-v1",         "sglang", "trtllm", "vllm-2023",
                                               "vllm-2023-mixed", "orca",   "static", "flexgen",
-                                              "distserve",       NULL};
+                                              "distserve",       "neo",    NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded", "prefix",
                                            "shortest-queue", NULL};
@@ -103,6 +103,12 @@ const KvScenarioField kv_scenario_fields[] = {
      "what the reserved allocator sets aside"},
     {"engine", "swap_bytes", KV_FIELD_REAL, ENGINE(swap_bytes), 0, 1e15, NULL,
      "host memory for swapped blocks, bytes per instance"},
+    {"engine", "swap_in_below", KV_FIELD_REAL, ENGINE(swap_in_below), 0, 1, NULL,
+     "neo: share of the GPU's blocks in use below which sequences come back from the CPU"},
+    {"engine", "least_step_tokens", KV_FIELD_COUNT, ENGINE(least_step_tokens), 0, 1e6, NULL,
+     "neo: prompts are not put off while the step would have fewer tokens"},
+    {"engine", "host_launch_seconds", KV_FIELD_REAL, ENGINE(host_launch_seconds), 0, 1, NULL,
+     "neo: added to each layer's attention of a sub-batch on the CPU"},
     {"engine", "num_blocks", KV_FIELD_COUNT64, ENGINE(num_blocks), 0, 1e12, NULL,
      "blocks of an instance; 0: what memory allows"},
     {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL,

@@ -13,6 +13,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_flexgen,
     &kv_technique_gqa,
     &kv_technique_kivi,
+    &kv_technique_neo,
     &kv_technique_orca,
     &kv_technique_snapkv,
     &kv_technique_vllm,

@@ -25,6 +25,9 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .n_gpu_batches = 3,
       .pull_share = 0.05, /* as the technique distserve */
       .pull_in_node = TRUE,
+      .swap_in_below = 0.95, /* as the technique neo */
+      .least_step_tokens = 128,
+      .host_launch_seconds = 8e-4,
       /* Output to next schedule of a public vLLM 0.19 timeline: 0.10-0.11 ms median. */
       .step_gap_seconds = 1e-4,
       /* InferenceMAX, autumn 2025, 99th percentile of inter-token latency at 16 in flight, which is

@@ -55,6 +55,12 @@ typedef struct {
   double pull_share;     /* a decode instance pulls while what it has pulled and does not run yet
                             takes less than this share of its blocks */
   gboolean pull_in_node; /* prompts go to a decode instance of their own node, where it has one */
+  /* NEO: CPU-cache sequences come back to the GPU while less than this share of its blocks is in
+   * use; prompts are not dropped from a step below so many tokens; what a layer's attention of a
+   * sub-batch on the CPU takes beside reading the cache. */
+  double swap_in_below;
+  guint least_step_tokens;
+  double host_launch_seconds;
   const char
       *scheduled_by; /* interned id of the technique that chose scheduler and allocator, or NULL */
 } KvEngineConfig;

@@ -54,6 +54,13 @@ typedef struct {
   const KvChunk *chunks;
   guint n_chunks;
   KvDecodeBatch decode;
+  /* Sequences whose cache is in host memory and whose attention runs on the CPU (NEO): the first
+   * `host_first` of them are in a sub-batch with all others, the rest in one of their own, and each
+   * sub-batch's CPU attention runs beside the other's linear layers. Prompts of so many tokens are
+   * written to the host as they are computed. */
+  KvDecodeBatch host;
+  guint64 host_first;
+  double host_prompt_tokens;
   guint64 repeat; /* the same decode batch, each repeat one token longer; 1 if there are chunks */
 } KvStep;
 
@@ -66,6 +73,8 @@ typedef struct {
   double link_bytes;                                                         /* between GPUs */
   double fetched_bytes[KV_N_TIERS];                                          /* from each tier */
   double launches;
+  double slack_seconds[2]; /* host sequences: by which the CPU is done before the GPU asks for the
+                              attention of the first and of the second sub-batch; negative: after */
 } KvStepCost;
 
 typedef struct {
@@ -75,7 +84,8 @@ typedef struct {
   KvSequence *sequence; /* whose blocks move; NULL if nobody waits for it */
   gpointer tag;         /* the engine's own */
   gboolean pinned;
-  gboolean pulled; /* from another instance: `from` HBM: in the same node; REMOTE: over the network */
+  gboolean
+      pulled; /* from another instance: `from` HBM: in the same node; REMOTE: over the network */
 } KvCopy;
 
 typedef struct KvExecutor KvExecutor;

@@ -46,11 +46,14 @@ static KvBatch *batch_take(KvInstance *instance) {
     batch = g_new0(KvBatch, 1);
     batch->chunks = g_array_new(FALSE, FALSE, sizeof(KvChunk));
     batch->ending = g_ptr_array_new();
+    batch->host = g_ptr_array_new();
     batch->values = g_new0(double, instance->n_channels + 1);
     batch->slopes = g_new0(double, instance->n_channels + 1);
   }
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
+  g_ptr_array_set_size(batch->host, 0);
+  batch->host_first = 0;
   batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
   batch->decode_n = batch->padding = batch->repeat = batch->most_repeats = 0;
   batch->wait_seconds = batch->gap_seconds = 0.0;
@@ -63,6 +66,7 @@ static void batch_free(KvInstance *instance, KvBatch *batch) {
     instance->executor->class->pricing_free(batch->pricing);
   g_array_unref(batch->chunks);
   g_ptr_array_unref(batch->ending);
+  g_ptr_array_unref(batch->host);
   g_free(batch->values);
   g_free(batch->slopes);
   g_free(batch);
@@ -84,6 +88,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->executor = executor;
   instance->observer = observer;
   instance->n_channels = curves->n_channels;
+  instance->curves = curves;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
@@ -151,11 +156,11 @@ void kv_instance_free(KvInstance *instance) {
 
 guint kv_instance_waiting(const KvInstance *instance) {
   return instance->waiting.n + instance->swapped.n + instance->n_loading + instance->bridge.n +
-         instance->pulling.n;
+         instance->pulling.n - instance->n_on_host;
 }
 
 guint kv_instance_running(const KvInstance *instance) {
-  return instance->n_running;
+  return instance->n_running + instance->n_on_host;
 }
 
 /* Blocks. */
@@ -213,6 +218,9 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
   if (instance->role == KV_INSTANCE_PREFILL)
     whole = prompt =
         kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
+  if (instance->scheduler->offloads &&
+      MAX(prompt, whole) <= kv_instance_swap_blocks(instance->config, &instance->demand))
+    return TRUE;
   return MAX(prompt, whole) + kept_free <= kv_pool_total(instance->pool);
 }
 
@@ -293,7 +301,7 @@ void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *seq
                    .tokens = tokens,
                    .last = sequence->computed_tokens + tokens == sequence->target_tokens};
   sequence->computed_tokens += tokens;
-  if (!instance->buddy)
+  if (!instance->buddy && !sequence->on_host)
     kv_pool_grow(instance->pool, sequence,
                  kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                   sequence->input_tokens, FALSE),
@@ -379,6 +387,7 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
+    victim->last_token_seconds = instance->last_decode_end;
     queue_push_tail(&instance->swapped, victim);
     instance->observer->class->preempted(instance->observer, 0, instance->now);
     return;
@@ -413,6 +422,46 @@ void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *seque
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;
   kv_decode_set_join(instance->decode, sequence);
+}
+
+void kv_instance_admit_to_host(KvInstance *instance, KvSequence *sequence, double now) {
+  kv_instance_admit(instance, sequence, NULL, now);
+  sequence->on_host = TRUE;
+  sequence->swapped_blocks =
+      kv_demand_blocks(&instance->demand, sequence->target_tokens, sequence->input_tokens, FALSE);
+  instance->host_free_blocks -= sequence->swapped_blocks;
+}
+
+/* Blocks on the host that the swapped sequence takes at its next token. */
+static guint64 next_host_blocks(const KvInstance *instance, const KvSequence *sequence) {
+  guint64 blocks = kv_demand_blocks(&instance->demand, sequence->computed_tokens + 1.0,
+                                    sequence->input_tokens, TRUE);
+  return MAX(blocks, sequence->swapped_blocks);
+}
+
+gboolean kv_instance_host_has_room(const KvInstance *instance, const KvSequence *sequence) {
+  return next_host_blocks(instance, sequence) - sequence->swapped_blocks <=
+         instance->host_free_blocks;
+}
+
+static void leave_host(KvInstance *instance, KvSequence *sequence) {
+  instance->host_free_blocks += sequence->swapped_blocks;
+  sequence->swapped_blocks = 0;
+  sequence->on_host = FALSE;
+}
+
+void kv_instance_drop_last_swapped(KvInstance *instance, KvBatch *batch) {
+  KvSequence *victim = instance->swapped.tail;
+  queue_remove(&instance->swapped, victim);
+  leave_host(instance, victim);
+  victim->preemptions++;
+  victim->recomputed_tokens += victim->computed_tokens;
+  instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
+  victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
+  victim->computed_tokens = 0;
+  victim->state = KV_SEQUENCE_WAITING;
+  queue_push_head(&instance->waiting, victim);
+  batch->reordered = TRUE;
 }
 
 void kv_instance_join(KvInstance *instance, KvSequence *sequence) {
@@ -453,6 +502,25 @@ gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch) {
 
 /* Deciding and closing batches. */
 
+/* What the swapped sequences of a step read on the host: sums over the plan's channels. */
+static void sum_host(const KvInstance *instance, const KvBatch *batch, double *values,
+                     KvStep *step) {
+  for (guint i = 0; i < batch->host->len; i++) {
+    const KvSequence *s = g_ptr_array_index(batch->host, i);
+    step->host.context_tokens += s->computed_tokens + 1.0;
+    for (guint c = 0; c < instance->n_channels; c++)
+      values[c] += kv_law_value(&instance->curves->laws[c], s->computed_tokens + 1.0,
+                                s->input_tokens, TRUE, NULL, NULL);
+  }
+  step->host.n = batch->host->len;
+  step->host.values = values;
+  step->host_first = batch->host_first;
+  for (guint i = 0; i < batch->chunks->len; i++) {
+    const KvChunk *chunk = &g_array_index(batch->chunks, KvChunk, i);
+    step->host_prompt_tokens += chunk->sequence->on_host ? chunk->tokens : 0.0;
+  }
+}
+
 static void step_of(const KvInstance *instance, const KvBatch *batch, KvStep *step) {
   *step = (KvStep){
       .chunks = (const KvChunk *)(const void *)batch->chunks->data,
@@ -485,6 +553,28 @@ static void prepare_members(KvInstance *instance) {
   }
 }
 
+/* The swapped sequences that took part have one token more. */
+static void end_host_decodes(KvInstance *instance, KvBatch *batch) {
+  for (guint i = 0; i < batch->host->len; i++) {
+    KvSequence *s = g_ptr_array_index(batch->host, i);
+    guint64 blocks = next_host_blocks(instance, s);
+    instance->host_free_blocks -= blocks - s->swapped_blocks;
+    s->swapped_blocks = blocks;
+    s->computed_tokens++;
+    s->emitted_tokens++;
+    instance->observer->class->stalled_token(instance->observer,
+                                             batch->end - s->last_token_seconds);
+    s->last_token_seconds = batch->end;
+    if (s->emitted_tokens < s->output_tokens)
+      continue;
+    queue_remove(&instance->swapped, s);
+    s->state = KV_SEQUENCE_ENDING;
+    instance->n_running++; /* until its token is out */
+    instance->n_on_host--;
+    g_ptr_array_add(batch->ending, s);
+  }
+}
+
 /* The prompt is done: the first token (or the next, after a preemption) comes out of this batch. */
 static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   g_ptr_array_remove(instance->prefilling, sequence);
@@ -509,6 +599,14 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
       g_ptr_array_add(instance->held_rows, sequence);
     else
       g_ptr_array_add(batch->ending, sequence);
+    return;
+  }
+  if (sequence->on_host) {
+    queue_remove(&instance->running, sequence);
+    instance->n_running--;
+    sequence->state = KV_SEQUENCE_SWAPPED;
+    sequence->last_token_seconds = batch->end;
+    queue_push_tail(&instance->swapped, sequence);
     return;
   }
   if (instance->role == KV_INSTANCE_PREFILL) { /* take_results() passes it on */
@@ -565,10 +663,15 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   } else {
     KvStep step;
     step_of(instance, batch, &step);
+    double host_values[KV_MAX_CHANNELS] = {0};
+    if (instance->scheduler->offloads)
+      sum_host(instance, batch, host_values, &step);
     if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
       return FALSE;
   }
   batch->open = FALSE;
+  if (instance->scheduler->offloads)
+    batch->wait_seconds = MAX(0.0, batch->wait_seconds - batch->cost.seconds);
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
@@ -580,6 +683,8 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
   instance->observer->class->batch(instance->observer, instance, batch);
+  if (batch->host->len > 0)
+    end_host_decodes(instance, batch);
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
     instance->joined_since_decode = 0;
@@ -645,7 +750,7 @@ static void pull(KvInstance *instance) {
 
 /* How many steps may be decided at once: none of them changes what the next decision would see. */
 static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
-  if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
+  if (batch->chunks->len > 0 || batch->host->len > 0 || !instance->executor->class->closed_form ||
       instance->config->step_by_step || room_comes(instance, batch) || may_pull(instance))
     return 1;
   guint64 steps =
@@ -666,7 +771,8 @@ static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
   if (!instance->executor->class->closed_form)
     return 0.0;
   return instance->config->step_gap_seconds +
-         instance->config->per_sequence_seconds * (double)(batch->decode_n + batch->chunks->len);
+         instance->config->per_sequence_seconds *
+             (double)(batch->decode_n + batch->chunks->len + batch->host->len);
 }
 
 static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
@@ -694,7 +800,9 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   instance->blocked = FALSE;
   instance->scheduler->schedule(instance, instance->now, batch);
   gboolean decodes = batch->decodes && kv_decode_set_size(instance->decode) > 0;
-  *decided = decodes || batch->chunks->len > 0;
+  instance->n_on_host = batch->host->len;
+  batch->n_host = batch->host->len;
+  *decided = decodes || batch->chunks->len > 0 || batch->host->len > 0;
   if (!*decided) {
     /* If somebody was preempted, the very next decision may admit. */
     instance->nothing_to_decide = instance->n_batches > 0 || !batch->reordered;
@@ -862,6 +970,8 @@ static void hand_over(KvInstance *instance, KvSequence *sequence) {
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->last_token_seconds = now;
   sequence->state = KV_SEQUENCE_FINISHED;
+  if (sequence->swapped_blocks > 0)
+    leave_host(instance, sequence);
   give_back(instance, sequence, FALSE);
   instance->n_running--;
   instance->observer->class->finished(instance->observer, sequence);

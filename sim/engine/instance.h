@@ -41,9 +41,12 @@ typedef enum {
 extern const char *const kv_instance_role_names[];
 
 struct KvBatch {
-  GArray *chunks;    /* of KvChunk */
-  GPtrArray *ending; /* sequences whose last token it emits */
-  gboolean decodes;  /* the decoding sequences take part */
+  GArray *chunks;     /* of KvChunk */
+  GPtrArray *ending;  /* sequences whose last token it emits */
+  GPtrArray *host;    /* swapped sequences that decode in it, on the CPU */
+  guint64 n_host;     /* how many */
+  guint64 host_first; /* of them, in the sub-batch of everybody else */
+  gboolean decodes;   /* the decoding sequences take part */
   guint64 decode_n, padding, repeat;
   guint64 most_repeats; /* the scheduler wants to decide again after so many steps; 0: no limit */
   double *values, *slopes; /* copies: the set moves on while the batch executes */
@@ -73,7 +76,8 @@ struct KvInstance {
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
   KvDecodeSet *decode;
-  guint n_channels;     /* of the plan's curves */
+  guint n_channels; /* of the plan's curves */
+  const KvPlanCurves *curves;
   guint share_multiple; /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
   KvQueue left_behind;     /* prefill: holders of blocks that have not been pulled yet */
@@ -95,6 +99,7 @@ struct KvInstance {
   GPtrArray *held_rows;       /* finished sequences whose rows are computed on (static batching) */
   KvTier tier;                /* the prefix cache's lower tier; KV_TIER_HBM: none */
   guint64 host_free_blocks;   /* of the swap space */
+  guint n_on_host;            /* sequences that decode from there in the batch under way */
   guint32 *host_free_ids;     /* a stack of them, where the executor needs ids */
   guint64 taken_private;      /* blocks taken for decoding sequences as a whole */
   double now;
@@ -176,6 +181,13 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
 /* Let a pulled sequence decode, from this batch on. */
 void kv_instance_join(KvInstance *instance, KvSequence *sequence);
+/* Offloading. Take a waiting sequence into the running list with room for its prompt in host
+ * memory. */
+void kv_instance_admit_to_host(KvInstance *instance, KvSequence *sequence, double now);
+/* Whether one more token of the swapped sequence has room where it is. */
+gboolean kv_instance_host_has_room(const KvInstance *instance, const KvSequence *sequence);
+/* Drop the last swapped sequence: it is computed again. */
+void kv_instance_drop_last_swapped(KvInstance *instance, KvBatch *batch);
 /* Nothing runs and the head of the queue finds no room: take back what the last waiting sequence
  * behind it holds since its prefix was loaded. FALSE if none does. */
 gboolean kv_instance_unload_last(KvInstance *instance);

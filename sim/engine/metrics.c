@@ -254,7 +254,7 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     chunk_tokens += chunk->tokens;
     emitted += chunk->last;
   }
-  double decoded = repeat * (double)batch->decode_n;
+  double decoded = repeat * (double)batch->decode_n + (double)batch->n_host;
   metrics->steps += batch->repeat;
   metrics->last_end = MAX(metrics->last_end, batch->end);
   metrics->busy_seconds += cost->seconds;

@@ -54,6 +54,7 @@ typedef struct {
   gboolean uneven; /* some layers take other passes over a prompt, or run once in several tokens */
   double prompt_share, last_share; /* of the tokens being priced: of prompts, and their last ones */
   KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
+  double slack[2];             /* of the step priced last, if it had sequences on the host */
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -595,9 +596,9 @@ static guint64 captured_size(guint64 tokens) {
 }
 
 typedef struct {
-  const Dense *layers, *head;
-  Dense layers_scratch, head_scratch, rest; /* rest: prefill attention */
-  double rows, tokens;                      /* of the fullest rank */
+  const Dense *layers, *head, *second; /* second: layers of the host's own sub-batch, or NULL */
+  Dense layers_scratch, head_scratch, second_scratch, rest; /* rest: prefill attention */
+  double rows, tokens;                                      /* of the fullest rank */
   gboolean graph;
 } Priced;
 
@@ -661,6 +662,14 @@ static const Dense *layers_unpadded(Model *m, const KvStep *step, guint64 size, 
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 rows = 0, tokens = fullest_rank(m, step, &rows);
+  priced->second = NULL;
+  if (step->host.n > 0) {
+    guint64 apart = step->host.n - step->host_first;
+    tokens += step->host_first;
+    rows += step->host.n;
+    if (apart > 0)
+      priced->second = dense_of(m, m->memo->layers, price_layers, apart, &priced->second_scratch);
+  }
   priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens;
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
@@ -682,6 +691,48 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
     price_prefill(m, &priced->rest, step);
 }
 
+/* NEO, section 4: the CPU attends for one sub-batch while the GPU runs the linear layers of the
+ * other, and for the first also beside its own attention on the GPU. What the CPU takes for `n`
+ * sequences: their caches are read where they are; queries, keys and values go down, outputs come
+ * up in fp32. */
+static double host_attention(const Model *m, const KvStep *step, double n) {
+  double bytes = 0.0, flops = 0.0, down = 0.0, up = 0.0, share = n / (double)step->host.n;
+  if (n <= 0.0)
+    return 0.0;
+  for (guint r = 0; r < m->curves->n_readers; r++)
+    for (guint i = 0; i < m->curves->readers[r].n_terms; i++) {
+      const KvReadTerm *term = &m->curves->readers[r].terms[i];
+      bytes += share * term->hbm_bytes * step->host.values[term->channel];
+      flops += share * term->flops * step->host.values[term->channel];
+    }
+  for (guint g = 0; g < m->model->n_groups; g++) {
+    const KvAttention *a = &m->model->groups[g].attention;
+    double layers = m->model->groups[g].count, kv = 2.0 * a->n_kv_heads;
+    down += n * layers * (a->n_heads + kv) * a->head_dim * m->activation_bytes;
+    up += n * layers * a->n_heads * (double)a->value_head_dim * 4.0;
+  }
+  const KvPlatform *p = m->platform;
+  double link = p->host_link->peak_Bps * p->host_link->achievable_share * m->tp;
+  double read = fmax(bytes / p->host_memory->read_Bps, flops / p->cpu_flops);
+  return read + (down + up) / link + m->config->host_launch_seconds * kv_model_layers(m->model);
+}
+
+/* What the GPU waits for the CPU, and how much sooner than it is asked each part is done. */
+static double price_host(const Model *m, const KvStep *step, const Priced *priced,
+                         const Attention *attention, double slack[2]) {
+  double first = host_attention(m, step, (double)step->host_first);
+  double second = host_attention(m, step, (double)(step->host.n - step->host_first));
+  slack[0] = (priced->second ? priced->second->total_seconds : 0.0) + priced->rest.total_seconds +
+             attention->seconds - first;
+  slack[1] = priced->layers->total_seconds - second;
+  double written = 0.0,
+         link = m->platform->host_link->peak_Bps * m->platform->host_link->achievable_share * m->tp;
+  for (guint t = 0; t < KV_N_TIERS; t++)
+    written += m->written_bytes[t] * step->host_prompt_tokens;
+  double gpu = priced->layers->total_seconds + priced->rest.total_seconds;
+  return fmax(0.0, -slack[0]) + fmax(0.0, -slack[1]) + fmax(0.0, written / link - gpu);
+}
+
 /* The step's time at repeat `at`, and what of it is not kernels. */
 static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced, double at,
                              Attention *attention, Dense *work, double *transfer, double *launch) {
@@ -692,6 +743,10 @@ static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced,
                    work->kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
                priced->rest.total_seconds + work->total_seconds + attention->seconds;
+  if (priced->second) {
+    kernels += priced->second->kernels;
+    gpu += priced->second->total_seconds;
+  }
   double launched = kv_kernel_launched(m->device, kernels, priced->graph, gpu);
   if (!priced->graph) /* the framework's own work to launch a kernel may keep the GPU waiting */
     launched = fmax(launched, kernels * m->config->eager_kernel_seconds);
@@ -701,6 +756,8 @@ static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced,
     launched = beside;
   }
   *transfer = m->streams ? price_streams(m, step, attention, priced->tokens, launched) : 0.0;
+  if (step->host.n > 0 || step->host_prompt_tokens > 0.0)
+    *transfer += price_host(m, step, priced, attention, m->slack);
   return launched + *transfer;
 }
 
@@ -835,8 +892,8 @@ static void model_cost(KvExecutor *executor, const KvPricing *pricing, guint64 r
   *cost = (KvStepCost){.seconds = sum.seconds, .first_seconds = pricing->at[0].seconds};
   cost->last_seconds =
       repeats == 1 ? cost->first_seconds : sum.seconds - model_seconds(pricing, repeats - 1);
-  const Dense *parts[] = {priced->layers, priced->head, &priced->rest};
-  for (guint p = 0; p < G_N_ELEMENTS(parts); p++) {
+  const Dense *parts[] = {priced->layers, priced->head, &priced->rest, priced->second};
+  for (guint p = 0; p < G_N_ELEMENTS(parts) && parts[p]; p++) {
     for (guint c = 0; c < KV_N_COMPONENTS; c++) {
       cost->component_seconds[c] += repeat * parts[p]->seconds[c];
       cost->component_flops[c] += repeat * parts[p]->flops[c];
@@ -867,6 +924,8 @@ static gboolean model_step(KvExecutor *executor, const KvStep *step, KvStepCost 
   KvPricing pricing;
   model_price(executor, step, &pricing);
   model_cost(executor, &pricing, 1, cost);
+  if (step->host.n > 0)
+    memcpy(cost->slack_seconds, ((const Model *)executor)->slack, sizeof cost->slack_seconds);
   return TRUE;
 }
 

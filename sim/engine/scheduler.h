@@ -20,7 +20,9 @@ typedef struct {
   void (*schedule)(KvInstance *instance, double now, KvBatch *batch);
   gboolean holds_rows; /* a finished sequence's row is computed until its whole batch ends (static
                           batching) */
-  gboolean async;      /* may run one step ahead (vLLM v1's asynchronous scheduling) */
+  gboolean offloads; /* sequences in `swapped` may decode from there, on the CPU; copies of swapped
+                        blocks run beside the step */
+  gboolean async;    /* may run one step ahead (vLLM v1's asynchronous scheduling) */
 } KvSchedulerClass;
 
 /* Every scheduler, NULL-terminated. */

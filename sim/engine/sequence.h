@@ -64,6 +64,7 @@ struct KvSequence {
   guint32 *block_ids; /* physical ids in token order; only when the executor needs them */
   guint32 n_block_ids, block_ids_size;
 
+  gboolean on_host;        /* its prompt's cache goes to host memory as it is computed */
   KvSequence *left_behind; /* holds its blocks on the instance that computed its prompt, until
                               they have been pulled; owned by that instance */
   double pulled_seconds;   /* when the pulling began */

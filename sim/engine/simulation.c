@@ -74,6 +74,12 @@ static gboolean set_fleets(KvSetup *setup, GError **error) {
   const KvEngineConfig *e = &s->engine;
   guint tp = s->tensor_parallel;
   gboolean apart = e->prefill_instances > 0 || e->decode_instances > 0;
+  if (kv_scheduler_find(e->scheduler)->offloads && strcmp(s->executor, "model") != 0) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "executor %s has no attention on the CPU beside the GPU's, expected executor=model",
+                s->executor);
+    return FALSE;
+  }
   gboolean scheduled = strcmp(e->scheduler, "distserve") == 0;
   setup->n_fleets = 1;
   setup->fleets[0] = (KvFleet){.instances = s->replicas, .tensor_parallel = tp};

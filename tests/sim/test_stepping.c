@@ -163,8 +163,8 @@ static const Case cases[] = {
     {"vllm-2023-swap-preempt", "use=vllm:preemption_mode=swap", 4, FALSE},
     {"vllm-2023-mixed-preempt", "use=vllm:version=2023-mixed", 4, FALSE},
     {"vllm-2023-mixed-swap-preempt", "use=vllm:version=2023-mixed:preemption_mode=swap", 4, FALSE},
-    {"distserve",
-     "use=distserve:decode_instances=2 platform=8xh200 deployment.replicas=1", 6, FALSE},
+    {"distserve", "use=distserve:decode_instances=2 platform=8xh200 deployment.replicas=1", 6,
+     FALSE},
     {"distserve-swap-preempt",
      "use=distserve:prefill_instances=2:pull_threshold=0.3 platform=8xh200 deployment.replicas=1 "
      "engine.num_blocks=60",
@@ -173,6 +173,12 @@ static const Case cases[] = {
      "use=distserve:swap_space=0:pull_threshold=0.2:decode_max_batch=8 platform=8xh200 "
      "deployment.replicas=1 engine.num_blocks=60",
      6, FALSE},
+    {"neo-preempt", "use=neo:max_batch_size=12:max_tokens_in_batch=900 engine.num_blocks=60", 4,
+     FALSE},
+    {"neo-little-host-preempt",
+     "use=neo:swap_space=0.2:launch_ms=0.001 platform=a10 model=llama-2-7b "
+     "engine.num_blocks=60",
+     4, FALSE},
     {"orca-max", "use=orca:max_bs=8 engine.max_model_len=1024 engine.num_blocks=256", 2, FALSE},
     {"orca-pow2", "use=orca:max_bs=8:reservation=pow2", 2, FALSE},
     {"orca-oracle", "use=orca:max_bs=8:reservation=oracle", 2, FALSE},
