@@ -10,6 +10,7 @@
 
 /* The entries of kv_techniques, each defined in its survey family's file. */
 extern const KvTechnique kv_technique_distserve;
+extern const KvTechnique kv_technique_instinfer;
 extern const KvTechnique kv_technique_neo;
 extern const KvTechnique kv_technique_flexgen, kv_technique_gqa, kv_technique_kivi,
     kv_technique_orca, kv_technique_snapkv, kv_technique_vllm;

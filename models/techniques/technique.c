@@ -12,6 +12,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_distserve,
     &kv_technique_flexgen,
     &kv_technique_gqa,
+    &kv_technique_instinfer,
     &kv_technique_kivi,
     &kv_technique_neo,
     &kv_technique_orca,

@@ -61,6 +61,9 @@ typedef struct {
   double swap_in_below;
   guint least_step_tokens;
   double host_launch_seconds;
+  /* Computational SSDs: how many, and what each is like; 0: as the platform's. */
+  guint csd_drives, csd_channels;
+  double csd_channel_Bps, csd_link_Bps, csd_flops;
   const char
       *scheduled_by; /* interned id of the technique that chose scheduler and allocator, or NULL */
 } KvEngineConfig;

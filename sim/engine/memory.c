@@ -95,6 +95,7 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
       platform->ssd
           ? MAX(0.0, platform->ssd->capacity_bytes - weights * plan->weights.share[KV_TIER_SSD])
           : 0.0;
+  capacity[KV_TIER_CSD] = platform->csd ? platform->csd->capacity_bytes : 0.0;
   double blocks = G_MAXDOUBLE;
   /* Heads that tensor parallelism cannot split are held by several GPUs. */
   double replication = 1.0;

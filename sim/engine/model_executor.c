@@ -337,24 +337,45 @@ static Read sum_read(const Model *m, guint r, const KvDecodeBatch *decode, doubl
   return x;
 }
 
-/* Seconds of the part of a read that is not the GPU's own: attention on another processor, or what
- * comes up from lower tiers. */
-static double side_seconds(const Model *m, const KvReader *reader, const Read *x) {
+/* What a processor other than the GPU reads in its own memory, and computes, a second. */
+static double side_Bps(const KvPlatform *p, KvProcessor processor) {
+  return processor == KV_PROCESSOR_CPU ? p->host_memory->read_Bps : p->csd->internal_Bps;
+}
+
+static double side_flops(const KvPlatform *p, KvProcessor processor) {
+  return processor == KV_PROCESSOR_CPU ? p->cpu_flops : p->csd->internal_flops;
+}
+
+/* Queries, keys and values of `n` sequences go down to storage that attends, outputs come up, a
+ * command for each layer. */
+static double storage_exchange(const Model *m, const KvReader *reader, double n) {
+  const KvStorage *csd = m->platform->csd;
+  const KvCache *cache = &g_array_index(m->plan->caches, KvCache, reader->cache);
+  const KvAttention *a = &m->model->groups[cache->group].attention;
+  double heads = 2.0 * a->n_heads + 2.0 * a->n_kv_heads;
+  double bytes = n * reader->layers * heads * a->head_dim * m->activation_bytes;
+  return bytes / csd->read_Bps + csd->latency_seconds * reader->layers;
+}
+
+/* Seconds of the part of a read of `n` sequences that is not the GPU's own: attention on another
+ * processor, or what comes up from lower tiers. */
+static double side_seconds(const Model *m, const KvReader *reader, const Read *x, double n) {
   const KvPlatform *p = m->platform;
   double fixed = reader->fixed_seconds * reader->layers;
   if (reader->processor != KV_PROCESSOR_GPU) {
-    gboolean cpu = reader->processor == KV_PROCESSOR_CPU;
-    double rate = cpu ? p->host_memory->read_Bps : p->ssd ? p->ssd->read_Bps : G_MAXDOUBLE;
-    double arithmetic = cpu ? x->flops / p->cpu_flops : 0.0;
-    return fixed + fmax(x->host_bytes / rate / reader->efficiency, arithmetic);
+    double read = x->host_bytes / side_Bps(p, reader->processor) / reader->efficiency;
+    if (reader->processor == KV_PROCESSOR_STORAGE)
+      fixed += storage_exchange(m, reader, n);
+    return fixed + fmax(read, x->flops / side_flops(p, reader->processor));
   }
   double share = reader->fetch_efficiency > 0.0 ? reader->fetch_efficiency : 1.0;
   double up = p->host_link->peak_Bps * p->host_link->achievable_share * share;
-  double disk = x->fetched[KV_TIER_SSD] + x->fetched[KV_TIER_CSD];
+  double disk = x->fetched[KV_TIER_SSD], csd = x->fetched[KV_TIER_CSD];
   double moved = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     moved += x->fetched[t];
-  return fmax(moved / up, p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0);
+  double drives = p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0;
+  return fmax(moved / up, fmax(drives, csd > 0.0 ? csd / p->csd->read_Bps : 0.0));
 }
 
 /* The product that rebuilds keys or values before a reader's attention, over its layers. */
@@ -427,7 +448,7 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
       sum.fetched_bytes[t] += x.fetched[t];
     if (reader->processor == KV_PROCESSOR_GPU && x.all_fetched == 0.0)
       continue;
-    double side = run * side_seconds(m, reader, &x);
+    double side = run * side_seconds(m, reader, &x, n);
     switch (reader->overlap) {
     case KV_OVERLAP_NONE:
       sum.serial_seconds += side;
@@ -467,11 +488,9 @@ static KvCost work_cost(const Model *m, const KvWork *work, double bytes, double
     cost.seconds = fmax(cost.seconds, flops / (rate * share)) +
                    fmax(0.0, work->launches - 1.0) * m->device->graph_node_seconds;
   } else {
-    const KvPlatform *p = m->platform;
-    gboolean cpu = work->processor == KV_PROCESSOR_CPU;
-    double rate = cpu ? p->host_memory->read_Bps : p->ssd ? p->ssd->read_Bps : G_MAXDOUBLE;
-    double arithmetic = cpu && p->cpu_flops > 0.0 ? flops / (p->cpu_flops * share) : 0.0;
-    cost = (KvCost){.seconds = fmax(bytes / (rate * share), arithmetic)};
+    double rate = side_Bps(m->platform, work->processor) * share;
+    double arithmetic = side_flops(m->platform, work->processor) * share;
+    cost = (KvCost){.seconds = fmax(bytes / rate, arithmetic > 0.0 ? flops / arithmetic : 0.0)};
   }
   cost.seconds += work->fixed_seconds;
   cost.flops = flops;
@@ -556,6 +575,8 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   double ctog = (weights + fetched + activations) / up, gtoc = (written + activations) / up;
   double dtoc = p->ssd && disk_read > 0.0 ? disk_read / p->ssd->read_Bps : 0.0;
   double ctod = p->ssd && disk_written > 0.0 ? disk_written / p->ssd->write_Bps : 0.0;
+  /* Drives that compute take their cache straight from the GPU. */
+  ctod = fmax(ctod, m->written_bytes[KV_TIER_CSD] * tokens / m->tp / p->csd->write_Bps);
   double busy = compute + attention->serial_seconds;
   if (!m->plan->weights.stream_overlaps)
     return attention->serial_seconds + attention->side_seconds + ctog + gtoc + dtoc + ctod;

@@ -56,6 +56,26 @@ static guint chunk_tokens(const KvModel *model, double element_bytes) {
   return (guint)MAX(1.0, floor(2097152.0 / per_token));
 }
 
+/* What the stack says of the drives that compute. */
+static void set_csd(const KvEngineConfig *config, KvStorage *csd) {
+  if (config->csd_channels > 0 || config->csd_channel_Bps > 0.0) {
+    /* The share that pages let through stays as it is on the reference drive. */
+    static const double CHANNELS = 8.0, CHANNEL_BPS = 1.4e9;
+    double channels = config->csd_channels > 0 ? config->csd_channels : CHANNELS;
+    double each = config->csd_channel_Bps > 0.0 ? config->csd_channel_Bps : CHANNEL_BPS;
+    csd->internal_Bps *= channels * each / (CHANNELS * CHANNEL_BPS);
+  }
+  if (config->csd_link_Bps > 0.0)
+    csd->read_Bps = config->csd_link_Bps;
+  if (config->csd_flops > 0.0)
+    csd->internal_flops = config->csd_flops;
+  double drives = config->csd_drives > 0 ? config->csd_drives : 1.0;
+  double *scaled[] = {&csd->capacity_bytes, &csd->read_Bps, &csd->write_Bps, &csd->internal_Bps,
+                      &csd->internal_flops};
+  for (guint i = 0; i < G_N_ELEMENTS(scaled); i++)
+    *scaled[i] *= drives;
+}
+
 static guint n_instances(const KvSetup *setup) {
   guint n = 0;
   for (guint f = 0; f < setup->n_fleets; f++)
@@ -208,6 +228,7 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
       !check_parallelism(setup, error))
     return NULL;
   resolve_engine(s, setup->model, setup->platform);
+  set_csd(&s->engine, setup->platform->csd);
   if (strcmp(s->engine.allocator, "chunked") == 0) {
     s->engine.block_tokens = chunk_tokens(setup->model, setup->plan->element_bytes);
     s->engine.prefix_caching = FALSE;
