@@ -9,6 +9,7 @@
 #include "models/techniques/technique.h"
 
 /* The entries of kv_techniques, each defined in its survey family's file. */
+extern const KvTechnique kv_technique_cake;
 extern const KvTechnique kv_technique_distserve;
 extern const KvTechnique kv_technique_instinfer;
 extern const KvTechnique kv_technique_neo;

@@ -9,6 +9,7 @@
 #include "sim/base/names.h"
 
 const KvTechnique *const kv_techniques[] = {
+    &kv_technique_cake,
     &kv_technique_distserve,
     &kv_technique_flexgen,
     &kv_technique_gqa,

@@ -25,6 +25,8 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .n_gpu_batches = 3,
       .pull_share = 0.05, /* as the technique distserve */
       .pull_in_node = TRUE,
+      .load_chunk_tokens = 512, /* as the technique cake */
+      .load_share = 1.0,
       .swap_in_below = 0.95, /* as the technique neo */
       .least_step_tokens = 128,
       .host_launch_seconds = 8e-4,

@@ -61,6 +61,12 @@ typedef struct {
   double swap_in_below;
   guint least_step_tokens;
   double host_launch_seconds;
+  /* Cake: a prefix on the lower tier is loaded from its end, in chunks, while it is computed from
+   * its start. */
+  gboolean load_race;
+  guint load_chunk_tokens;
+  double load_Bps;   /* at which the lower tier is read, if it is behind a network; 0: its own */
+  double load_share; /* of the cache's bytes that its stored form has */
   /* Computational SSDs: how many, and what each is like; 0: as the platform's. */
   guint csd_drives, csd_channels;
   double csd_channel_Bps, csd_link_Bps, csd_flops;

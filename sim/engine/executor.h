@@ -108,6 +108,8 @@ typedef struct {
   void (*cost)(KvExecutor *executor, const KvPricing *pricing, guint64 repeats, KvStepCost *cost);
   /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
+  /* Give up the copies under way for the sequence. Executors that race only; may be NULL. */
+  void (*cancel_copies)(KvExecutor *executor, const KvSequence *sequence, double now);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
   double (*next_copy)(KvExecutor *executor);
   gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);

@@ -256,6 +256,51 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
     instance->taken_private -= sequence->private_blocks - held_private;
 }
 
+/* Cake, section 3: a prefix that the lower tier has is computed from its start, and loaded from its
+ * end, a chunk at a time, until the two meet. */
+
+/* Load the chunk before those that are there. */
+static void load_next(KvInstance *instance, KvSequence *sequence, double now) {
+  guint block = instance->config->block_tokens;
+  guint64 most = MAX(1, instance->config->load_chunk_tokens / block);
+  guint64 left = (sequence->loaded_from - sequence->computed_tokens + block - 1) / block;
+  guint64 blocks = MIN(most, left);
+  KvCopy copy = {.from = instance->tier,
+                 .to = KV_TIER_HBM,
+                 .bytes =
+                     (double)blocks * instance->demand.block_bytes * instance->config->load_share,
+                 .blocks = blocks,
+                 .sequence = sequence,
+                 .pinned = TRUE};
+  instance->observer->class->moved(instance->observer, &copy, now);
+  instance->executor->class->copy(instance->executor, &copy, now);
+}
+
+static void end_race(KvInstance *instance, KvSequence *sequence, double now) {
+  instance->executor->class->cancel_copies(instance->executor, sequence, now);
+  sequence->race_end = 0;
+}
+
+/* The two ends may have met: then the whole prefix is there. */
+static gboolean meet(KvInstance *instance, KvSequence *sequence, double now) {
+  if (sequence->computed_tokens < sequence->loaded_from)
+    return FALSE;
+  guint32 loaded = sequence->race_end - MIN(sequence->race_end, sequence->computed_tokens);
+  guint32 computed = sequence->lower_tier_tokens - MIN(sequence->lower_tier_tokens, loaded);
+  sequence->lower_tier_tokens -= computed;
+  sequence->prompt_hit_tokens -= computed;
+  sequence->computed_tokens = MAX(sequence->computed_tokens, sequence->race_end);
+  end_race(instance, sequence, now);
+  return TRUE;
+}
+
+guint32 kv_instance_prompt_left(const KvInstance *instance, const KvSequence *sequence) {
+  if (sequence->race_end == 0)
+    return sequence->target_tokens - sequence->computed_tokens;
+  return MIN(instance->config->load_chunk_tokens,
+             sequence->loaded_from - sequence->computed_tokens);
+}
+
 /* For schedulers. */
 
 void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
@@ -271,13 +316,17 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
   }
   if (hit && hit->tier_tokens > 0) {
     kv_pool_take_tier(instance->pool, sequence, hit);
+  }
+  gboolean races = hit && hit->tier_tokens > 0 && instance->config->load_race;
+  if (hit && hit->tier_tokens > 0 && !races) {
     sequence->computed_tokens = (guint32)(hit->tokens + hit->tier_tokens);
     sequence->state = KV_SEQUENCE_LOADING;
     instance->n_loading++;
     guint64 blocks = hit->tier_tokens / instance->config->block_tokens;
     KvCopy copy = {.from = instance->tier,
                    .to = KV_TIER_HBM,
-                   .bytes = (double)blocks * instance->demand.block_bytes,
+                   .bytes =
+                       (double)blocks * instance->demand.block_bytes * instance->config->load_share,
                    .blocks = blocks,
                    .sequence = sequence,
                    .pinned = TRUE};
@@ -291,6 +340,10 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
   queue_push_tail(&instance->running, sequence);
   g_ptr_array_add(instance->prefilling, sequence);
   instance->n_running++;
+  if (races) {
+    sequence->race_end = sequence->loaded_from = (guint32)(hit->tokens + hit->tier_tokens);
+    load_next(instance, sequence, now);
+  }
 }
 
 void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
@@ -306,6 +359,8 @@ void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *seq
                  kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                   sequence->input_tokens, FALSE),
                  sequence->computed_tokens);
+  if (sequence->race_end > 0)
+    meet(instance, sequence, instance->now);
   g_array_append_val(batch->chunks, chunk);
 }
 
@@ -378,6 +433,8 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
   else
     g_ptr_array_remove(instance->prefilling, victim);
   victim->preemptions++;
+  if (victim->race_end > 0)
+    end_race(instance, victim, instance->now);
   batch->reordered = TRUE;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
@@ -585,7 +642,8 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
     if (blocks > 0) {
       KvCopy copy = {.from = KV_TIER_HBM,
                      .to = instance->tier,
-                     .bytes = (double)blocks * instance->demand.block_bytes,
+                     .bytes = (double)blocks * instance->demand.block_bytes *
+                              instance->config->load_share,
                      .blocks = blocks,
                      .pinned = TRUE};
       instance->observer->class->moved(instance->observer, &copy, batch->end);
@@ -1063,6 +1121,12 @@ static void take_copies(KvInstance *instance) {
       continue;
     if (copy.pulled) {
       take_pulled(instance, &copy);
+    } else if (copy.sequence->race_end > 0) {
+      KvSequence *sequence = copy.sequence;
+      guint32 tokens = (guint32)copy.blocks * instance->config->block_tokens;
+      sequence->loaded_from -= MIN(tokens, sequence->loaded_from);
+      if (!meet(instance, sequence, instance->now))
+        load_next(instance, sequence, instance->now);
     } else {
       instance->n_loading--;
       copy.sequence->state = KV_SEQUENCE_WAITING;

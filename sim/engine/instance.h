@@ -167,6 +167,9 @@ gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence);
  * queue when it is there. */
 void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
                        double now);
+/* Tokens that the sequence may compute next, at most: the rest of its prompt, or while it races the
+ * next chunk that has not been loaded. */
+guint32 kv_instance_prompt_left(const KvInstance *instance, const KvSequence *sequence);
 /* Give the running sequence a chunk of `tokens` in this batch, with blocks. */
 void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
                            guint32 tokens);

@@ -990,6 +990,10 @@ static void model_copy(KvExecutor *executor, const KvCopy *copy, double now) {
   kv_transfers_begin(m->transfers, copy, pieces, now);
 }
 
+static void model_cancel_copies(KvExecutor *executor, const KvSequence *sequence, double now) {
+  kv_transfers_cancel(((Model *)executor)->transfers, sequence, now);
+}
+
 static double model_next_copy(KvExecutor *executor) {
   return kv_transfers_next(((Model *)executor)->transfers);
 }
@@ -1018,6 +1022,7 @@ const KvExecutorClass kv_model_executor_class = {
     .seconds = model_seconds,
     .cost = model_cost,
     .copy = model_copy,
+    .cancel_copies = model_cancel_copies,
     .next_copy = model_next_copy,
     .pop_copy = model_pop_copy,
     .destroy = model_destroy,
@@ -1029,10 +1034,15 @@ static void set_paths(Model *m) {
   KvPath host = {link->peak_Bps * link->achievable_share * m->tp,
                  link->peak_Bps * link->achievable_share * m->tp, link->duplex_share,
                  link->latency_seconds, link->per_copy_seconds};
+  double load_Bps = m->config->load_Bps;
+  if (load_Bps > 0.0)
+    host.up_Bps = load_Bps;
   kv_transfers_set_path(m->transfers, KV_TIER_HBM, KV_TIER_DRAM, &host);
   if (p->ssd) {
     KvPath disk = {MIN(host.down_Bps, p->ssd->write_Bps), MIN(host.up_Bps, p->ssd->read_Bps), 1.0,
                    p->ssd->latency_seconds, 0.0};
+    if (load_Bps > 0.0)
+      disk.up_Bps = load_Bps;
     kv_transfers_set_path(m->transfers, KV_TIER_HBM, KV_TIER_SSD, &disk);
     kv_transfers_set_path(m->transfers, KV_TIER_DRAM, KV_TIER_SSD, &disk);
   }

@@ -69,6 +69,10 @@ struct KvSequence {
                               they have been pulled; owned by that instance */
   double pulled_seconds;   /* when the pulling began */
 
+  /* Racing: tokens from race_end down to loaded_from are loaded, those up to computed_tokens
+   * computed; race_end 0: it does not. */
+  guint32 race_end, loaded_from;
+
   guint32 prompt_hit_tokens; /* prompt tokens found in the cache at the first admission */
   guint32 lower_tier_tokens; /* of them, those loaded from a lower tier */
   guint32 preemptions;

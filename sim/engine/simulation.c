@@ -100,6 +100,15 @@ static gboolean set_fleets(KvSetup *setup, GError **error) {
                 s->executor);
     return FALSE;
   }
+  if (e->load_race && (s->tier == 0 || !e->prefix_caching || strcmp(e->scheduler, "vllm-v1") != 0 ||
+                       strcmp(s->executor, "model") != 0)) {
+    g_set_error(
+        error, KV_ERROR, KV_ERROR_USAGE,
+        "prefixes are loaded and computed at once from a lower tier only, expected "
+        "prefix_cache.tier=dram or ssd, engine.prefix_caching, engine.scheduler=vllm-v1 and "
+        "executor=model");
+    return FALSE;
+  }
   gboolean scheduled = strcmp(e->scheduler, "distserve") == 0;
   setup->n_fleets = 1;
   setup->fleets[0] = (KvFleet){.instances = s->replicas, .tensor_parallel = tp};

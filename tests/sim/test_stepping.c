@@ -179,6 +179,8 @@ static const Case cases[] = {
      "use=neo:swap_space=0.2:launch_ms=0.001 platform=a10 model=llama-2-7b "
      "engine.num_blocks=60",
      4, FALSE},
+    {"cake-race", "use=cake:chunk=64:bandwidth=8 prefix_cache.tier=dram prefix_cache.tier_GB=1", 4,
+     TRUE},
     {"orca-max", "use=orca:max_bs=8 engine.max_model_len=1024 engine.num_blocks=256", 2, FALSE},
     {"orca-pow2", "use=orca:max_bs=8:reservation=pow2", 2, FALSE},
     {"orca-oracle", "use=orca:max_bs=8:reservation=oracle", 2, FALSE},
