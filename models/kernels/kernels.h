@@ -117,6 +117,10 @@ KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes,
 /* All-reduce of `bytes` over `ranks` GPUs of one node, and point to point. */
 KvCost kv_kernel_all_reduce(const KvDevice *device, const KvLink *link, double bytes, guint ranks);
 KvCost kv_kernel_send(const KvLink *link, double bytes);
+/* The same as an all-reduce along trees: within each of `nodes` nodes of `per_node` ranks over
+ * `link`, between them over `network`. */
+KvCost kv_kernel_tree_reduce(const KvLink *link, const KvLink *network, double bytes,
+                             guint per_node, guint nodes);
 
 /* `count` copies that move `bytes` in all over a link; `pinned` host memory or not. */
 KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean pinned);

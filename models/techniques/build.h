@@ -13,6 +13,7 @@ extern const KvTechnique kv_technique_cake;
 extern const KvTechnique kv_technique_distserve;
 extern const KvTechnique kv_technique_instinfer;
 extern const KvTechnique kv_technique_neo;
+extern const KvTechnique kv_technique_tree_attention;
 extern const KvTechnique kv_technique_flexgen, kv_technique_gqa, kv_technique_kivi,
     kv_technique_orca, kv_technique_snapkv, kv_technique_vllm;
 

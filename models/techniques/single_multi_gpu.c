@@ -115,3 +115,105 @@ const KvTechnique kv_technique_distserve = {
         "from the abstract and a detailed digest",
     .engine = distserve_engine,
 };
+
+/* --- Tree Attention --- */
+
+static gboolean tree_plan(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
+                          GError **error) {
+  for (guint i = 0; i < plan->caches->len; i++) {
+    const KvCache *cache = &g_array_index(plan->caches, KvCache, i);
+    const KvAttention *x = kv_plan_attention(model, cache);
+    if (x->kind != KV_ATTENTION_FULL && x->kind != KV_ATTENTION_LATENT)
+      return kv_technique_refuse(use, error,
+                                 "layers of %s have %s attention, expected attention to the whole "
+                                 "context, which is what is split",
+                                 model->id, kv_attention_kind_names[x->kind]);
+    for (guint s = 0; s < cache->n_segments; s++)
+      if (cache->segments[s].tier != KV_TIER_HBM)
+        return kv_technique_refuse(
+            use, error,
+            "'%s' of the cache lives in %s, expected a cache in the GPUs' own "
+            "memory",
+            cache->segments[s].name, kv_tier_names[cache->segments[s].tier]);
+  }
+  for (guint r = 0; r < plan->readers->len; r++)
+    if (g_array_index(plan->readers, KvReader, r).processor != KV_PROCESSOR_GPU)
+      return kv_technique_refuse(use, error,
+                                 "some attention is elsewhere than on the GPU, expected "
+                                 "all of it there");
+  return TRUE;
+}
+
+static gboolean tree_engine(const KvTechniqueUse *use, const KvModel *model, KvEngineConfig *config,
+                            GError **error) {
+  if (config->prefill_instances > 0)
+    return kv_technique_refuse(use, error,
+                               "instances have roles already (%s), expected instances that do "
+                               "everything",
+                               config->scheduled_by ? config->scheduled_by : "the scenario");
+  config->context_parallel = (guint)kv_technique_value(use, "P");
+  config->combine = (KvCombine)kv_technique_value(use, "combine");
+  config->combine_collectives = (guint)kv_technique_value(use, "collectives");
+  return TRUE;
+}
+
+static const KvParam tree_params[] = {
+    {"P", KV_PARAM_INTEGER, 8, 2, 1024, NULL, "groups of GPUs",
+     "over which each context is split, one GPU each unless tensor_parallel says more; 8 to 128 in "
+     "the paper"},
+    {"combine", KV_PARAM_CHOICE, KV_COMBINE_TREE, 0, 1, kv_combine_names, "",
+     "tree: reductions of query-sized results; ring: every shard passes by every GPU (Ring Attention, "
+     "the paper's baseline)"},
+    {"collectives", KV_PARAM_INTEGER, 3, 2, 3, NULL, "per layer",
+     "largest score, outputs, sum of weights; 2: the sums go with the outputs"},
+    {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
+};
+
+static const KvFormula tree_formulas[] = {
+    {"kappa*n/P", "bytes of cache stored and read by each GPU"},
+    {"4*L*H*d*n/P", "FLOPs of attention on each GPU"},
+    {"b*H*d*e + 2*4*b*H", "bytes reduced per layer and step, whatever n is"},
+    {"a1*log2(P_node) + a2*log2(nodes) + 2*(P-1)/P*payload/B", "seconds of a reduction"},
+    {"t + (P-1)*max(t, 2*b*(n/P)*Hkv*d*e/B)", "seconds of a layer around a ring, t of one shard"},
+    {"2*b*t*D + 2*b*D + 2*b*H against 4*b*t*D + 2*b*D, t = n/P",
+     "elements at the peak of attention, tree against ring (recalled)"},
+    {NULL, NULL},
+};
+
+const KvTechnique kv_technique_tree_attention = {
+    .id = "tree-attention",
+    .name = "Tree Attention",
+    .title = "Tree Attention: Topology-aware Decoding for Long-Context Attention on GPU Clusters",
+    .paper = "arXiv:2408.04093",
+    .code = "github.com/Zyphra/tree_attention",
+    .year = 2024,
+    .sections = sections,
+    .mechanism =
+        "The cache of a long context is split along its tokens over many GPUs. For a new token every GPU "
+        "attends to its own part and keeps the output and the log of the sum of its weights, per head. "
+        "Softmax attention is an associative reduction, so three all-reduces of query-sized "
+        "tensors give the result: of the largest score, of the outputs and of the weights, both "
+        "scaled to that score.\n\n"
+        "The reductions run as trees that follow the topology, first over the fast links of a node, then "
+        "between nodes: latency grows with the logarithm of the number of GPUs and the volume "
+        "does not depend on the context. Ring Attention, the alternative, passes the keys and values "
+        "themselves around, though there is one query only.",
+    .params = tree_params,
+    .formulas = tree_formulas,
+    .quality = exact_quality,
+    .composes =
+        "Goes with GQA, quantized and paged caches (each GPU has its share) and tensor "
+        "parallelism within a group. Excludes caches below HBM, attention on other processors, "
+        "windows and states, and instances with roles (distserve).",
+    .pitfalls =
+        "The baseline is a ring for decoding, which is naive: engines that split a context over GPUs "
+        "reduce as this does. Three collectives a layer cost more than short contexts save. Payloads "
+        "grow with the batch. Weights are whole in each group. The last shard grows until the cache "
+        "is balanced again, which is not modelled. Prompts are priced as one group computes them: the "
+        "paper leaves them to others.",
+    .confidence =
+        "medium: the README, a JAX kernel and abstracts were read; the scale of the 8x point "
+        "and the formulas of memory are recalled",
+    .plan = tree_plan,
+    .engine = tree_engine,
+};

@@ -18,6 +18,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_neo,
     &kv_technique_orca,
     &kv_technique_snapkv,
+    &kv_technique_tree_attention,
     &kv_technique_vllm,
     NULL,
 };

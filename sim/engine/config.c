@@ -3,6 +3,7 @@
 #include "sim/base/error.h"
 
 const char *const kv_preemption_names[] = {"recompute", "swap", NULL};
+const char *const kv_combine_names[] = {"tree", "ring", NULL};
 const char *const kv_reservation_names[] = {"max", "pow2", "oracle", NULL};
 
 void kv_engine_config_init(KvEngineConfig *config) {
@@ -25,6 +26,8 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .n_gpu_batches = 3,
       .pull_share = 0.05, /* as the technique distserve */
       .pull_in_node = TRUE,
+      .context_parallel = 1,
+      .combine_collectives = 3, /* as the technique tree-attention */
       .load_chunk_tokens = 512, /* as the technique cake */
       .load_share = 1.0,
       .swap_in_below = 0.95, /* as the technique neo */

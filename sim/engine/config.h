@@ -12,10 +12,12 @@
 #include <glib.h>
 
 typedef enum { KV_PREEMPT_RECOMPUTE, KV_PREEMPT_SWAP } KvPreemption;
+typedef enum { KV_COMBINE_TREE, KV_COMBINE_RING } KvCombine;
 typedef enum { KV_RESERVE_MAX, KV_RESERVE_POW2, KV_RESERVE_ORACLE } KvReservation;
 
 extern const char *const kv_preemption_names[];
 extern const char *const kv_reservation_names[];
+extern const char *const kv_combine_names[];
 
 typedef struct {
   const char *scheduler; /* interned; "vllm-v1" */
@@ -61,6 +63,11 @@ typedef struct {
   double swap_in_below;
   guint least_step_tokens;
   double host_launch_seconds;
+  /* The cache of each sequence is split along its tokens over so many groups of tensor_parallel
+   * GPUs, each with all weights; 1: it is not. Partial results are combined by trees of reductions
+   * (`combine_collectives` a layer), or caches go round in a ring. */
+  guint context_parallel, combine_collectives;
+  KvCombine combine;
   /* Cake: a prefix on the lower tier is loaded from its end, in chunks, while it is computed from
    * its start. */
   gboolean load_race;

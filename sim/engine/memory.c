@@ -85,7 +85,8 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
                 model->id, platform->id, needs, has);
     return FALSE;
   }
-  double capacity[KV_N_TIERS] = {[KV_TIER_HBM] = memory->cache_bytes * tp};
+  double capacity[KV_N_TIERS] = {[KV_TIER_HBM] =
+                                     memory->cache_bytes * tp * config->context_parallel};
   capacity[KV_TIER_DRAM] =
       platform->host_memory
           ? MAX(0.0, platform->host_memory->capacity_bytes * config->memory_utilization -

@@ -41,8 +41,10 @@ typedef struct {
   guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
   double routed_tokens; /* of all ranks, in the step being priced; 0: the fullest's times peers */
   double ranks;         /* that attend apart and step together */
-  double peers;         /* ranks and instances that share the experts, this one counted */
-  double activation_bytes;          /* of one element */
+  double groups;        /* over which each sequence's cache is split along its tokens */
+  guint groups_per_node, group_nodes;
+  double peers;            /* ranks and instances that share the experts, this one counted */
+  double activation_bytes; /* of one element */
   KvDtype expert_dtype, head_dtype; /* operands of the routed experts, and of the lm head */
   double expert_bytes, head_bytes;  /* of one of their weights */
   guint graph_max_tokens;
@@ -428,6 +430,59 @@ static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader,
   sum->launches += run * layers * (1.0 + reader->extra_launches);
 }
 
+/* Tree Attention, section 4: each group attends to its part, and per layer the largest score, the
+ * weighted outputs and the weights' sum are reduced over all groups. Payloads do not depend on the
+ * context. */
+static void price_combine(Model *m, Dense *dense, double n) {
+  for (guint g = 0; g < m->model->n_groups; g++) {
+    const KvAttention *a = &m->model->groups[g].attention;
+    gboolean latent = a->kind == KV_ATTENTION_LATENT;
+    double heads = fmax(1.0, (double)a->n_heads / m->tp), layers = m->model->groups[g].count;
+    double width = latent ? a->kv_lora_rank : a->value_head_dim;
+    double outputs = n * heads * width * m->activation_bytes, scores = n * heads * 4.0;
+    if (a->kind == KV_ATTENTION_NONE)
+      continue;
+    /* Fused to two, the sums go with the outputs. */
+    gboolean fused = m->config->combine_collectives < 3;
+    const double payload[] = {scores, outputs + (fused ? scores : 0.0), scores};
+    KvCost sum = {0};
+    for (guint i = 0; i < (fused ? 2 : 3); i++) {
+      KvCost one = kv_kernel_tree_reduce(m->platform->gpu_link, m->platform->network, payload[i],
+                                         m->groups_per_node, m->group_nodes);
+      sum.seconds += one.seconds + COLLECTIVE_SECONDS;
+      sum.bytes += one.bytes;
+    }
+    dense->link_bytes += layers * sum.bytes;
+    sum.bytes = 0.0; /* of HBM */
+    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "tree reduction", layers, sum, NULL);
+  }
+}
+
+/* Ring Attention for one query: caches of all groups pass by, each attended to while the next comes
+ * from the neighbour. The slowest link of the ring sets its pace. */
+static double ring_seconds(const Model *m, double shard_seconds, double shard_bytes) {
+  const KvLink *link = m->group_nodes > 1 ? m->platform->network : m->platform->gpu_link;
+  double hop = kv_kernel_send(link, shard_bytes).seconds + COLLECTIVE_SECONDS;
+  return shard_seconds + (m->groups - 1.0) * fmax(shard_seconds, hop);
+}
+
+/* What one group reads; around a ring it attends to all of it. */
+static void split_read(const Model *m, Read *x) {
+  x->bytes /= m->groups;
+  x->flops /= m->groups;
+  x->tokens /= m->groups;
+}
+
+static void add_ring(const Model *m, Attention *sum, const KvReader *reader, const Read *x,
+                     double before) {
+  double layers = reader->layers, one = (sum->seconds - before) / layers;
+  double bytes = x->bytes / layers / m->tp;
+  sum->seconds = before + layers * ring_seconds(m, one, bytes);
+  sum->flops += (m->groups - 1.0) * x->flops / m->tp;
+  sum->bytes += (m->groups - 1.0) * x->bytes / m->tp;
+  sum->fetched_bytes[KV_TIER_REMOTE] += (m->groups - 1.0) * x->bytes / m->tp;
+}
+
 static Attention price_attention(const Model *m, const KvStep *step, double at) {
   const KvDecodeBatch *decode = &step->decode;
   Attention sum = {0};
@@ -440,9 +495,13 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
     const KvReader *reader = &m->curves->readers[r].reader;
     Read x = sum_read(m, r, decode, at, pad);
     guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
-    double run = 1.0 / MAX(1, m->model->groups[group].stride_tokens);
+    double run = 1.0 / MAX(1, m->model->groups[group].stride_tokens), before = sum.seconds;
+    if (m->groups > 1.0)
+      split_read(m, &x);
     if (reader->processor == KV_PROCESSOR_GPU)
       add_gpu_read(m, &sum, reader, &x, n, run, shares_call);
+    if (m->groups > 1.0 && m->config->combine == KV_COMBINE_RING)
+      add_ring(m, &sum, reader, &x, before);
     sum.host_bytes += x.host_bytes;
     for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
       sum.fetched_bytes[t] += x.fetched[t];
@@ -710,6 +769,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
+  if (m->groups > 1.0 && m->config->combine == KV_COMBINE_TREE && step->decode.n > 0)
+    price_combine(m, &priced->rest, (double)step->decode.n);
 }
 
 /* NEO, section 4: the CPU attends for one sub-batch while the GPU runs the linear layers of the
@@ -1093,6 +1154,10 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->config = config;
   m->tp = tensor_parallel;
   m->ranks = config->data_parallel;
+  m->groups = MAX(1, config->context_parallel);
+  m->groups_per_node =
+      MIN(MAX(1, config->context_parallel), MAX(1, platform->n_gpus_per_node / m->tp));
+  m->group_nodes = (MAX(1, config->context_parallel) + m->groups_per_node - 1) / m->groups_per_node;
   m->ep = config->expert_parallel ? config->expert_parallel : 1;
   m->peers = fmax(m->ranks, (double)m->ep / m->tp);
   set_dtypes(m);

@@ -119,8 +119,8 @@ static gboolean set_fleets(KvSetup *setup, GError **error) {
     expected = "deployment.prefill_instances and deployment.decode_instances of at least 1";
   else if (!scheduled)
     expected = "engine.scheduler=distserve";
-  else if (s->replicas != 1 || e->data_parallel != 1)
-    expected = "deployment.replicas and deployment.data_parallel of 1";
+  else if (s->replicas != 1 || e->data_parallel != 1 || e->context_parallel != 1)
+    expected = "deployment.replicas, data_parallel and context_parallel of 1";
   else if (strcmp(s->executor, "model") != 0)
     expected = "executor=model";
   else if (strcmp(e->allocator, "paged") != 0)
@@ -200,6 +200,22 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   guint one = s->tensor_parallel * s->engine.data_parallel;
   if (setup->n_fleets > 1)
     return check_fleets(setup, error);
+  guint groups = s->engine.context_parallel;
+  if (groups > 1 && s->engine.data_parallel > 1) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "ranks that attend apart have whole caches, expected deployment.data_parallel of 1 "
+                "with deployment.context_parallel %u",
+                groups);
+    return FALSE;
+  }
+  if (groups > 1 && (one > per_node || one * groups * s->replicas > all)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%u replicas of %u groups of %u GPUs need %u GPUs, platform %s has %u (%u a node), "
+                "expected a larger platform such as %ux%s",
+                s->replicas, groups, one, one * groups * s->replicas, setup->platform->id, all,
+                per_node, one * groups * s->replicas, setup->platform->device->id);
+    return FALSE;
+  }
   if (one > per_node || one * s->replicas > all) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%u replicas of %u GPUs need %u GPUs, platform %s has %u (%u a node), "
@@ -598,7 +614,8 @@ static KvSummary *summarize(Run *run, const char *trace) {
   double blocks = 0.0;
   for (guint f = 0; f < u->n_fleets; f++) {
     const KvFleet *fleet = &u->fleets[f];
-    s->n_gpus += fleet->instances * fleet->tensor_parallel * sc->engine.data_parallel;
+    s->n_gpus += fleet->instances * fleet->tensor_parallel * sc->engine.data_parallel *
+                 sc->engine.context_parallel;
     blocks += (double)fleet->memory.blocks * fleet->instances / s->n_instances;
     if (u->n_fleets > 1)
       s->roles[s->n_roles++] = (KvRoleSummary){.role = fleet->role,
@@ -607,7 +624,8 @@ static KvSummary *summarize(Run *run, const char *trace) {
                                                .total_blocks = fleet->memory.blocks};
   }
   s->total_blocks = (guint64)blocks;
-  s->block_bytes = u->demand.block_bytes / (s->tensor_parallel * sc->engine.data_parallel);
+  s->block_bytes = u->demand.block_bytes /
+                   (s->tensor_parallel * sc->engine.data_parallel * sc->engine.context_parallel);
   s->cache_bytes = (double)u->memory.blocks * s->block_bytes;
   s->weight_bytes = u->memory.weight_bytes;
   s->activation_bytes = u->memory.activation_bytes;

@@ -150,8 +150,8 @@ static void test_refused(void) {
       {"deployment.prefill_instances=1 deployment.decode_instances=1",
        "prompts and answers on instances of their own: expected engine.scheduler=distserve"},
       {"use=distserve deployment.replicas=2 platform=4xh200",
-       "prompts and answers on instances of their own: expected deployment.replicas and "
-       "deployment.data_parallel of 1"},
+       "prompts and answers on instances of their own: expected deployment.replicas, "
+       "data_parallel and context_parallel of 1"},
       {"use=distserve executor=host model=pythia-160m platform=2xh200",
        "prompts and answers on instances of their own: expected executor=model"},
       {"use=distserve:prefill_tp=3 platform=4xh200",
