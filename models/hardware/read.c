@@ -455,8 +455,12 @@ KvLink *kv_link_read(KvJson *json, json_t *object) {
       number(json, object, "latency_us", number(defaults, usual, "latency_us", 5, 1), MICRO);
   link->per_copy_seconds =
       number(json, object, "per_copy_us", number(defaults, usual, "per_copy_us", 4, 1), MICRO);
+  /* Memory that is not pinned is copied by a processor core into a pinned buffer first, and then
+   * over the link: the two rates add like resistances. */
+  double staging = number(defaults, usual, "staging_GBps", 10.5, GIGA);
+  double pinned = link->peak_Bps * link->achievable_share;
   link->pageable_share =
-      share(json, object, "pageable_share", share(defaults, usual, "pageable_share", 0.14));
+      share(json, object, "pageable_share", pinned * staging / (pinned + staging) / link->peak_Bps);
   return link;
 }
 

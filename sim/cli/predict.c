@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/techniques/quality.h"
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
 #include "sim/cli/scenario_options.h"
@@ -72,6 +73,8 @@ static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPr
       a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
       a->cost.flops * s->tensor_parallel, "hbm_bytes", a->cost.hbm_bytes * s->tensor_parallel,
       "launches", a->cost.launches, "components", components);
+  g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
+  json_object_set_new(root, "quality", kv_quality_to_json(quality));
   char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
   puts(text);
   free(text);
@@ -95,6 +98,17 @@ static void print_kernel(const KvPricedKernel *k, double total_seconds) {
          operands ? operands : "");
 }
 
+/* What the stack does to answers; nothing if it leaves them as they are. */
+static void print_quality(const KvSetup *setup) {
+  g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
+  if (quality->exact)
+    return;
+  g_autofree char *range = kv_quality_describe(quality), *detail = kv_quality_explain(quality);
+  printf("\n  quality: %s\n", range);
+  if (*detail)
+    printf("  %s\n", detail);
+}
+
 static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvPrediction *a) {
   g_autofree char *time = kv_format(KV_UNIT_SECONDS, a->cost.seconds);
   g_autofree char *resident = kv_format(KV_UNIT_BYTES, total_resident(a));
@@ -113,6 +127,7 @@ static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvP
          "HBM", "bound", "operands");
   for (guint i = 0; i < a->kernels->len; i++)
     print_kernel(&g_array_index(a->kernels, KvPricedKernel, i), a->cost.seconds);
+  print_quality(setup);
 }
 
 gboolean kv_command_predict(int argc, char **argv, GError **error) {

@@ -618,8 +618,9 @@ static guint64 repeats_before_work(const Model *m, const KvStep *step, guint64 r
 static double price_streams(const Model *m, const KvStep *step, const Attention *attention,
                             double tokens, double compute) {
   const KvPlatform *p = m->platform;
-  double up = p->host_link->peak_Bps * p->host_link->achievable_share,
-         layers = kv_model_layers(m->model);
+  double share =
+      m->plan->weights.pageable ? p->host_link->pageable_share : p->host_link->achievable_share;
+  double up = p->host_link->peak_Bps * share, layers = kv_model_layers(m->model);
   double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD],
          disk_written = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {
@@ -639,8 +640,10 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   double busy = compute + attention->serial_seconds;
   if (!m->plan->weights.stream_overlaps)
     return attention->serial_seconds + attention->side_seconds + ctog + gtoc + dtoc + ctod;
-  double longest = fmax(fmax(fmax(ctog, gtoc), fmax(dtoc, ctod)), busy);
-  longest = fmax(longest, attention->side_seconds);
+  double longest = fmax(fmax(m->plan->weights.loads_apart ? 0.0 : ctog, gtoc),
+                        fmax(fmax(dtoc, ctod), fmax(busy, attention->side_seconds)));
+  if (m->plan->weights.loads_apart)
+    longest += ctog;
   return longest - compute + weights / up / layers;
 }
 

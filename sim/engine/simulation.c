@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "models/techniques/quality.h"
 #include "reference/host/executor.h"
 #include "sim/base/error.h"
 #include "sim/engine/arrival_source.h"
@@ -240,6 +241,8 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
   if (!(setup->model = kv_model_load(s->model, error)) ||
       !(setup->platform = kv_platform_load(s->platform, error)) ||
       !(setup->stack = kv_stack_parse(s->use, error)))
+    return NULL;
+  if (!kv_stack_tune(setup->stack, setup->model, setup->platform, error))
     return NULL;
   setup->plan = kv_stack_apply(setup->stack, setup->model, s->cache_dtype, &s->engine, error);
   if (!setup->plan)
@@ -598,6 +601,14 @@ static void price_run(const KvSetup *setup, KvSummary *s) {
   s->carbon_grams = s->energy_joules / 3.6e6 * p->carbon_g_per_kWh;
 }
 
+static void judge_quality(const KvSetup *setup, KvSummary *s) {
+  g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
+  s->quality = kv_quality_describe(quality);
+  s->quality_detail = kv_quality_explain(quality);
+  s->quality_low = quality->low;
+  s->quality_high = quality->high;
+}
+
 static KvSummary *summarize(Run *run, const char *trace) {
   const KvSetup *u = run->setup;
   const KvScenario *sc = u->scenario;
@@ -636,6 +647,7 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->peak_hbm_Bps = u->platform->device->memory_Bps;
   kv_metrics_summarize(run->metrics, s);
   price_run(u, s);
+  judge_quality(u, s);
   return s;
 }
 

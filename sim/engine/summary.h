@@ -115,6 +115,10 @@ typedef struct {
   double mean_pull_wait_seconds; /* from the first token until a decode instance pulls the cache */
   double mean_pull_seconds, longest_pull_seconds; /* and until it is there */
 
+  char *quality;                    /* what the stack does to answers: a range, in words */
+  char *quality_detail;             /* its ends with their sources, and cautions */
+  double quality_low, quality_high; /* relative changes; NaN where nothing is published */
+
   GArray *timeline; /* of KvInterval */
   double
       simulated_requests_per_second; /* wall clock: speed of the simulator; not written to files */
