@@ -91,8 +91,6 @@ static const KvFormula neo_formulas[] = {
 };
 
 static const KvQualityPoint neo_quality[] = {
-    {"any", "any (difference from the uncompressed cache)", "-", 0, 0,
-     "exact (fp32 accumulation on CPU) (by definition, not a reported measurement)", NULL, 0, NULL},
     {0},
 };
 

@@ -63,10 +63,6 @@ static const KvFormula cake_formulas[] = {
 };
 
 static const KvQualityPoint cake_quality[] = {
-    {"any", "any (difference from the uncompressed cache)", "bf16 cache", 0, 0,
-     "lossless; with compression the quality is that of the codec (paper reports none) (by "
-     "definition, not a reported measurement)",
-     NULL, 0, NULL},
     {0},
 };
 
@@ -90,7 +86,7 @@ const KvTechnique kv_technique_cake = {
         "share of a step is smaller, and more is loaded.",
     .params = cake_params,
     .formulas = cake_formulas,
-    .quality = cake_quality,
+    .quality = cake_quality, /* lossless; the paper reports none for stored codecs */
     .composes =
         "Needs a lower tier of the prefix cache (prefix_cache.tier) and the default engine. "
         "Goes with techniques that keep equal prefixes equal; a smaller cache loads faster. "

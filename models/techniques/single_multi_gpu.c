@@ -153,14 +153,14 @@ static gboolean tree_engine(const KvTechniqueUse *use, const KvModel *model, KvE
                                config->scheduled_by ? config->scheduled_by : "the scenario");
   config->context_parallel = (guint)kv_technique_value(use, "P");
   config->combine = (KvCombine)kv_technique_value(use, "combine");
-  config->combine_collectives = (guint)kv_technique_value(use, "collectives");
+  config->combine_fused = kv_technique_value(use, "collectives") < 3.0;
   return TRUE;
 }
 
 static const KvParam tree_params[] = {
-    {"P", KV_PARAM_INTEGER, 8, 2, 1024, NULL, "groups of GPUs",
-     "over which each context is split, one GPU each unless tensor_parallel says more; 8 to 128 in "
-     "the paper"},
+    {"P", KV_PARAM_INTEGER, 0, 0, 1024, NULL, "groups of GPUs",
+     "over which each context is split, one GPU each unless tensor_parallel says more; 0: all the "
+     "platform has; 8 to 128 in the paper"},
     {"combine", KV_PARAM_CHOICE, KV_COMBINE_TREE, 0, 1, kv_combine_names, "",
      "tree: reductions of query-sized results; ring: every shard passes by every GPU (Ring Attention, "
      "the paper's baseline)"},

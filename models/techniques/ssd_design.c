@@ -341,6 +341,10 @@ const KvTechnique kv_technique_flexgen = {
 /* A mapping entry of 8 bytes for each page. */
 #define INSTINFER_ENTRY_BYTES 8.0
 
+static gboolean instinfer_exact(const KvTechniqueUse *use) {
+  return kv_technique_value(use, "compression") == 1.0;
+}
+
 static gboolean instinfer_sparse(const KvTechniqueUse *use) {
   return kv_technique_value(use, "compression") < 1.0;
 }
@@ -529,6 +533,7 @@ const KvTechnique kv_technique_instinfer = {
         "work, not the channels'. The half of pages at 1/8 is the design's; other settings keep it.",
     .confidence = "high: text of the paper and two sets of reading notes, seen in third-party "
                   "repositories; the algorithm from notes",
+    .exact = instinfer_exact,
     .plan = instinfer_plan,
     .engine = instinfer_engine,
 };

@@ -27,7 +27,6 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .pull_share = 0.05, /* as the technique distserve */
       .pull_in_node = TRUE,
       .context_parallel = 1,
-      .combine_collectives = 3, /* as the technique tree-attention */
       .load_chunk_tokens = 512, /* as the technique cake */
       .load_share = 1.0,
       .swap_in_below = 0.95, /* as the technique neo */

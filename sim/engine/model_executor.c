@@ -443,7 +443,7 @@ static void price_combine(Model *m, Dense *dense, double n) {
     if (a->kind == KV_ATTENTION_NONE)
       continue;
     /* Fused to two, the sums go with the outputs. */
-    gboolean fused = m->config->combine_collectives < 3;
+    gboolean fused = m->config->combine_fused;
     const double payload[] = {scores, outputs + (fused ? scores : 0.0), scores};
     KvCost sum = {0};
     for (guint i = 0; i < (fused ? 2 : 3); i++) {

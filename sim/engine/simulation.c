@@ -101,13 +101,13 @@ static gboolean set_fleets(KvSetup *setup, GError **error) {
                 s->executor);
     return FALSE;
   }
-  if (e->load_race && (s->tier == 0 || !e->prefix_caching || strcmp(e->scheduler, "vllm-v1") != 0 ||
+  if (e->load_race && s->tier == 0)
+    setup->scenario->tier = 2; /* a race needs something to load from: the SSD */
+  if (e->load_race && (!e->prefix_caching || strcmp(e->scheduler, "vllm-v1") != 0 ||
                        strcmp(s->executor, "model") != 0)) {
-    g_set_error(
-        error, KV_ERROR, KV_ERROR_USAGE,
-        "prefixes are loaded and computed at once from a lower tier only, expected "
-        "prefix_cache.tier=dram or ssd, engine.prefix_caching, engine.scheduler=vllm-v1 and "
-        "executor=model");
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "prefixes are loaded and computed at once by the default engine only, expected "
+                "engine.prefix_caching, engine.scheduler=vllm-v1 and executor=model");
     return FALSE;
   }
   gboolean scheduled = strcmp(e->scheduler, "distserve") == 0;
@@ -201,6 +201,8 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   guint one = s->tensor_parallel * s->engine.data_parallel;
   if (setup->n_fleets > 1)
     return check_fleets(setup, error);
+  if (s->engine.context_parallel == 0)
+    setup->scenario->engine.context_parallel = MAX(1, all / MAX(1, one * s->replicas));
   guint groups = s->engine.context_parallel;
   if (groups > 1 && s->engine.data_parallel > 1) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,

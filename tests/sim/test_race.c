@@ -124,9 +124,9 @@ static void test_refused(void) {
   static const struct {
     const char *settings, *message;
   } cases[] = {
-      {"use=cake", "prefixes are loaded and computed at once from a lower tier only, expected "
-                   "prefix_cache.tier=dram or ssd, engine.prefix_caching, engine.scheduler=vllm-v1 "
-                   "and executor=model"},
+      {"use=cake engine.prefix_caching=false",
+       "prefixes are loaded and computed at once by the default engine only, expected "
+       "engine.prefix_caching, engine.scheduler=vllm-v1 and executor=model"},
       {"use=vllm,cake prefix_cache.tier=dram",
        "cake: prompts are in the hands of vllm, expected the default engine, which computes them in "
        "chunks"},
