@@ -364,20 +364,23 @@ static double storage_exchange(const Model *m, const KvReader *reader, double n)
 static double side_seconds(const Model *m, const KvReader *reader, const Read *x, double n) {
   const KvPlatform *p = m->platform;
   double fixed = reader->fixed_seconds * reader->layers;
+  double disk = x->fetched[KV_TIER_SSD], csd = x->fetched[KV_TIER_CSD];
+  double drives = fmax(p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0,
+                       csd > 0.0 ? csd / p->csd->read_Bps : 0.0);
   if (reader->processor != KV_PROCESSOR_GPU) {
     double read = x->host_bytes / side_Bps(p, reader->processor) / reader->efficiency;
     if (reader->processor == KV_PROCESSOR_STORAGE)
       fixed += storage_exchange(m, reader, n);
-    return fixed + fmax(read, x->flops / side_flops(p, reader->processor));
+    /* What is on a drive comes to the processor's memory first, while it attends to what has come.
+     */
+    return fixed + fmax(fmax(read, drives), x->flops / side_flops(p, reader->processor));
   }
   double share = reader->fetch_efficiency > 0.0 ? reader->fetch_efficiency : 1.0;
   double up = p->host_link->peak_Bps * p->host_link->achievable_share * share;
-  double disk = x->fetched[KV_TIER_SSD], csd = x->fetched[KV_TIER_CSD];
   double moved = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     moved += x->fetched[t];
-  double drives = p->ssd && disk > 0.0 ? disk / p->ssd->read_Bps : 0.0;
-  return fmax(moved / up, fmax(drives, csd > 0.0 ? csd / p->csd->read_Bps : 0.0));
+  return fmax(moved / up, drives);
 }
 
 /* The product that rebuilds keys or values before a reader's attention, over its layers. */

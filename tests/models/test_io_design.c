@@ -21,15 +21,16 @@ static void test_entry(void) {
 }
 
 static void test_refusals(void) {
-  refused(llama2_7b(), "kivi,cake",
-          "cake: prefixes cannot be shared under kivi, expected a cache that is the same for equal "
-          "prefixes");
+  refused(llama2_7b(), "snapkv,cake",
+          "cake: prefixes cannot be shared under snapkv, expected a cache that is the same for "
+          "equal prefixes");
   refused(llama2_7b(), "instinfer,cake",
           "cake: prefixes cannot be shared under instinfer, expected a cache that is the same for "
           "equal prefixes");
-  refused(llama2_7b(), "orca,cake",
-          "cake: prompts are in the hands of orca, expected the default engine, which computes them "
-          "in chunks");
+  refused(
+      llama2_7b(), "orca,cake",
+      "cake: prompts are in the hands of orca, expected the default engine, which computes them "
+      "in chunks");
 }
 
 int main(int argc, char **argv) {
