@@ -16,7 +16,7 @@ static const char *const scheduler_names[] = {"vllm-v1",         "sglang", "trtl
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded", "prefix",
                                            "shortest-queue", NULL};
-static const char *const executor_names[] = {"model", "host", NULL};
+static const char *const executor_names[] = {"model", "host", "cuda", NULL};
 
 #define AT(member) G_STRUCT_OFFSET(KvScenario, member)
 #define ENGINE(member) G_STRUCT_OFFSET(KvScenario, engine.member)

@@ -1,5 +1,6 @@
 /* Survey: System-level Optimization > Hardware-aware Design > SSD-based Design. */
 #include "models/techniques/build.h"
+#include "models/techniques/flexgen_search.h"
 
 /* --- FlexGen --- */
 
@@ -236,6 +237,33 @@ static gboolean flexgen_exact(const KvTechniqueUse *use) {
 
 static const char *const cpu_choices[] = {"auto", "off", "on", NULL};
 
+enum { POLICY_GIVEN, POLICY_SEARCH };
+
+static gboolean flexgen_tune(KvTechniqueUse *use, const KvModel *model, const KvPlatform *platform,
+                             GError **error) {
+  if (kv_technique_value(use, "policy") == POLICY_GIVEN)
+    return TRUE;
+  KvFlexgenQuestion question = {(guint)kv_technique_value(use, "prompt_len"),
+                                (guint)kv_technique_value(use, "gen_len"),
+                                kv_technique_value(use, "impl") == 1.0};
+  KvFlexgenPolicy p;
+  if (!kv_flexgen_search(&question, model, platform, &p))
+    return kv_technique_refuse(use, error,
+                               "no placement of %s fits %s, expected more host memory or a disk",
+                               model->id, platform->id);
+  const struct {
+    const char *name;
+    double value;
+  } found[] = {{"gbs", p.gpu_batch},          {"num_gpu_batches", p.n_gpu_batches},
+               {"wg", 100.0 * p.weights_gpu}, {"wc", 100.0 * p.weights_host},
+               {"cg", 100.0 * p.cache_gpu},   {"cc", 100.0 * p.cache_host},
+               {"hg", 100.0 * p.hidden_gpu},  {"hc", 100.0 * (1.0 - p.hidden_gpu)}};
+  for (guint i = 0; i < G_N_ELEMENTS(found); i++)
+    kv_technique_set(use, found[i].name, found[i].value);
+  return TRUE;
+}
+
+static const char *const flexgen_policies[] = {"given", "search", NULL};
 static const char *const flexgen_implementations[] = {"ideal", "released", NULL};
 
 static const KvParam flexgen_params[] = {
@@ -261,6 +289,12 @@ static const KvParam flexgen_params[] = {
     {"impl", KV_PARAM_CHOICE, 0, 0, 1, flexgen_implementations, "",
      "ideal: all transfers overlap; released: what comes to the GPU adds to the longest of the rest, "
      "as in the authors' fitted cost model"},
+    {"policy", KV_PARAM_CHOICE, POLICY_GIVEN, 0, 1, flexgen_policies, "",
+     "search: block shape and placement of the least time a token, by the authors' cost model, instead "
+     "of the ones given"},
+    {"prompt_len", KV_PARAM_INTEGER, 512, 1, 1048576, NULL, "tokens",
+     "policy=search: of a sequence"},
+    {"gen_len", KV_PARAM_INTEGER, 32, 1, 1048576, NULL, "tokens", "policy=search: of a sequence"},
     {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
 };
 
@@ -332,6 +366,7 @@ const KvTechnique kv_technique_flexgen = {
         "high: README, benchmark scripts, compression and cost-model code and a text copy "
         "of the paper were read",
     .exact = flexgen_exact,
+    .tune = flexgen_tune,
     .plan = flexgen_plan,
     .engine = flexgen_engine,
 };

@@ -219,6 +219,7 @@ static const Named allocators[] = {
 static const Named executors[] = {
     {"model", "analytic cost models, virtual time"},
     {"host", "a plain C transformer that computes every step for real (small models)"},
+    {"cuda", "an NVIDIA GPU computes every step, its measured time is the engine's"},
     {NULL, NULL},
 };
 

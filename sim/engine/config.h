@@ -63,9 +63,9 @@ typedef struct {
   double swap_in_below;
   guint least_step_tokens;
   double host_launch_seconds;
-  /* The cache of each sequence is split along its tokens over so many groups of tensor_parallel GPUs,
-   * each with all weights; 1: it is not; 0: all the platform's. Partial results are combined by trees
-   * of reductions, three a layer (fused: two), or caches go round in a ring. */
+  /* The cache of each sequence is split along its tokens over so many groups of tensor_parallel
+   * GPUs, each with all weights; 1: it is not; 0: all the platform's. Partial results are combined
+   * by trees of reductions, three a layer (fused: two), or caches go round in a ring. */
   guint context_parallel;
   KvCombine combine;
   gboolean combine_fused;

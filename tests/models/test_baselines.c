@@ -71,6 +71,23 @@ static void test_offloading_plans(void) {
           "deepspeed-offload: wg and wc add up to 110 %, expected at most 100 %");
 }
 
+/* OPT-30B on a T4: the authors' own choice is blocks of 144, a fifth of the weights on the GPU and
+ * the cache in host memory. */
+static void test_flexgen_searches_its_policy(void) {
+  g_autoptr(GError) error = NULL;
+  g_autoptr(KvModel) model = kv_model_load("opt-30b", NULL);
+  g_autoptr(KvStack) stack = kv_stack_parse("flexgen:policy=search:impl=released", &error);
+  KvPlatform *platform = kv_platform_load("gcp-t4", &error);
+  g_assert_true(kv_stack_tune(stack, model, platform, &error));
+  const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, 0);
+  double block = kv_technique_value(use, "gbs") * kv_technique_value(use, "num_gpu_batches");
+  g_assert_cmpfloat(block, >=, 64);
+  g_assert_cmpfloat(kv_technique_value(use, "wg"), <=, 20);
+  g_assert_cmpfloat(kv_technique_value(use, "cg"), ==, 0);
+  g_assert_cmpfloat(kv_technique_value(use, "cc"), ==, 100);
+  kv_platform_free(platform);
+}
+
 static void test_one_serving_system(void) {
   refused(llama2_7b(), "hf-eager,vllm",
           "vllm: scheduling and memory are already those of hf-eager, expected one serving system");
@@ -86,6 +103,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/baselines/hf-eager/grouped-heads", test_hf_eager_repeats_heads);
   g_test_add_func("/baselines/placement", test_placement_follows_the_platform);
   g_test_add_func("/baselines/offloading", test_offloading_plans);
+  g_test_add_func("/baselines/flexgen-search", test_flexgen_searches_its_policy);
   g_test_add_func("/baselines/one-serving-system", test_one_serving_system);
   return g_test_run();
 }
