@@ -542,8 +542,8 @@ KvStorage *kv_storage_read(KvJson *json, json_t *object) {
   storage->latency_seconds = number(json, object, "latency_us", KV_JSON_REQUIRED, MICRO);
   storage->read_iops = number(json, object, "read_kiops", 0, 1000);
   storage->price_per_GB = number(json, object, "usd_per_GB", 0, 1);
-  storage->internal_Bps = number(json, object, "internal_GBps", 0, GIGA) *
-                          share(json, object, "internal_share", 1);
+  storage->internal_Bps =
+      number(json, object, "internal_GBps", 0, GIGA) * share(json, object, "internal_share", 1);
   storage->internal_flops = number(json, object, "internal_GFLOPs", 0, GIGA);
   return storage;
 }

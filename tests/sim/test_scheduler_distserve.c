@@ -137,7 +137,7 @@ static void test_roles(void) {
   g_assert_cmpfloat_with_epsilon(run->summary->busy_share,
                                  (2 * prefill->busy_share + decode->busy_share) / 3, 1e-12);
   /* Every token after the first has a gap: 20 sequences of 99. */
-  g_assert_cmpuint(run->summary->latency[KV_LATENCY_ITL].n, ==, 20 * 99);
+  g_assert_cmpuint(run->summary->latency[KV_LATENCY_ITL].n, ==, (guint64)20 * 99);
 }
 
 static void test_refused(void) {

@@ -244,11 +244,11 @@ static void test_run(void) {
       workload, "use=vllm:gpu_memory_utilization=0.99:max_num_batched_tokens=832 %s", common);
   g_autoptr(Replay) with = replay(workload, "use=neo:max_tokens_in_batch=832 %s", common);
   g_assert_cmpuint(with->summary->requests_finished, ==, 60);
-  g_assert_cmpuint(with->summary->output_tokens, ==, 60 * 40);
+  g_assert_cmpuint(with->summary->output_tokens, ==, (guint64)60 * 40);
   g_assert_cmpfloat(with->summary->makespan_seconds, <, without->summary->makespan_seconds);
   g_assert_cmpfloat(with->summary->peak_running, >, without->summary->peak_running);
   /* One gap for each token after the first. */
-  g_assert_cmpuint(with->summary->latency[KV_LATENCY_ITL].n, ==, 60 * 39);
+  g_assert_cmpuint(with->summary->latency[KV_LATENCY_ITL].n, ==, (guint64)60 * 39);
 }
 
 int main(int argc, char **argv) {
