@@ -62,6 +62,8 @@ typedef struct {
   guint64 host_first;
   double host_prompt_tokens;
   guint64 repeat; /* the same decode batch, each repeat one token longer; 1 if there are chunks */
+  gboolean
+      sustained; /* steps like it follow one another, as when one is measured again and again */
 } KvStep;
 
 typedef struct {

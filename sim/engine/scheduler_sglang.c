@@ -149,5 +149,6 @@ const KvSchedulerClass kv_scheduler_sglang = {
     .name = "sglang",
     .description = "SGLang 0.5: prompts first and alone, admission by what answers may need",
     .schedule = schedule,
+    .shares_prefixes = TRUE,
     .async = TRUE,
 };

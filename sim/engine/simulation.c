@@ -44,7 +44,9 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
   const KvSchedulerClass *scheduler = kv_scheduler_find(e->scheduler);
   if (scheduler->holds_rows || strcmp(e->scheduler, "orca") == 0)
     e->allocator = "reserved";
-  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->async)
+  if (e->between_steps_seconds < 0.0)
+    e->between_steps_seconds = scheduler->between_steps_seconds;
+  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->shares_prefixes)
     e->prefix_caching = FALSE;
   if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
     e->reservation = KV_RESERVE_ORACLE;
@@ -302,18 +304,25 @@ typedef struct {
   KvMetrics *metrics;
   KvArrivalSource *source;
   const KvRouterClass *router;
+  gpointer router_state;
   guint n;
   KvInstance **instances;
   KvExecutor **executors;
   KvEventQueue *events; /* by instance */
-  double tokenized;     /* when the prompt that came last is tokenized */
+  double *tokenized;    /* by instance's server: when it has tokenized all that it was given */
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
 } Run;
 
+static void router_finished(Run *run, const KvSequence *sequence, double now) {
+  if (run->router_state)
+    run->router->finished(run->router_state, sequence, now);
+}
+
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
   Run *run = user;
   kv_arrival_source_finished(run->source, sequence, instance->now);
+  router_finished(run, sequence, instance->now);
   if (run->options->left)
     run->options->left(sequence, run->options->user);
   kv_sequence_free(sequence);
@@ -332,7 +341,7 @@ static void computed(KvInstance *instance, KvSequence *sequence, gpointer user) 
       near[n++] = run->instances[i];
   KvInstance *const *among = n > 0 ? near : run->instances + first;
   const KvRouterClass *least = kv_router_find("least-loaded");
-  KvInstance *to = among[least->choose(among, n > 0 ? n : run->n - first, sequence)];
+  KvInstance *to = among[least->choose(NULL, among, n > 0 ? n : run->n - first, sequence)];
   kv_instance_announce(to, sequence, to->node == instance->node, instance->now);
   kv_event_queue_set(run->events, to->index, kv_instance_next(to));
 }
@@ -465,11 +474,13 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
+  run->router_state = run->router->state_new ? run->router->state_new() : NULL;
   run->sent = g_sequence_new(NULL);
   run->n = n_instances(run->setup);
   g_autofree guint *nodes = g_new0(guint, run->n);
   if (run->setup->n_fleets > 1)
     place_instances(run->setup, nodes);
+  run->tokenized = g_new0(double, run->n);
   run->instances = g_new0(KvInstance *, run->n);
   run->executors = g_new0(KvExecutor *, run->n);
   run->events = kv_event_queue_new(run->n);
@@ -520,6 +531,9 @@ static void run_end(Run *run) {
       run->executors[i]->class->destroy(run->executors[i]);
   }
   g_free(run->instances);
+  g_free(run->tokenized);
+  if (run->router_state)
+    run->router->state_free(run->router_state);
   g_free(run->executors);
   kv_event_queue_free(run->events);
   if (run->sent) {
@@ -550,10 +564,15 @@ static void enter(Run *run, KvSequence *sequence, double now);
 static void arrive(Run *run, double now) {
   KvSequence *sequence = kv_arrival_source_take(run->source);
   const KvScenario *s = run->setup->scenario;
-  /* One thread tokenizes, prompt after prompt. */
-  run->tokenized = MAX(run->tokenized, now + s->client_request_seconds) +
-                   s->client_token_seconds * (double)sequence->input_tokens;
-  sequence->seen_seconds = run->tokenized;
+  /* One thread of each instance's server tokenizes, prompt after prompt. Which server it is shows
+   * only when the engine sees the request, so the one that is free first stands for it. */
+  double *tokenized = &run->tokenized[0];
+  for (guint i = 1; i < run->n; i++)
+    if (run->tokenized[i] < *tokenized)
+      tokenized = &run->tokenized[i];
+  *tokenized = MAX(*tokenized, now + s->client_request_seconds) +
+               s->client_token_seconds * (double)sequence->input_tokens;
+  sequence->seen_seconds = *tokenized;
   if (sequence->seen_seconds > now)
     g_sequence_insert_sorted(run->sent, sequence, by_seen, NULL);
   else
@@ -574,12 +593,13 @@ static void enter(Run *run, KvSequence *sequence, double now) {
     sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
   kv_metrics_arrived(run->metrics, sequence);
   guint n = run->setup->fleets[0].instances;
-  guint to = n > 1 ? run->router->choose(run->instances, n, sequence) : 0;
+  guint to = n > 1 ? run->router->choose(run->router_state, run->instances, n, sequence) : 0;
   KvInstance *instance = run->instances[to];
   if (!kv_instance_can_ever_serve(instance, sequence) ||
       !kv_instance_can_ever_serve(run->instances[run->n - 1], sequence)) {
     kv_metrics_rejected(run->metrics, sequence);
     kv_arrival_source_finished(run->source, sequence, now);
+    router_finished(run, sequence, now);
     if (run->options->left)
       run->options->left(sequence, run->options->user);
     kv_sequence_free(sequence);

@@ -102,9 +102,10 @@ static void test_price(void) {
 }
 
 static void test_refusals(void) {
-  refused(llama2_7b(), "kivi,neo",
-          "neo: attention on the CPU needs an uncompressed cache, but 'keys, packed' is quantized by "
-          "kivi, expected one of the two");
+  refused(
+      llama2_7b(), "kivi,neo",
+      "neo: attention on the CPU needs an uncompressed cache, but 'keys, packed' is quantized by "
+      "kivi, expected one of the two");
   refused(llama2_7b(), "instinfer,neo",
           "neo: 'tokens' of the cache is in csd already, expected a cache in HBM, of which whole "
           "sequences move");

@@ -55,6 +55,7 @@ static Bench *bench_new(guint64 host) {
   b->config.scheduler = "neo";
   b->config.preemption = KV_PREEMPT_SWAP;
   b->config.step_by_step = TRUE;
+  b->config.between_steps_seconds = 0.0;
   b->config.prefix_caching = b->config.chunked_prefill = FALSE;
   b->config.max_seqs = 100;
   b->config.max_batched_tokens = 1000;
