@@ -124,6 +124,9 @@ typedef struct {
   double capacity_bytes, read_Bps, write_Bps; /* achievable */
   double latency_seconds, read_iops;          /* per operation; 0 iops = not limited */
   double price_per_GB;
+  /* Storage that computes: what its processor reads inside (achieved, in whole pages) and computes;
+   * 0: it cannot. */
+  double internal_Bps, internal_flops;
 } KvStorage; /* host memory and SSDs alike */
 
 typedef struct {
@@ -135,6 +138,7 @@ typedef struct {
   KvLink *network;        /* between nodes, one port per GPU; NULL for one node */
   KvStorage *host_memory; /* per node */
   KvStorage *ssd;         /* per node; NULL if there is none */
+  KvStorage *csd;         /* per node: computational SSDs, for stacks that attend in them */
   double cpu_flops;       /* one node's processors, sgemm */
   double host_watts;      /* per node beside its GPUs */
   double pue;             /* facility power over IT power */

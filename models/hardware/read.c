@@ -534,6 +534,10 @@ static const char *const storage_fields[] = {
     "latency_us",
     "latency_basis",
     "read_kiops",
+    "internal_GBps",
+    "internal_share",
+    "internal_basis",
+    "internal_GFLOPs",
     "usd_per_GB",
     "price_source",
     "extra",
@@ -555,5 +559,8 @@ KvStorage *kv_storage_read(KvJson *json, json_t *object) {
   storage->latency_seconds = number(json, object, "latency_us", KV_JSON_REQUIRED, MICRO);
   storage->read_iops = number(json, object, "read_kiops", 0, 1000);
   storage->price_per_GB = number(json, object, "usd_per_GB", 0, 1);
+  storage->internal_Bps =
+      number(json, object, "internal_GBps", 0, GIGA) * share(json, object, "internal_share", 1);
+  storage->internal_flops = number(json, object, "internal_GFLOPs", 0, GIGA);
   return storage;
 }

@@ -9,6 +9,11 @@
 #include "models/techniques/technique.h"
 
 /* The entries of kv_techniques, each defined in its survey family's file. */
+extern const KvTechnique kv_technique_cake;
+extern const KvTechnique kv_technique_distserve;
+extern const KvTechnique kv_technique_instinfer;
+extern const KvTechnique kv_technique_neo;
+extern const KvTechnique kv_technique_tree_attention;
 extern const KvTechnique kv_technique_accelerate_offload, kv_technique_deepspeed_offload,
     kv_technique_fastertransformer, kv_technique_hf_eager;
 extern const KvTechnique kv_technique_flexgen, kv_technique_gqa, kv_technique_kivi,

@@ -11,7 +11,9 @@
 const KvTechnique *const kv_techniques[] = {
     &kv_technique_accelerate_offload,
     &kv_technique_block_transformer,
+    &kv_technique_cake,
     &kv_technique_deepspeed_offload,
+    &kv_technique_distserve,
     &kv_technique_dmc,
     &kv_technique_fastertransformer,
     &kv_technique_fastgen,
@@ -21,6 +23,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_h2o,
     &kv_technique_hf_eager,
     &kv_technique_infinigen,
+    &kv_technique_instinfer,
     &kv_technique_kivi,
     &kv_technique_kvquant,
     &kv_technique_lckv,
@@ -29,6 +32,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_mamba,
     &kv_technique_minicache,
     &kv_technique_mla,
+    &kv_technique_neo,
     &kv_technique_orca,
     &kv_technique_palu,
     &kv_technique_pyramidkv,
@@ -38,6 +42,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_retrieval_attention,
     &kv_technique_shadowkv,
     &kv_technique_snapkv,
+    &kv_technique_tree_attention,
     &kv_technique_vllm,
     NULL,
 };

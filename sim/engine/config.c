@@ -3,6 +3,7 @@
 #include "sim/base/error.h"
 
 const char *const kv_preemption_names[] = {"recompute", "swap", NULL};
+const char *const kv_combine_names[] = {"tree", "ring", NULL};
 const char *const kv_reservation_names[] = {"max", "pow2", "oracle", NULL};
 
 void kv_engine_config_init(KvEngineConfig *config) {
@@ -23,6 +24,14 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .reservation = KV_RESERVE_MAX,
       .gpu_batch = 48, /* as the technique flexgen */
       .n_gpu_batches = 3,
+      .pull_share = 0.05, /* as the technique distserve */
+      .pull_in_node = TRUE,
+      .context_parallel = 1,
+      .load_chunk_tokens = 512, /* as the technique cake */
+      .load_share = 1.0,
+      .swap_in_below = 0.95, /* as the technique neo */
+      .least_step_tokens = 128,
+      .host_launch_seconds = 8e-4,
       /* Output to next schedule of a public vLLM 0.19 timeline: 0.10-0.11 ms median. */
       .step_gap_seconds = 1e-4,
       .between_steps_seconds = -1.0,

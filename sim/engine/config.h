@@ -12,10 +12,12 @@
 #include <glib.h>
 
 typedef enum { KV_PREEMPT_RECOMPUTE, KV_PREEMPT_SWAP } KvPreemption;
+typedef enum { KV_COMBINE_TREE, KV_COMBINE_RING } KvCombine;
 typedef enum { KV_RESERVE_MAX, KV_RESERVE_POW2, KV_RESERVE_ORACLE } KvReservation;
 
 extern const char *const kv_preemption_names[];
 extern const char *const kv_reservation_names[];
+extern const char *const kv_combine_names[];
 
 typedef struct {
   const char *scheduler; /* interned; "vllm-v1" */
@@ -51,6 +53,34 @@ typedef struct {
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */
   guint static_batch;             /* sequences a static batch takes; 0: as memory allows */
   guint gpu_batch, n_gpu_batches; /* FlexGen: a block is gpu_batch * n_gpu_batches sequences */
+  /* Disaggregation: 0 prefill instances: every instance does both. Tensor parallelism 0: the
+   * scenario's. */
+  guint prefill_instances, decode_instances, prefill_tensor_parallel, decode_tensor_parallel;
+  guint decode_max_seqs; /* running sequences of a decode instance; 0: max_seqs */
+  double pull_share;     /* a decode instance pulls while what it has pulled and does not run yet
+                            takes less than this share of its blocks */
+  gboolean pull_in_node; /* prompts go to a decode instance of their own node, where it has one */
+  /* NEO: CPU-cache sequences come back to the GPU while less than this share of its blocks is in
+   * use; prompts are not dropped from a step below so many tokens; what a layer's attention of a
+   * sub-batch on the CPU takes beside reading the cache. */
+  double swap_in_below;
+  guint least_step_tokens;
+  double host_launch_seconds;
+  /* The cache of each sequence is split along its tokens over so many groups of tensor_parallel
+   * GPUs, each with all weights; 1: it is not; 0: all the platform's. Partial results are combined
+   * by trees of reductions, three a layer (fused: two), or caches go round in a ring. */
+  guint context_parallel;
+  KvCombine combine;
+  gboolean combine_fused;
+  /* Cake: a prefix on the lower tier is loaded from its end, in chunks, while it is computed from
+   * its start. */
+  gboolean load_race;
+  guint load_chunk_tokens;
+  double load_Bps;   /* at which the lower tier is read, if it is behind a network; 0: its own */
+  double load_share; /* of the cache's bytes that its stored form has */
+  /* Computational SSDs: how many, and what each is like; 0: as the platform's. */
+  guint csd_drives, csd_channels;
+  double csd_channel_Bps, csd_link_Bps, csd_flops;
   const char
       *scheduled_by; /* interned id of the technique that chose scheduler and allocator, or NULL */
 } KvEngineConfig;

@@ -54,6 +54,13 @@ typedef struct {
   const KvChunk *chunks;
   guint n_chunks;
   KvDecodeBatch decode;
+  /* Sequences whose cache is in host memory and whose attention runs on the CPU (NEO): the first
+   * `host_first` of them are in a sub-batch with all others, the rest in one of their own, and each
+   * sub-batch's CPU attention runs beside the other's linear layers. Prompts of so many tokens are
+   * written to the host as they are computed. */
+  KvDecodeBatch host;
+  guint64 host_first;
+  double host_prompt_tokens;
   guint64 repeat; /* the same decode batch, each repeat one token longer; 1 if there are chunks */
   gboolean
       sustained; /* steps like it follow one another, as when one is measured again and again */
@@ -68,6 +75,8 @@ typedef struct {
   double link_bytes;                                                         /* between GPUs */
   double fetched_bytes[KV_N_TIERS];                                          /* from each tier */
   double launches;
+  double slack_seconds[2]; /* host sequences: by which the CPU is done before the GPU asks for the
+                              attention of the first and of the second sub-batch; negative: after */
 } KvStepCost;
 
 typedef struct {
@@ -77,6 +86,8 @@ typedef struct {
   KvSequence *sequence; /* whose blocks move; NULL if nobody waits for it */
   gpointer tag;         /* the engine's own */
   gboolean pinned;
+  gboolean
+      pulled; /* from another instance: `from` HBM: in the same node; REMOTE: over the network */
 } KvCopy;
 
 typedef struct KvExecutor KvExecutor;
@@ -99,6 +110,8 @@ typedef struct {
   void (*cost)(KvExecutor *executor, const KvPricing *pricing, guint64 repeats, KvStepCost *cost);
   /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
+  /* Give up the copies under way for the sequence. Executors that race only; may be NULL. */
+  void (*cancel_copies)(KvExecutor *executor, const KvSequence *sequence, double now);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
   double (*next_copy)(KvExecutor *executor);
   gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);

@@ -3,6 +3,14 @@
 #include <math.h>
 #include <string.h>
 
+const char *const kv_instance_role_names[] = {"whole", "prefill", "decode", NULL};
+
+/* A copy whose completion was found while something else was timed. */
+typedef struct {
+  KvCopy copy;
+  double end;
+} Early;
+
 /* Queues. */
 
 static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
@@ -38,11 +46,14 @@ static KvBatch *batch_take(KvInstance *instance) {
     batch = g_new0(KvBatch, 1);
     batch->chunks = g_array_new(FALSE, FALSE, sizeof(KvChunk));
     batch->ending = g_ptr_array_new();
+    batch->host = g_ptr_array_new();
     batch->values = g_new0(double, instance->n_channels + 1);
     batch->slopes = g_new0(double, instance->n_channels + 1);
   }
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
+  g_ptr_array_set_size(batch->host, 0);
+  batch->host_first = 0;
   batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
   batch->decode_n = batch->padding = batch->repeat = batch->most_repeats = 0;
   batch->wait_seconds = batch->gap_seconds = 0.0;
@@ -55,6 +66,7 @@ static void batch_free(KvInstance *instance, KvBatch *batch) {
     instance->executor->class->pricing_free(batch->pricing);
   g_array_unref(batch->chunks);
   g_ptr_array_unref(batch->ending);
+  g_ptr_array_unref(batch->host);
   g_free(batch->values);
   g_free(batch->slopes);
   g_free(batch);
@@ -76,6 +88,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->executor = executor;
   instance->observer = observer;
   instance->n_channels = curves->n_channels;
+  instance->curves = curves;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
@@ -87,6 +100,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
   instance->held_rows = g_ptr_array_new();
+  instance->early = g_array_new(FALSE, FALSE, sizeof(Early));
   instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
   instance->host_free_blocks = kv_instance_swap_blocks(config, &instance->demand);
   if (!executor->class->closed_form) {
@@ -130,16 +144,23 @@ void kv_instance_free(KvInstance *instance) {
   kv_buddy_free(instance->buddy);
   g_ptr_array_unref(instance->prefilling);
   g_ptr_array_unref(instance->held_rows);
+  g_array_unref(instance->early);
+  for (KvSequence *s = instance->left_behind.head, *next; s; s = next) {
+    next = s->next;
+    g_free(s->nodes);
+    g_free(s);
+  }
   g_free(instance->host_free_ids);
   g_free(instance);
 }
 
 guint kv_instance_waiting(const KvInstance *instance) {
-  return instance->waiting.n + instance->swapped.n + instance->n_loading;
+  return instance->waiting.n + instance->swapped.n + instance->n_loading + instance->bridge.n +
+         instance->pulling.n - instance->n_on_host;
 }
 
 guint kv_instance_running(const KvInstance *instance) {
-  return instance->n_running;
+  return instance->n_running + instance->n_on_host;
 }
 
 /* Blocks. */
@@ -184,7 +205,8 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
     return FALSE;
   if (instance->buddy)
     return kv_buddy_can_ever_fit(instance->buddy, reserved_blocks(instance, sequence));
-  if (!instance->config->chunked_prefill && tokens > instance->config->max_batched_tokens)
+  if (instance->role == KV_INSTANCE_WHOLE && !instance->config->chunked_prefill &&
+      tokens > instance->config->max_batched_tokens)
     return FALSE;
   /* The longest prompt: what a preemption just before its last token leaves to be computed again.
    */
@@ -193,6 +215,12 @@ gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence
   guint64 whole = kv_demand_blocks(&instance->demand, (double)tokens, sequence->input_tokens, TRUE);
   guint64 kept_free =
       (guint64)(instance->config->watermark * (double)kv_pool_total(instance->pool));
+  if (instance->role == KV_INSTANCE_PREFILL)
+    whole = prompt =
+        kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE);
+  if (instance->scheduler->offloads &&
+      MAX(prompt, whole) <= kv_instance_swap_blocks(instance->config, &instance->demand))
+    return TRUE;
   return MAX(prompt, whole) + kept_free <= kv_pool_total(instance->pool);
 }
 
@@ -228,6 +256,51 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
     instance->taken_private -= sequence->private_blocks - held_private;
 }
 
+/* Cake, section 3: a prefix that the lower tier has is computed from its start, and loaded from its
+ * end, a chunk at a time, until the two meet. */
+
+/* Load the chunk before those that are there. */
+static void load_next(KvInstance *instance, KvSequence *sequence, double now) {
+  guint block = instance->config->block_tokens;
+  guint64 most = MAX(1, instance->config->load_chunk_tokens / block);
+  guint64 left = (sequence->loaded_from - sequence->computed_tokens + block - 1) / block;
+  guint64 blocks = MIN(most, left);
+  KvCopy copy = {.from = instance->tier,
+                 .to = KV_TIER_HBM,
+                 .bytes =
+                     (double)blocks * instance->demand.block_bytes * instance->config->load_share,
+                 .blocks = blocks,
+                 .sequence = sequence,
+                 .pinned = TRUE};
+  instance->observer->class->moved(instance->observer, &copy, now);
+  instance->executor->class->copy(instance->executor, &copy, now);
+}
+
+static void end_race(KvInstance *instance, KvSequence *sequence, double now) {
+  instance->executor->class->cancel_copies(instance->executor, sequence, now);
+  sequence->race_end = 0;
+}
+
+/* The two ends may have met: then the whole prefix is there. */
+static gboolean meet(KvInstance *instance, KvSequence *sequence, double now) {
+  if (sequence->computed_tokens < sequence->loaded_from)
+    return FALSE;
+  guint32 loaded = sequence->race_end - MIN(sequence->race_end, sequence->computed_tokens);
+  guint32 computed = sequence->lower_tier_tokens - MIN(sequence->lower_tier_tokens, loaded);
+  sequence->lower_tier_tokens -= computed;
+  sequence->prompt_hit_tokens -= computed;
+  sequence->computed_tokens = MAX(sequence->computed_tokens, sequence->race_end);
+  end_race(instance, sequence, now);
+  return TRUE;
+}
+
+guint32 kv_instance_prompt_left(const KvInstance *instance, const KvSequence *sequence) {
+  if (sequence->race_end == 0)
+    return sequence->target_tokens - sequence->computed_tokens;
+  return MIN(instance->config->load_chunk_tokens,
+             sequence->loaded_from - sequence->computed_tokens);
+}
+
 /* For schedulers. */
 
 /* Tokens of the hit that are copied up from the lower tier. */
@@ -251,15 +324,19 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
         hit ? (guint32)MIN(hit->tokens + hit->tier_tokens, sequence->input_tokens) : 0;
     sequence->lower_tier_tokens = hit ? (guint32)loaded_tokens(instance, hit) : 0;
   }
-  if (kv_instance_must_load(instance, hit)) {
+  gboolean loads = kv_instance_must_load(instance, hit);
+  gboolean races = loads && hit->tier_tokens > 0 && instance->config->load_race;
+  if (loads)
     kv_pool_take_tier(instance->pool, sequence, hit);
+  if (loads && !races) {
     sequence->computed_tokens = (guint32)(hit->tokens + hit->tier_tokens);
     sequence->state = KV_SEQUENCE_LOADING;
     instance->n_loading++;
     guint64 blocks = loaded_tokens(instance, hit) / instance->config->block_tokens;
     KvCopy copy = {.from = instance->tier,
                    .to = KV_TIER_HBM,
-                   .bytes = (double)blocks * instance->demand.block_bytes,
+                   .bytes =
+                       (double)blocks * instance->demand.block_bytes * instance->config->load_share,
                    .blocks = blocks,
                    .sequence = sequence,
                    .pinned = TRUE};
@@ -273,6 +350,10 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
   queue_push_tail(&instance->running, sequence);
   g_ptr_array_add(instance->prefilling, sequence);
   instance->n_running++;
+  if (races) {
+    sequence->race_end = sequence->loaded_from = (guint32)(hit->tokens + hit->tier_tokens);
+    load_next(instance, sequence, now);
+  }
 }
 
 void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
@@ -283,11 +364,13 @@ void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *seq
                    .tokens = tokens,
                    .last = sequence->computed_tokens + tokens == sequence->target_tokens};
   sequence->computed_tokens += tokens;
-  if (!instance->buddy)
+  if (!instance->buddy && !sequence->on_host)
     kv_pool_grow(instance->pool, sequence,
                  kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                   sequence->input_tokens, FALSE),
                  sequence->computed_tokens);
+  if (sequence->race_end > 0)
+    meet(instance, sequence, instance->now);
   g_array_append_val(batch->chunks, chunk);
 }
 
@@ -338,8 +421,14 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
   KvCopy done;
   for (double next;
        (next = instance->executor->class->next_copy(instance->executor)) < G_MAXDOUBLE;)
-    if (instance->executor->class->pop_copy(instance->executor, next, &done))
+    if (instance->executor->class->pop_copy(instance->executor, next, &done)) {
+      if (done.pulled) {
+        Early early = {done, next};
+        g_array_append_val(instance->early, early);
+        continue;
+      }
       end = next;
+    }
   return end - instance->now;
 }
 
@@ -354,6 +443,8 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
   else
     g_ptr_array_remove(instance->prefilling, victim);
   victim->preemptions++;
+  if (victim->race_end > 0)
+    end_race(instance, victim, instance->now);
   batch->reordered = TRUE;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
@@ -363,6 +454,7 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
     victim->swapped_blocks = blocks;
     give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
+    victim->last_token_seconds = instance->last_decode_end;
     queue_push_tail(&instance->swapped, victim);
     instance->observer->class->preempted(instance->observer, 0, instance->now);
     return;
@@ -399,11 +491,67 @@ void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *seque
   kv_decode_set_join(instance->decode, sequence);
 }
 
+void kv_instance_admit_to_host(KvInstance *instance, KvSequence *sequence, double now) {
+  kv_instance_admit(instance, sequence, NULL, now);
+  sequence->on_host = TRUE;
+  sequence->swapped_blocks =
+      kv_demand_blocks(&instance->demand, sequence->target_tokens, sequence->input_tokens, FALSE);
+  instance->host_free_blocks -= sequence->swapped_blocks;
+}
+
+/* Blocks on the host that the swapped sequence takes at its next token. */
+static guint64 next_host_blocks(const KvInstance *instance, const KvSequence *sequence) {
+  guint64 blocks = kv_demand_blocks(&instance->demand, sequence->computed_tokens + 1.0,
+                                    sequence->input_tokens, TRUE);
+  return MAX(blocks, sequence->swapped_blocks);
+}
+
+gboolean kv_instance_host_has_room(const KvInstance *instance, const KvSequence *sequence) {
+  return next_host_blocks(instance, sequence) - sequence->swapped_blocks <=
+         instance->host_free_blocks;
+}
+
+static void leave_host(KvInstance *instance, KvSequence *sequence) {
+  instance->host_free_blocks += sequence->swapped_blocks;
+  sequence->swapped_blocks = 0;
+  sequence->on_host = FALSE;
+}
+
+void kv_instance_drop_last_swapped(KvInstance *instance, KvBatch *batch) {
+  KvSequence *victim = instance->swapped.tail;
+  queue_remove(&instance->swapped, victim);
+  leave_host(instance, victim);
+  victim->preemptions++;
+  victim->recomputed_tokens += victim->computed_tokens;
+  instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
+  victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
+  victim->computed_tokens = 0;
+  victim->state = KV_SEQUENCE_WAITING;
+  queue_push_head(&instance->waiting, victim);
+  batch->reordered = TRUE;
+}
+
+void kv_instance_join(KvInstance *instance, KvSequence *sequence) {
+  queue_remove(&instance->waiting, sequence);
+  instance->pulled_blocks -= kv_pool_held(instance->pool, sequence);
+  queue_push_tail(&instance->running, sequence);
+  instance->n_running++;
+  instance->joined_token_seconds += sequence->first_token_seconds;
+  instance->joined_since_decode++;
+  kv_decode_set_join(instance->decode, sequence);
+}
+
 gboolean kv_instance_unload_last(KvInstance *instance) {
-  if (instance->running.n > 0 || instance->n_batches > 0 || instance->n_loading > 0)
+  if (instance->running.n > 0 || instance->n_batches > 0 || instance->n_loading > 0 ||
+      instance->pulling.n > 0)
     return FALSE;
   for (KvSequence *s = instance->waiting.tail; s && s != instance->waiting.head; s = s->previous)
     if (s->computed_tokens > 0) {
+      if (instance->role == KV_INSTANCE_DECODE) { /* pulled: computed again, by this instance */
+        instance->pulled_blocks -= kv_pool_held(instance->pool, s);
+        s->target_tokens = s->input_tokens + s->emitted_tokens;
+        s->recomputed_tokens += s->computed_tokens;
+      }
       give_back(instance, s, FALSE);
       s->computed_tokens = 0;
       return TRUE;
@@ -420,6 +568,25 @@ gboolean kv_instance_make_room(KvInstance *instance, KvBatch *batch) {
 }
 
 /* Deciding and closing batches. */
+
+/* What the swapped sequences of a step read on the host: sums over the plan's channels. */
+static void sum_host(const KvInstance *instance, const KvBatch *batch, double *values,
+                     KvStep *step) {
+  for (guint i = 0; i < batch->host->len; i++) {
+    const KvSequence *s = g_ptr_array_index(batch->host, i);
+    step->host.context_tokens += s->computed_tokens + 1.0;
+    for (guint c = 0; c < instance->n_channels; c++)
+      values[c] += kv_law_value(&instance->curves->laws[c], s->computed_tokens + 1.0,
+                                s->input_tokens, TRUE, NULL, NULL);
+  }
+  step->host.n = batch->host->len;
+  step->host.values = values;
+  step->host_first = batch->host_first;
+  for (guint i = 0; i < batch->chunks->len; i++) {
+    const KvChunk *chunk = &g_array_index(batch->chunks, KvChunk, i);
+    step->host_prompt_tokens += chunk->sequence->on_host ? chunk->tokens : 0.0;
+  }
+}
 
 static void step_of(const KvInstance *instance, const KvBatch *batch, KvStep *step) {
   *step = (KvStep){
@@ -453,16 +620,40 @@ static void prepare_members(KvInstance *instance) {
   }
 }
 
+/* The swapped sequences that took part have one token more. */
+static void end_host_decodes(KvInstance *instance, KvBatch *batch) {
+  for (guint i = 0; i < batch->host->len; i++) {
+    KvSequence *s = g_ptr_array_index(batch->host, i);
+    guint64 blocks = next_host_blocks(instance, s);
+    instance->host_free_blocks -= blocks - s->swapped_blocks;
+    s->swapped_blocks = blocks;
+    s->computed_tokens++;
+    s->emitted_tokens++;
+    instance->observer->class->stalled_token(instance->observer,
+                                             batch->end - s->last_token_seconds);
+    s->last_token_seconds = batch->end;
+    if (s->emitted_tokens < s->output_tokens)
+      continue;
+    queue_remove(&instance->swapped, s);
+    s->state = KV_SEQUENCE_ENDING;
+    instance->n_running++; /* until its token is out */
+    instance->n_on_host--;
+    g_ptr_array_add(batch->ending, s);
+  }
+}
+
 /* The prompt is done: the first token (or the next, after a preemption) comes out of this batch. */
 static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
   g_ptr_array_remove(instance->prefilling, sequence);
-  sequence->emitted_tokens++;
+  if (sequence->emitted_tokens++ == 0)
+    instance->prompt_tokens -= sequence->input_tokens;
   if (instance->tier != KV_TIER_HBM) {
     guint64 blocks = kv_pool_store(instance->pool, sequence);
     if (blocks > 0) {
       KvCopy copy = {.from = KV_TIER_HBM,
                      .to = instance->tier,
-                     .bytes = (double)blocks * instance->demand.block_bytes,
+                     .bytes = (double)blocks * instance->demand.block_bytes *
+                              instance->config->load_share,
                      .blocks = blocks,
                      .pinned = TRUE};
       instance->observer->class->moved(instance->observer, &copy, batch->end);
@@ -478,12 +669,25 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
       g_ptr_array_add(batch->ending, sequence);
     return;
   }
+  if (sequence->on_host) {
+    queue_remove(&instance->running, sequence);
+    instance->n_running--;
+    sequence->state = KV_SEQUENCE_SWAPPED;
+    sequence->last_token_seconds = batch->end;
+    queue_push_tail(&instance->swapped, sequence);
+    return;
+  }
+  if (instance->role == KV_INSTANCE_PREFILL) { /* take_results() passes it on */
+    sequence->state = KV_SEQUENCE_BRIDGED;
+    return;
+  }
   if (!instance->buddy && instance->demand.drops_prompt)
     kv_pool_shrink(instance->pool, sequence,
                    kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                     sequence->input_tokens, TRUE));
   kv_decode_set_join(instance->decode, sequence);
   instance->joined_since_decode++;
+  instance->joined_token_seconds += batch->end;
 }
 
 /* Sequences that emitted their last token in this batch. */
@@ -539,10 +743,15 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   } else {
     KvStep step;
     step_of(instance, batch, &step);
+    double host_values[KV_MAX_CHANNELS] = {0};
+    if (instance->scheduler->offloads)
+      sum_host(instance, batch, host_values, &step);
     if (!instance->executor->class->step(instance->executor, &step, &batch->cost, error))
       return FALSE;
   }
   batch->open = FALSE;
+  if (instance->scheduler->offloads)
+    batch->wait_seconds = MAX(0.0, batch->wait_seconds - batch->cost.seconds);
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
   batch->cost.seconds += batch->wait_seconds;
   batch->cost.first_seconds += batch->wait_seconds;
@@ -555,9 +764,12 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
   instance->observer->class->batch(instance->observer, instance, batch);
+  if (batch->host->len > 0)
+    end_host_decodes(instance, batch);
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
     instance->joined_since_decode = 0;
+    instance->joined_token_seconds = 0.0;
     end_decodes(instance, batch);
   }
   for (guint i = 0; i < batch->chunks->len; i++) {
@@ -576,15 +788,51 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
  * swapped in and so admitted nobody, or the batch that is still executing will give back blocks and
  * slots before it. */
 static gboolean room_comes(const KvInstance *instance, const KvBatch *batch) {
-  if (instance->waiting.n == 0 && instance->swapped.n == 0)
+  if (instance->waiting.n == 0 && instance->swapped.n == 0 && instance->bridge.n == 0)
     return FALSE;
   return batch->reordered || (instance->n_batches > 0 && instance->batches[0]->ending->len > 0);
 }
 
+/* DistServe's rule (the artifact's context-to-decoding bridge): the head of the bridge queue is
+ * pulled if what was pulled before and does not run yet takes less than a share of the blocks, and
+ * its own blocks are free. */
+static gboolean may_pull(const KvInstance *instance) {
+  const KvSequence *head = instance->bridge.head;
+  if (!head)
+    return FALSE;
+  double most = instance->config->pull_share * (double)kv_pool_total(instance->pool);
+  return (double)instance->pulled_blocks < most &&
+         kv_demand_blocks(&instance->demand, head->computed_tokens, head->input_tokens, TRUE) <=
+             kv_pool_free_blocks(instance->pool);
+}
+
+static void pull(KvInstance *instance) {
+  while (may_pull(instance)) {
+    KvSequence *head = instance->bridge.head;
+    guint64 blocks =
+        kv_demand_blocks(&instance->demand, head->computed_tokens, head->input_tokens, TRUE);
+    queue_remove(&instance->bridge, head);
+    queue_push_tail(&instance->pulling, head);
+    kv_pool_grow(instance->pool, head, blocks, 0);
+    instance->pulled_blocks += blocks;
+    gboolean in_node = head->state == KV_SEQUENCE_BRIDGED;
+    head->state = KV_SEQUENCE_PULLED;
+    head->pulled_seconds = instance->now;
+    KvCopy copy = {.from = in_node ? KV_TIER_HBM : KV_TIER_REMOTE,
+                   .to = KV_TIER_HBM,
+                   .bytes = (double)blocks * instance->demand.block_bytes,
+                   .blocks = blocks,
+                   .sequence = head,
+                   .pinned = TRUE,
+                   .pulled = TRUE};
+    instance->executor->class->copy(instance->executor, &copy, instance->now);
+  }
+}
+
 /* How many steps may be decided at once: none of them changes what the next decision would see. */
 static guint64 jump_length(const KvInstance *instance, const KvBatch *batch) {
-  if (batch->chunks->len > 0 || !instance->executor->class->closed_form ||
-      instance->config->step_by_step || room_comes(instance, batch))
+  if (batch->chunks->len > 0 || batch->host->len > 0 || !instance->executor->class->closed_form ||
+      instance->config->step_by_step || room_comes(instance, batch) || may_pull(instance))
     return 1;
   guint64 steps =
       MIN(kv_decode_set_until_finish(instance->decode), kv_decode_set_until_bend(instance->decode));
@@ -604,7 +852,8 @@ static double gap_seconds(const KvInstance *instance, const KvBatch *batch) {
   if (!instance->executor->class->closed_form)
     return 0.0;
   return instance->config->step_gap_seconds +
-         instance->config->per_sequence_seconds * (double)(batch->decode_n + batch->chunks->len);
+         instance->config->per_sequence_seconds *
+             (double)(batch->decode_n + batch->chunks->len + batch->host->len);
 }
 
 static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 repeats) {
@@ -633,7 +882,9 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   instance->blocked = FALSE;
   instance->scheduler->schedule(instance, instance->now, batch);
   gboolean decodes = batch->decodes && kv_decode_set_size(instance->decode) > 0;
-  *decided = decodes || batch->chunks->len > 0;
+  instance->n_on_host = batch->host->len;
+  batch->n_host = batch->host->len;
+  *decided = decodes || batch->chunks->len > 0 || batch->host->len > 0;
   if (!*decided) {
     /* If somebody was preempted, the very next decision may admit. */
     instance->nothing_to_decide = instance->n_batches > 0 || !batch->reordered;
@@ -743,6 +994,7 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   sequence->state = KV_SEQUENCE_WAITING;
   sequence->drained_seconds = drained_at(instance, now);
   sequence->instance = instance->index;
+  instance->prompt_tokens += sequence->input_tokens;
   queue_push_tail(&instance->waiting, sequence);
   if (instance->n_batches == 0) {
     instance->now = MAX(instance->now, now);
@@ -754,9 +1006,54 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
     shorten_jump(instance, newest, now, instance->now >= now);
 }
 
+void kv_instance_announce(KvInstance *instance, KvSequence *sequence, gboolean in_node,
+                          double now) {
+  sequence->instance = instance->index;
+  sequence->state = in_node ? KV_SEQUENCE_BRIDGED : KV_SEQUENCE_REMOTE;
+  queue_push_tail(&instance->bridge, sequence);
+  if (instance->n_batches == 0) {
+    instance->now = MAX(instance->now, now);
+    pull(instance);
+    return;
+  }
+  KvBatch *newest = instance->batches[instance->n_batches - 1];
+  if (newest->open && !newest->shortened && may_pull(instance))
+    shorten_jump(instance, newest, now, instance->now >= now);
+}
+
+void kv_instance_release(KvInstance *instance, KvSequence *left_behind, double now) {
+  queue_remove(&instance->left_behind, left_behind);
+  give_back(instance, left_behind, FALSE);
+  g_free(left_behind->nodes);
+  g_free(left_behind);
+  instance->nothing_to_decide = FALSE;
+  if (instance->n_batches == 0)
+    instance->now = MAX(instance->now, now);
+}
+
+/* The prompt is computed and its first token out: what the sequence holds here goes to a stand-in,
+ * and the sequence to whoever will decode it. */
+static void hand_over(KvInstance *instance, KvSequence *sequence) {
+  KvSequence *held = g_memdup2(sequence, sizeof *held);
+  queue_remove(&instance->running, sequence);
+  instance->n_running--;
+  held->hashes = NULL;
+  held->tokens = NULL;
+  queue_push_tail(&instance->left_behind, held);
+  sequence->nodes = NULL;
+  sequence->kept = NULL;
+  sequence->n_nodes = sequence->nodes_size = sequence->n_duplicates = 0;
+  sequence->private_blocks = sequence->node_end_blocks = 0;
+  sequence->left_behind = held;
+  held->instance = instance->index;
+  instance->computed(instance, sequence, instance->user);
+}
+
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->last_token_seconds = now;
   sequence->state = KV_SEQUENCE_FINISHED;
+  if (sequence->swapped_blocks > 0)
+    leave_host(instance, sequence);
   give_back(instance, sequence, FALSE);
   instance->n_running--;
   instance->observer->class->finished(instance->observer, sequence);
@@ -782,9 +1079,13 @@ static void take_results(KvInstance *instance) {
       instance->observer->class->stalled_token(instance->observer,
                                                batch->end - sequence->last_token_seconds);
     }
+    if (sequence->state == KV_SEQUENCE_BRIDGED)
+      hand_over(instance, sequence);
   }
   for (guint i = 0; i < batch->ending->len; i++)
     finish(instance, g_ptr_array_index(batch->ending, i), batch->end);
+  if (instance->bridge.n > 0)
+    pull(instance);
   instance->nothing_to_decide = FALSE;
   batch_give(instance, batch);
 }
@@ -809,20 +1110,52 @@ double kv_instance_next(KvInstance *instance) {
     if (newest->open)
       next = MIN(next, newest->due);
   }
-  if (instance->tier != KV_TIER_HBM)
+  if (instance->tier != KV_TIER_HBM || instance->pulling.n > 0) {
     next = MIN(next, instance->executor->class->next_copy(instance->executor));
+    if (instance->early->len > 0)
+      next = MIN(next, g_array_index(instance->early, Early, 0).end);
+  }
   return next;
+}
+
+/* A copy that has completed by now: from those found early, or the executor's next. */
+static gboolean pop_copy(KvInstance *instance, KvCopy *copy) {
+  if (instance->early->len > 0 && g_array_index(instance->early, Early, 0).end <= instance->now) {
+    *copy = g_array_index(instance->early, Early, 0).copy;
+    g_array_remove_index(instance->early, 0);
+    return TRUE;
+  }
+  return instance->executor->class->pop_copy(instance->executor, instance->now, copy);
+}
+
+/* A pulled cache is there: its sequence waits to run, and the other instance forgets it. */
+static void take_pulled(KvInstance *instance, const KvCopy *copy) {
+  KvSequence *sequence = copy->sequence;
+  queue_remove(&instance->pulling, sequence);
+  sequence->state = KV_SEQUENCE_WAITING;
+  queue_push_tail(&instance->waiting, sequence);
+  instance->observer->class->pulled(instance->observer, sequence, copy->bytes, instance->now);
+  instance->pulled(instance, g_steal_pointer(&sequence->left_behind), instance->user);
 }
 
 static void take_copies(KvInstance *instance) {
   KvCopy copy;
-  while (instance->tier != KV_TIER_HBM &&
-         instance->executor->class->pop_copy(instance->executor, instance->now, &copy)) {
+  while ((instance->tier != KV_TIER_HBM || instance->pulling.n > 0) && pop_copy(instance, &copy)) {
     if (!copy.sequence)
       continue;
-    instance->n_loading--;
-    copy.sequence->state = KV_SEQUENCE_WAITING;
-    queue_push_head(&instance->waiting, copy.sequence);
+    if (copy.pulled) {
+      take_pulled(instance, &copy);
+    } else if (copy.sequence->race_end > 0) {
+      KvSequence *sequence = copy.sequence;
+      guint32 tokens = (guint32)copy.blocks * instance->config->block_tokens;
+      sequence->loaded_from -= MIN(tokens, sequence->loaded_from);
+      if (!meet(instance, sequence, instance->now))
+        load_next(instance, sequence, instance->now);
+    } else {
+      instance->n_loading--;
+      copy.sequence->state = KV_SEQUENCE_WAITING;
+      queue_push_head(&instance->waiting, copy.sequence);
+    }
     /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle
      * poll. */
     if (instance->n_batches == 0)
@@ -870,6 +1203,18 @@ const char *kv_instance_check(const KvInstance *instance) {
     g_ptr_array_add(holders, g_ptr_array_index(instance->held_rows, i));
   if (holders->len != instance->n_running)
     return "the count of running sequences is wrong";
+  guint64 pulled = 0;
+  const KvQueue *holding[] = {&instance->left_behind, &instance->pulling, &instance->waiting};
+  for (guint q = 0; q < G_N_ELEMENTS(holding); q++) {
+    if (holding[q] == &instance->waiting && instance->role != KV_INSTANCE_DECODE)
+      continue; /* they hold nodes at most */
+    for (KvSequence *s = holding[q]->head; s; s = s->next) {
+      g_ptr_array_add(holders, s);
+      pulled += q > 0 ? kv_pool_held(instance->pool, s) : 0;
+    }
+  }
+  if (pulled != instance->pulled_blocks)
+    return "the count of pulled blocks is wrong";
   return kv_pool_check(instance->pool, (KvSequence *const *)holders->pdata, holders->len,
                        instance->taken_private);
 }

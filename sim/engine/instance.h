@@ -31,10 +31,22 @@ typedef struct {
   guint n;
 } KvQueue;
 
+/* What an instance does for a request. */
+typedef enum {
+  KV_INSTANCE_WHOLE,   /* everything */
+  KV_INSTANCE_PREFILL, /* its prompt and first token */
+  KV_INSTANCE_DECODE,  /* the rest, from a cache that it pulls from a prefill instance */
+} KvInstanceRole;
+
+extern const char *const kv_instance_role_names[];
+
 struct KvBatch {
-  GArray *chunks;    /* of KvChunk */
-  GPtrArray *ending; /* sequences whose last token it emits */
-  gboolean decodes;  /* the decoding sequences take part */
+  GArray *chunks;     /* of KvChunk */
+  GPtrArray *ending;  /* sequences whose last token it emits */
+  GPtrArray *host;    /* swapped sequences that decode in it, on the CPU */
+  guint64 n_host;     /* how many */
+  guint64 host_first; /* of them, in the sub-batch of everybody else */
+  gboolean decodes;   /* the decoding sequences take part */
   guint64 decode_n, padding, repeat;
   guint64 most_repeats; /* the scheduler wants to decide again after so many steps; 0: no limit */
   double *values, *slopes; /* copies: the set moves on while the batch executes */
@@ -53,6 +65,8 @@ struct KvBatch {
 
 struct KvInstance {
   guint index;
+  KvInstanceRole role;
+  guint node; /* of the platform, on which its GPUs are */
   const KvEngineConfig *config;
   const KvSchedulerClass *scheduler;
   KvExecutor *executor;
@@ -62,11 +76,17 @@ struct KvInstance {
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
   KvDecodeSet *decode;
-  guint n_channels;     /* of the plan's curves */
+  guint n_channels; /* of the plan's curves */
+  const KvPlanCurves *curves;
   guint share_multiple; /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
-  GPtrArray *prefilling; /* running sequences with prompt left, in admission order */
-  guint n_running;       /* running, those whose last token is in flight counted */
+  KvQueue left_behind;     /* prefill: holders of blocks that have not been pulled yet */
+  KvQueue bridge, pulling; /* decode: announced to it; on the way to it */
+  guint64 pulled_blocks;   /* of pulled sequences that do not run yet, those on the way counted */
+  guint64 prompt_tokens;   /* of requests whose first token has not been decided yet */
+  GArray *early;           /* of Early: copies found complete while a swap was timed */
+  GPtrArray *prefilling;   /* running sequences with prompt left, in admission order */
+  guint n_running;         /* running, those whose last token is in flight counted */
   guint n_loading;
   guint depth;         /* batches in flight at most */
   KvBatch *batches[2]; /* the first is the older */
@@ -79,16 +99,22 @@ struct KvInstance {
   GPtrArray *held_rows;       /* finished sequences whose rows are computed on (static batching) */
   KvTier tier;                /* the prefix cache's lower tier; KV_TIER_HBM: none */
   guint64 host_free_blocks;   /* of the swap space */
+  guint n_on_host;            /* sequences that decode from there in the batch under way */
   guint32 *host_free_ids;     /* a stack of them, where the executor needs ids */
   guint64 taken_private;      /* blocks taken for decoding sequences as a whole */
   double now;
   double last_decode_end, last_prefill_end;
   guint64 joined_since_decode; /* sequences that joined since decoding sequences last took part */
+  double joined_token_seconds; /* decode: sum of their previous tokens' times */
   guint withheld_steps;    /* that prompts have been withheld for (TensorRT-LLM's batch waiting) */
   guint64 busy_since_step; /* decode steps taken when the instance was last idle; SGLang's */
   double tokens_held;      /* in caches of running sequences that do not decode */
   void (*finished)(KvInstance *instance, KvSequence *sequence,
                    gpointer user); /* the sequence is freed after it */
+  /* Prefill: the sequence's first token is out, and its cache can be pulled. Decode: it has been;
+   * what the prefill instance holds of it can go. */
+  void (*computed)(KvInstance *instance, KvSequence *sequence, gpointer user);
+  void (*pulled)(KvInstance *instance, KvSequence *left_behind, gpointer user);
   gpointer user;
 };
 
@@ -103,6 +129,12 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now);
 
 /* Whether the request could ever be served. */
 gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence *sequence);
+
+/* Disaggregation. The prompt of `sequence` has been computed by another instance, in its node or
+ * not: pull its cache when the rule allows. */
+void kv_instance_announce(KvInstance *instance, KvSequence *sequence, gboolean in_node, double now);
+/* Its cache has been pulled: let go of the blocks held for it. */
+void kv_instance_release(KvInstance *instance, KvSequence *left_behind, double now);
 
 /* When it must be woken next (G_MAXDOUBLE: never), and the waking. FALSE with *error set if the
  * executor failed. */
@@ -138,6 +170,9 @@ gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence);
  * queue when it is there. */
 void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
                        double now);
+/* Tokens that the sequence may compute next, at most: the rest of its prompt, or while it races the
+ * next chunk that has not been loaded. */
+guint32 kv_instance_prompt_left(const KvInstance *instance, const KvSequence *sequence);
 /* Give the running sequence a chunk of `tokens` in this batch, with blocks. */
 void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *sequence,
                            guint32 tokens);
@@ -150,6 +185,15 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch);
 /* Bring a swapped sequence back: it decodes in this batch, which waits for the copy. */
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence);
+/* Let a pulled sequence decode, from this batch on. */
+void kv_instance_join(KvInstance *instance, KvSequence *sequence);
+/* Offloading. Take a waiting sequence into the running list with room for its prompt in host
+ * memory. */
+void kv_instance_admit_to_host(KvInstance *instance, KvSequence *sequence, double now);
+/* Whether one more token of the swapped sequence has room where it is. */
+gboolean kv_instance_host_has_room(const KvInstance *instance, const KvSequence *sequence);
+/* Drop the last swapped sequence: it is computed again. */
+void kv_instance_drop_last_swapped(KvInstance *instance, KvBatch *batch);
 /* Nothing runs and the head of the queue finds no room: take back what the last waiting sequence
  * behind it holds since its prefix was loaded. FALSE if none does. */
 gboolean kv_instance_unload_last(KvInstance *instance);

@@ -109,7 +109,8 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *de
                 model->id, platform->id, needs, has);
     return FALSE;
   }
-  double capacity[KV_N_TIERS] = {[KV_TIER_HBM] = memory->cache_bytes * tp};
+  double capacity[KV_N_TIERS] = {[KV_TIER_HBM] =
+                                     memory->cache_bytes * tp * config->context_parallel};
   capacity[KV_TIER_DRAM] =
       platform->host_memory
           ? MAX(0.0, platform->host_memory->capacity_bytes * config->memory_utilization -
@@ -119,6 +120,7 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *de
       platform->ssd
           ? MAX(0.0, platform->ssd->capacity_bytes - weights * plan->weights.share[KV_TIER_SSD])
           : 0.0;
+  capacity[KV_TIER_CSD] = platform->csd ? platform->csd->capacity_bytes : 0.0;
   double blocks = G_MAXDOUBLE;
   /* Heads that tensor parallelism cannot split are held by several GPUs. */
   double replication = 1.0;

@@ -20,6 +20,8 @@ typedef struct {
   void (*schedule)(KvInstance *instance, double now, KvBatch *batch);
   gboolean holds_rows; /* a finished sequence's row is computed until its whole batch ends (static
                           batching) */
+  gboolean offloads; /* sequences in `swapped` may decode from there, on the CPU; copies of swapped
+                        blocks run beside the step */
   gboolean shares_prefixes;     /* can look prompts up in the prefix cache */
   gboolean async;               /* may run one step ahead (vLLM v1's asynchronous scheduling) */
   double between_steps_seconds; /* the engine's own: see KvEngineConfig */

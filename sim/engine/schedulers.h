@@ -13,5 +13,7 @@ extern const KvSchedulerClass kv_scheduler_trtllm;          /* scheduler_trtllm.
 extern const KvSchedulerClass kv_scheduler_orca;            /* scheduler_orca.c */
 extern const KvSchedulerClass kv_scheduler_static;          /* scheduler_static.c */
 extern const KvSchedulerClass kv_scheduler_flexgen;         /* scheduler_static.c */
+extern const KvSchedulerClass kv_scheduler_distserve;       /* scheduler_distserve.c */
+extern const KvSchedulerClass kv_scheduler_neo;             /* scheduler_neo.c */
 
 #endif

@@ -21,6 +21,9 @@ typedef enum {
   KV_SEQUENCE_DECODE,  /* running, one token a step */
   KV_SEQUENCE_ENDING,  /* its last token is in a batch that is still executing */
   KV_SEQUENCE_SWAPPED, /* its blocks are on the host */
+  KV_SEQUENCE_BRIDGED, /* its prompt is computed, on another instance than it will decode on */
+  KV_SEQUENCE_REMOTE,  /* the same, in another node */
+  KV_SEQUENCE_PULLED,  /* its blocks are on the way from there */
   KV_SEQUENCE_FINISHED,
 } KvSequenceState;
 
@@ -60,6 +63,15 @@ struct KvSequence {
   guint32 *swapped_ids;                    /* and which, when the executor needs ids */
   guint32 *block_ids; /* physical ids in token order; only when the executor needs them */
   guint32 n_block_ids, block_ids_size;
+
+  gboolean on_host;        /* its prompt's cache goes to host memory as it is computed */
+  KvSequence *left_behind; /* holds its blocks on the instance that computed its prompt, until
+                              they have been pulled; owned by that instance */
+  double pulled_seconds;   /* when the pulling began */
+
+  /* Racing: tokens from race_end down to loaded_from are loaded, those up to computed_tokens
+   * computed; race_end 0: it does not. */
+  guint32 race_end, loaded_from;
 
   guint32 prompt_hit_tokens; /* prompt tokens found in the cache at the first admission */
   guint32 lower_tier_tokens; /* of them, those loaded from a lower tier */

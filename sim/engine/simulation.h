@@ -15,10 +15,19 @@
 #include "sim/base/output.h"
 #include "sim/engine/demand.h"
 #include "sim/engine/executor.h"
+#include "sim/engine/instance.h"
 #include "sim/engine/memory.h"
 #include "sim/engine/summary.h"
 #include "sim/scenario.h"
 #include "traces/trace.h"
+
+/* Instances of one role. */
+typedef struct {
+  KvInstanceRole role;
+  guint instances, tensor_parallel;
+  KvEngineConfig engine;
+  KvMemory memory;
+} KvFleet;
 
 typedef struct {
   KvScenario *scenario; /* complete: the engine's settings resolved */
@@ -28,7 +37,9 @@ typedef struct {
   KvPlan *plan;
   KvPlanCurves curves;
   KvDemand demand;
-  KvMemory memory;
+  KvMemory memory; /* of the first fleet */
+  guint n_fleets;  /* 1: replicas; 2: those that compute prompts, and those that decode */
+  KvFleet fleets[KV_MAX_ROLES];
 } KvSetup;
 
 /* Everything that a scenario names, checked. `with_memory` FALSE leaves memory undivided (a price

@@ -36,4 +36,7 @@ double kv_transfers_next(KvTransfers *transfers);
 /* Take off a copy that has completed by `now`. */
 gboolean kv_transfers_pop(KvTransfers *transfers, double now, KvCopy *copy);
 
+/* Give up every copy for `sequence` at `now`: what is left shares its path anew. */
+void kv_transfers_cancel(KvTransfers *transfers, const KvSequence *sequence, double now);
+
 #endif

@@ -29,6 +29,13 @@ static const char *const stacks[] = {
     "use=snapkv:budget=64",
     "use=snapkv:budget=64,vllm",
     "model=gemma-3-1b engine.num_blocks=250",
+    "use=distserve:prefill_instances=2:pull_threshold=0.2 platform=8xh200",
+    "use=distserve:decode_instances=3:swap_space=0.1 platform=8xh200",
+    "use=neo model=llama-2-7b",
+    "use=neo:swap_space=0.3:launch_ms=0 model=llama-2-7b",
+    "use=cake:chunk=64:bandwidth=4 prefix_cache.tier=dram prefix_cache.tier_GB=0.5",
+    "use=tree-attention:P=4 platform=8xh200",
+    "use=instinfer model=llama-2-7b",
     "platform=8xh200 deployment.replicas=3 deployment.router=prefix",
     "platform=8xh200 deployment.replicas=2 deployment.tensor_parallel=4 deployment.router=prefix",
 };
