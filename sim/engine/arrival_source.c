@@ -28,6 +28,7 @@ struct KvArrivalSource {
   double now;                   /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
+  gboolean names_answers;
   KvSequence *ahead;    /* read, not given out */
   GHashTable *sessions; /* by id: Session */
   GPtrArray *deferred;  /* binary heap by arrival: turns whose time is known */
@@ -119,6 +120,10 @@ KvArrivalMode kv_arrival_source_mode(const KvArrivalSource *source) {
   return source->mode;
 }
 
+void kv_arrival_source_name_answers(KvArrivalSource *source) {
+  source->names_answers = TRUE;
+}
+
 static gboolean earlier(const KvSequence *a, const KvSequence *b) {
   return a->arrival_seconds != b->arrival_seconds ? a->arrival_seconds < b->arrival_seconds
                                                   : a->index < b->index;
@@ -178,6 +183,8 @@ static gboolean read_ahead(KvArrivalSource *source, GError **error) {
  * up again while it is active, the turns continue it. */
 static gboolean start_session(KvArrivalSource *source, GError **error) {
   gint64 id = source->ahead->session;
+  KvSequence *before = source->ahead;
+  guint32 block_tokens = kv_trace_reader_block_tokens(source->reader);
   Session *session = g_hash_table_lookup(source->sessions, &id);
   if (!session) {
     KvSequence *first = g_steal_pointer(&source->ahead);
@@ -201,6 +208,9 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
   while (read_ahead(source, error)) {
     if (!source->ahead || source->ahead->session != id)
       return TRUE;
+    if (source->names_answers && before != source->ahead)
+      kv_sequence_name_answer(before, source->ahead, block_tokens);
+    before = source->ahead;
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
   return FALSE;

@@ -13,9 +13,19 @@
 
 typedef enum { KV_PREEMPT_RECOMPUTE, KV_PREEMPT_SWAP } KvPreemption;
 typedef enum { KV_RESERVE_MAX, KV_RESERVE_POW2, KV_RESERVE_ORACLE } KvReservation;
+/* In which order SGLang takes prompts from its queue: as they came, longest cached prefix first,
+ * depth first through the tree, longest answer first, or at random. */
+typedef enum {
+  KV_ORDER_FCFS,
+  KV_ORDER_LPM,
+  KV_ORDER_DFS_WEIGHT,
+  KV_ORDER_LOF,
+  KV_ORDER_RANDOM,
+} KvQueueOrder;
 
 extern const char *const kv_preemption_names[];
 extern const char *const kv_reservation_names[];
+extern const char *const kv_queue_order_names[];
 
 typedef struct {
   const char *scheduler; /* interned; "vllm-v1" */
@@ -48,6 +58,18 @@ typedef struct {
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */
   guint static_batch;             /* sequences a static batch takes; 0: as memory allows */
   guint gpu_batch, n_gpu_batches; /* FlexGen: a block is gpu_batch * n_gpu_batches sequences */
+  gboolean cache_answers;    /* prefix cache: answers too, where a trace's next turn names them */
+  gboolean merge_duplicates; /* ... and what two computed at the same time is held once */
+  guint64 retained_blocks;   /* ... and so many blocks at most stay findable that nobody holds */
+  struct {                   /* scheduler "sglang" */
+    KvQueueOrder order;
+    guint order_limit;                /* above so many waiting, first come first served */
+    guint check_tokens, defer_tokens; /* a prompt of which at most the first are cached, and which
+                                         has more than the second in common with one before it,
+                                         waits for that one */
+    guint most_new_tokens;            /* of an answer, as far as admission looks */
+    double first_new_ratio;           /* share of running answers set aside, at first */
+  } sglang;
   const char
       *scheduled_by; /* interned id of the technique that chose scheduler and allocator, or NULL */
 } KvEngineConfig;

@@ -41,12 +41,15 @@ typedef struct {
 
 /* The decoding sequences of a step, as sums: all that a cost needs. Real executors walk `first`. */
 typedef struct {
-  guint64 n;                  /* sequences */
-  guint64 padding;            /* rows computed for sequences that have finished (static batching) */
-  double context_tokens;      /* sum of contexts at the first repeat, the new token counted */
-  double longest_tokens;      /* an upper bound of the longest context */
-  const double *values;       /* per channel of the plan's curves: sum at the first repeat */
-  const double *slopes;       /* growth of the sum per repeat */
+  guint64 n;             /* sequences */
+  guint64 padding;       /* rows computed for sequences that have finished (static batching) */
+  double context_tokens; /* sum of contexts at the first repeat, the new token counted */
+  double longest_tokens; /* an upper bound of the longest context */
+  const double *values;  /* per channel of the plan's curves: sum at the first repeat */
+  const double *slopes;  /* growth of the sum per repeat */
+  /* Of the contexts, what several of them share: its distinct tokens, and how many reads of them
+   * repeat another's; 0 unless the plan reads shared prefixes once. */
+  double shared_once_tokens, shared_repeated_tokens;
   KvSequence *const *members; /* NULL for executors that need only sums */
 } KvDecodeBatch;
 

@@ -47,6 +47,7 @@ static KvBatch *batch_take(KvInstance *instance) {
   batch->decode_n = batch->padding = batch->repeat = batch->most_repeats = 0;
   batch->wait_seconds = batch->gap_seconds = 0.0;
   batch->taken_blocks = 0;
+  batch->shared = (KvSharedReads){0};
   return batch;
 }
 
@@ -83,6 +84,11 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->pool = kv_pool_new(reserved ? 0 : blocks, config->block_tokens, hash_block_tokens,
                                config->prefix_caching && plan->shareable && !reserved,
                                !executor->class->closed_form);
+  kv_pool_set_merging(instance->pool, config->merge_duplicates);
+  kv_pool_set_retained(instance->pool, config->retained_blocks);
+  if (plan->reads_shared_once)
+    kv_pool_count_shared(instance->pool, MAX(1, plan->shared_readers_over));
+  instance->reads_shared_once = plan->reads_shared_once;
   instance->share_multiple = MAX(1, plan->share_multiple);
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
@@ -159,6 +165,13 @@ KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
   return hit;
 }
 
+void kv_instance_order_waiting(KvInstance *instance, KvSequence *const *ordered) {
+  guint n = instance->waiting.n;
+  instance->waiting = (KvQueue){0};
+  for (guint i = 0; i < n; i++)
+    queue_push_tail(&instance->waiting, ordered[i]);
+}
+
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens) {
   guint64 blocks = kv_demand_blocks(&instance->demand, tokens, sequence->input_tokens, FALSE);
   guint64 held = kv_pool_held(instance->pool, sequence);
@@ -217,8 +230,16 @@ static void give_back(KvInstance *instance, KvSequence *sequence, gboolean keep)
   kv_pool_release(instance->pool, sequence, keep);
 }
 
+static void join_decode(KvInstance *instance, KvSequence *sequence) {
+  kv_decode_set_join(instance->decode, sequence);
+  if (instance->reads_shared_once)
+    kv_pool_read(instance->pool, sequence, TRUE);
+}
+
 /* Take a sequence out of the decoding set; its private blocks become its own count again. */
 static void leave_decode(KvInstance *instance, KvSequence *sequence) {
+  if (instance->reads_shared_once)
+    kv_pool_read(instance->pool, sequence, FALSE);
   guint64 held_private = sequence->private_blocks;
   guint64 shared = kv_pool_held(instance->pool, sequence) - held_private;
   kv_decode_set_leave(instance->decode, sequence, shared);
@@ -344,6 +365,7 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
   else
     g_ptr_array_remove(instance->prefilling, victim);
   victim->preemptions++;
+  instance->n_left++;
   batch->reordered = TRUE;
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
@@ -386,7 +408,7 @@ void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *seque
   sequence->swapped_blocks = 0;
   queue_push_tail(&instance->running, sequence);
   instance->n_running++;
-  kv_decode_set_join(instance->decode, sequence);
+  join_decode(instance, sequence);
 }
 
 gboolean kv_instance_unload_last(KvInstance *instance) {
@@ -422,6 +444,8 @@ static void step_of(const KvInstance *instance, const KvBatch *batch, KvStep *st
                  .longest_tokens = batch->longest_tokens,
                  .values = batch->values,
                  .slopes = batch->slopes,
+                 .shared_once_tokens = (double)batch->shared.once_tokens,
+                 .shared_repeated_tokens = (double)batch->shared.repeated_tokens,
                  .members = kv_decode_set_members(instance->decode)},
   };
 }
@@ -472,7 +496,7 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
     kv_pool_shrink(instance->pool, sequence,
                    kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                     sequence->input_tokens, TRUE));
-  kv_decode_set_join(instance->decode, sequence);
+  join_decode(instance, sequence);
   instance->joined_since_decode++;
 }
 
@@ -625,6 +649,8 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
     batch->padding = instance->held_rows->len;
     batch->context_tokens = set.context_tokens;
     batch->longest_tokens = set.longest_tokens;
+    if (instance->reads_shared_once)
+      batch->shared = *kv_pool_shared_reads(instance->pool);
     memcpy(batch->values, set.values, instance->n_channels * sizeof(double));
     memcpy(batch->slopes, set.slopes, instance->n_channels * sizeof(double));
     batch->repeat = jump_length(instance, batch);
@@ -733,8 +759,11 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->last_token_seconds = now;
   sequence->state = KV_SEQUENCE_FINISHED;
+  if (sequence->answer_tokens > 0 && !instance->buddy) /* let the next turn find it */
+    kv_pool_grow(instance->pool, sequence, 0, sequence->computed_tokens);
   give_back(instance, sequence, FALSE);
   instance->n_running--;
+  instance->n_left++;
   instance->observer->class->finished(instance->observer, sequence);
   if (instance->executor->class->forget)
     instance->executor->class->forget(instance->executor, sequence);

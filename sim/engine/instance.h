@@ -39,6 +39,7 @@ struct KvBatch {
   guint64 most_repeats; /* the scheduler wants to decide again after so many steps; 0: no limit */
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
+  KvSharedReads shared; /* where the plan asks for it */
   gboolean open, shortened;
   gboolean reordered;   /* somebody was preempted or swapped in when it was decided */
   double start, end;    /* end: known once closed */
@@ -62,8 +63,9 @@ struct KvInstance {
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
   KvDecodeSet *decode;
-  guint n_channels;     /* of the plan's curves */
-  guint share_multiple; /* tokens at whose multiples a prefix may end */
+  guint n_channels;           /* of the plan's curves */
+  gboolean reads_shared_once; /* of the plan */
+  guint share_multiple;       /* tokens at whose multiples a prefix may end */
   KvQueue waiting, running, swapped;
   GPtrArray *prefilling; /* running sequences with prompt left, in admission order */
   guint n_running;       /* running, those whose last token is in flight counted */
@@ -86,6 +88,8 @@ struct KvInstance {
   guint64 joined_since_decode; /* sequences that joined since decoding sequences last took part */
   guint withheld_steps;    /* that prompts have been withheld for (TensorRT-LLM's batch waiting) */
   guint64 busy_since_step; /* decode steps taken when the instance was last idle; SGLang's */
+  guint64 n_left;          /* sequences that have finished or were preempted */
+  guint64 closed_at;       /* SGLang's: n_left + 1 when an admission failed */
   double tokens_held;      /* in caches of running sequences that do not decode */
   void (*finished)(KvInstance *instance, KvSequence *sequence,
                    gpointer user); /* the sequence is freed after it */
@@ -126,6 +130,8 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes);
  * the plan allows sharing. */
 KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
                                guint32 limit_tokens);
+/* Put the waiting queue into this order of all its members. */
+void kv_instance_order_waiting(KvInstance *instance, KvSequence *const *ordered);
 /* Blocks that the sequence needs for `tokens` tokens beyond those it holds. */
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens);
 /* Reserve contiguous room for the sequence's whole life; FALSE if there is no hole for it now. */

@@ -366,8 +366,32 @@ static double rebuild_seconds(const Model *m, const KvReader *reader, const Read
   return reader->layers * one.seconds;
 }
 
-static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, double n,
-                        gboolean shares_call) {
+/* Whether the reader's sequences share what it reads: all of their contexts, some of it in common.
+ */
+static gboolean reads_shared(const KvReader *reader, const KvDecodeBatch *decode) {
+  return decode->shared_repeated_tokens > 0.0 && reader->read[0].kind == KV_LAW_ALL;
+}
+
+/* Attention where prefixes are shared: each is read once, by a call with all its readers' queries;
+ * `own`, the call for the whole contexts, is cut to what nobody shares. What is no longer read
+ * leaves `x`, what the partial results move comes in. */
+static double shared_seconds(const Model *m, const KvReader *reader, const KvDecodeBatch *decode,
+                             double pad, KvDecodeAttention own, Read *x) {
+  double once = decode->shared_once_tokens * pad, repeated = decode->shared_repeated_tokens * pad;
+  double all = once + repeated, n = own.batch, layers_tp = (double)reader->layers * m->tp;
+  double per_token = x->bytes / x->tokens / layers_tp;
+  own.mean_tokens = fmax(1.0, (x->tokens - all) / n);
+  own.read_bytes = own.mean_tokens * n * per_token;
+  own.flops *= own.mean_tokens * n / x->tokens;
+  KvCost both = kv_kernel_shared_prefix_attention(m->device, reader->format, &own, all / once,
+                                                  all / n, once * per_token);
+  double partials = all * m->plan->shared_partial_bytes / m->tp;
+  x->bytes += layers_tp * (partials - repeated * per_token);
+  return both.seconds + (partials > 0.0 ? kv_kernel_elementwise(m->device, partials).seconds : 0.0);
+}
+
+static double kernel_seconds(const Model *m, const KvReader *reader, const KvDecodeBatch *decode,
+                             Read *x, double n, gboolean shares_call) {
   double layers = reader->layers, tp = m->tp, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
   guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
   const KvAttention *a = &m->model->groups[group].attention;
@@ -380,17 +404,21 @@ static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, d
       .mean_tokens = x->tokens / n,
       .window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
   };
+  if (reads_shared(reader, decode))
+    return shared_seconds(m, reader, decode, n / (double)decode->n, operands, x);
   gboolean beside = shares_call && x->tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
-  return beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
-                : kv_kernel_decode_attention(m->device, reader->format, &operands);
+  return beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands).seconds
+                : kv_kernel_decode_attention(m->device, reader->format, &operands).seconds;
 }
 
 /* Add the GPU's kernel for a read, and what is rebuilt before it. */
-static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader, const Read *x,
-                         double n, double run, gboolean shares_call) {
+static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader,
+                         const KvDecodeBatch *decode, Read *x, double n, double run,
+                         gboolean shares_call) {
   double layers = reader->layers;
-  double seconds = layers * (kernel_of(m, reader, x, n, shares_call).seconds / reader->efficiency +
-                             reader->fixed_seconds);
+  double seconds =
+      layers * (kernel_seconds(m, reader, decode, x, n, shares_call) / reader->efficiency +
+                reader->fixed_seconds);
   double rebuild = rebuild_seconds(m, reader, x), written = 0.0;
   if (rebuild > 0.0 && reader->rebuild_fused) {
     seconds = fmax(seconds, rebuild);
@@ -420,7 +448,7 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
     guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
     double run = 1.0 / MAX(1, m->model->groups[group].stride_tokens);
     if (reader->processor == KV_PROCESSOR_GPU)
-      add_gpu_read(m, &sum, reader, &x, n, run, shares_call);
+      add_gpu_read(m, &sum, reader, decode, &x, n, run, shares_call);
     sum.host_bytes += x.host_bytes;
     for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
       sum.fetched_bytes[t] += x.fetched[t];

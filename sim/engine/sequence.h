@@ -32,6 +32,7 @@ struct KvSequence {
   gint32 priority;
   guint32 input_tokens, output_tokens;
   guint32 n_hashes, n_tokens; /* see KvTraceRequest */
+  guint32 answer_tokens; /* behind the prompt, that the hashes name too (kv_sequence_name_answer) */
   guint64 *hashes;
   guint32 *tokens;
 
@@ -71,6 +72,11 @@ struct KvSequence {
   guint32 instance;        /* which one serves it */
   gpointer executor_state; /* the executor's own, released through its forget() */
 };
+
+/* `next` is the next turn of its session: if that continues the prompt and its answer, name the
+ * blocks of the answer, too, as `next` names them. */
+void kv_sequence_name_answer(KvSequence *sequence, const KvSequence *next,
+                             guint32 hash_block_tokens);
 
 /* Token id at position `i` of the prompt in a vocabulary of `vocab`: the trace's own where known;
  * otherwise a function of the prefix block that covers it, so that equal prefixes have equal

@@ -195,6 +195,8 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
                                 run->options->operations);
   run->source =
       kv_arrival_source_new(reader, s->arrivals, s->concurrency, s->rate_scale, s->requests, error);
+  if (run->source && s->engine.cache_answers && s->output_scale == 1.0)
+    kv_arrival_source_name_answers(run->source);
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
