@@ -9,12 +9,17 @@
 #include "models/techniques/technique.h"
 
 /* The entries of kv_techniques, each defined in its survey family's file. */
+extern const KvTechnique kv_technique_accelerate_offload, kv_technique_deepspeed_offload,
+    kv_technique_fastertransformer, kv_technique_hf_eager;
 extern const KvTechnique kv_technique_flexgen, kv_technique_gqa, kv_technique_kivi,
     kv_technique_orca, kv_technique_snapkv, kv_technique_vllm;
 
 /* Set *error to "ID: message" and return FALSE. */
 gboolean kv_technique_refuse(const KvTechniqueUse *use, GError **error, const char *format, ...)
     G_GNUC_PRINTF(3, 4);
+
+/* Set a parameter that `tune` settles. */
+void kv_technique_set(KvTechniqueUse *use, const char *name, double value);
 
 /* The number that the chosen word of a choice spells, e.g. 2 of "2". */
 double kv_technique_choice_number(const KvTechniqueUse *use, const char *name);

@@ -9,8 +9,12 @@
 #include "sim/base/names.h"
 
 const KvTechnique *const kv_techniques[] = {
+    &kv_technique_accelerate_offload,
+    &kv_technique_deepspeed_offload,
+    &kv_technique_fastertransformer,
     &kv_technique_flexgen,
     &kv_technique_gqa,
+    &kv_technique_hf_eager,
     &kv_technique_kivi,
     &kv_technique_orca,
     &kv_technique_snapkv,
@@ -51,6 +55,12 @@ double kv_technique_value(const KvTechniqueUse *use, const char *name) {
   int i = param_index(use->technique, name);
   g_return_val_if_fail(i >= 0, 0.0);
   return use->values[i];
+}
+
+void kv_technique_set(KvTechniqueUse *use, const char *name, double value) {
+  int i = param_index(use->technique, name);
+  g_return_if_fail(i >= 0);
+  use->values[i] = value;
 }
 
 double kv_technique_choice_number(const KvTechniqueUse *use, const char *name) {
@@ -298,6 +308,15 @@ void kv_stack_free(KvStack *stack) {
 }
 
 /* Applying. */
+
+gboolean kv_stack_tune(KvStack *stack, const KvModel *model, const KvPlatform *platform,
+                       GError **error) {
+  KvTechniqueUse *uses = (KvTechniqueUse *)stack->uses->data;
+  for (guint i = 0; i < stack->uses->len; i++)
+    if (uses[i].technique->tune && !uses[i].technique->tune(&uses[i], model, platform, error))
+      return FALSE;
+  return TRUE;
+}
 
 KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEngineConfig *config,
                        GError **error) {

@@ -14,6 +14,7 @@
 
 #include <glib.h>
 
+#include "models/hardware/hardware.h"
 #include "models/llm/llm.h"
 #include "models/techniques/plan.h"
 #include "sim/engine/config.h"
@@ -68,6 +69,10 @@ struct KvTechnique {
   const char *composes;          /* what it goes with and what it excludes, in words */
   const char *pitfalls;
   const char *confidence;
+  /* Settle parameters that depend on the platform (placement, batch sizes) before the rest; may be
+   * NULL. */
+  gboolean (*tune)(KvTechniqueUse *use, const KvModel *model, const KvPlatform *platform,
+                   GError **error);
   gboolean (*arch)(const KvTechniqueUse *use, KvModel *model, GError **error);
   gboolean (*plan)(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan, GError **error);
   gboolean (*engine)(const KvTechniqueUse *use, const KvModel *model, KvEngineConfig *config,
@@ -88,6 +93,10 @@ typedef struct {
 KvStack *kv_stack_parse(const char *text, GError **error);
 void kv_stack_free(KvStack *stack);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvStack, kv_stack_free)
+
+/* Let every technique settle what depends on the platform. */
+gboolean kv_stack_tune(KvStack *stack, const KvModel *model, const KvPlatform *platform,
+                       GError **error);
 
 /* Apply every `arch` to `model`, build the plan with cache elements `dtype`, apply every `plan`,
  * then every `engine`. A composition that makes no sense is an error that says why ("kivi: the keys

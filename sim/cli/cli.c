@@ -32,6 +32,8 @@ const KvCommand kv_commands[] = {
     {"validate", "", "replay measured runs of real engines: predicted beside measured",
      "kvsim validate --measured e2e/H100/Llama-3.1-8B/vllm/requests.jsonl", kv_command_validate,
      FALSE},
+    {"claims", "[TECHNIQUE|FILE]...", "replay what papers claim: claimed beside simulated",
+     "kvsim claims kivi snapkv --details", kv_command_claims, FALSE},
     {"docs", "KIND", "print the reference pages that are made from the program's own tables",
      "kvsim docs scenario", kv_command_docs, TRUE},
     {.name = NULL},

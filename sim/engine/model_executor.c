@@ -567,8 +567,9 @@ static guint64 repeats_before_work(const Model *m, const KvStep *step, guint64 r
 static double price_streams(const Model *m, const KvStep *step, const Attention *attention,
                             double tokens, double compute) {
   const KvPlatform *p = m->platform;
-  double up = p->host_link->peak_Bps * p->host_link->achievable_share,
-         layers = kv_model_layers(m->model);
+  double share =
+      m->plan->weights.pageable ? p->host_link->pageable_share : p->host_link->achievable_share;
+  double up = p->host_link->peak_Bps * share, layers = kv_model_layers(m->model);
   double written = 0.0, fetched = 0.0, disk_read = m->streamed_bytes[KV_TIER_SSD],
          disk_written = 0.0;
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++) {

@@ -85,6 +85,8 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
       !(setup->platform = kv_platform_load(s->platform, error)) ||
       !(setup->stack = kv_stack_parse(s->use, error)))
     return NULL;
+  if (!kv_stack_tune(setup->stack, setup->model, setup->platform, error))
+    return NULL;
   setup->plan = kv_stack_apply(setup->stack, setup->model, s->cache_dtype, &s->engine, error);
   if (!setup->plan)
     return NULL;
