@@ -10,6 +10,7 @@
 
 const KvTechnique *const kv_techniques[] = {
     &kv_technique_accelerate_offload,
+    &kv_technique_chunkattention,
     &kv_technique_deepspeed_offload,
     &kv_technique_fastertransformer,
     &kv_technique_flexgen,
@@ -17,6 +18,7 @@ const KvTechnique *const kv_techniques[] = {
     &kv_technique_hf_eager,
     &kv_technique_kivi,
     &kv_technique_orca,
+    &kv_technique_radixattention,
     &kv_technique_snapkv,
     &kv_technique_vllm,
     NULL,

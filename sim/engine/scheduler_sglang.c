@@ -102,7 +102,7 @@ typedef struct {
   guint n_nodes;
   gboolean deferred;
   const KvInstance *instance;
-  GHashTable *weights; /* by node: waiting requests that it is a prefix of */
+  GHashTable *weights; /* by node: waiting requests that it is a prefix of, and who is first */
 } Place;
 
 static gint compare_u64(guint64 a, guint64 b) {
@@ -127,6 +127,7 @@ static gint by_lot(gconstpointer a, gconstpointer b, gpointer user) {
                      kv_random_mix(((const Place *)b)->sequence->index));
 }
 
+/* The number of requests in the upper half; below it more for who comes earlier. */
 static guint64 weight_of(const Place *place, guint i) {
   guint64 name = kv_pool_node_name(place->instance->pool, place->sequence, i);
   return GPOINTER_TO_SIZE(g_hash_table_lookup(place->weights, &name));
@@ -143,18 +144,18 @@ static gint by_depth(gconstpointer a, gconstpointer b, gpointer user) {
     i++;
   if (i == x->n_nodes || i == y->n_nodes)
     return (i == x->n_nodes) - (i == y->n_nodes);
-  gint order = compare_u64(weight_of(y, i), weight_of(x, i));
-  return order ? order
-               : compare_u64(kv_pool_node_name(pool, x->sequence, i),
-                             kv_pool_node_name(pool, y->sequence, i));
+  return compare_u64(weight_of(y, i), weight_of(x, i));
 }
 
 static void count_weights(Place *places, guint n, GHashTable *weights) {
   for (guint p = 0; p < n; p++)
     for (guint i = 0; i < places[p].n_nodes; i++) {
       guint64 name = kv_pool_node_name(places[p].instance->pool, places[p].sequence, i);
+      guint64 weight = weight_of(&places[p], i);
+      if (weight == 0)
+        weight = G_MAXUINT32 - p;
       g_hash_table_insert(weights, g_memdup2(&name, sizeof name),
-                          GSIZE_TO_POINTER(weight_of(&places[p], i) + 1));
+                          GSIZE_TO_POINTER(weight + ((guint64)1 << 32)));
     }
 }
 
@@ -214,10 +215,28 @@ static void order_queue(KvInstance *instance) {
   kv_instance_order_waiting(instance, ordered);
 }
 
+/* What a batch computes enters the tree with its results: tokens of the sequence's prompt before
+ * the first that a chunk of `batch` computes, too. Equal names mean equal all before them. */
+static guint32 before_chunks(const KvInstance *instance, const KvBatch *batch,
+                             const KvSequence *sequence, guint32 limit) {
+  guint block = kv_pool_hash_block_tokens(instance->pool);
+  for (guint i = 0; block > 0 && i < batch->chunks->len; i++) {
+    const KvChunk *chunk = &g_array_index(batch->chunks, KvChunk, i);
+    guint32 at = chunk->past / block;
+    if (chunk->past < limit && at < MIN(sequence->n_hashes, chunk->sequence->n_hashes) &&
+        sequence->hashes[at] == chunk->sequence->hashes[at])
+      limit = chunk->past;
+  }
+  return limit;
+}
+
 /* Try the head of the queue. FALSE: no more prompts in this batch. */
 static gboolean admit_head(KvInstance *instance, KvBatch *batch, guint64 *budget, double now) {
   KvSequence *head = instance->waiting.head;
-  KvPrefixHit hit = kv_instance_lookup(instance, head, head->target_tokens - 1);
+  guint32 limit = before_chunks(instance, batch, head, head->target_tokens - 1);
+  for (guint b = 0; b < instance->n_batches; b++)
+    limit = before_chunks(instance, instance->batches[b], head, limit);
+  KvPrefixHit hit = kv_instance_lookup(instance, head, limit);
   guint32 want = head->target_tokens - (guint32)hit.tokens;
   guint64 hit_blocks = hit.tokens / instance->config->block_tokens;
   guint64 needed = kv_instance_needed(instance, head, head->target_tokens) - hit_blocks;
