@@ -10,9 +10,9 @@
 static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
                                                  "int8",  "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm",
-                                              "vllm-2023", "vllm-2023-mixed", "orca",
-                                              "static",    "flexgen",         NULL};
+static const char *const scheduler_names[] = {"vllm-v1",         "sglang",    "trtllm", "vllm-2023",
+                                              "vllm-2023-mixed", "orca",      "static", "flexgen",
+                                              "vtensor",         "fastserve", "lamps",  NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
 static const char *const executor_names[] = {"model", "host", NULL};

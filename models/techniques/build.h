@@ -14,6 +14,8 @@ extern const KvTechnique kv_technique_accelerate_offload, kv_technique_deepspeed
 extern const KvTechnique kv_technique_flexgen, kv_technique_gqa, kv_technique_kivi,
     kv_technique_orca, kv_technique_snapkv, kv_technique_vllm;
 extern const KvTechnique kv_technique_radixattention, kv_technique_chunkattention;
+extern const KvTechnique kv_technique_vtensor;
+extern const KvTechnique kv_technique_fastserve, kv_technique_lamps, kv_technique_cachedattention;
 
 /* Set *error to "ID: message" and return FALSE. */
 gboolean kv_technique_refuse(const KvTechniqueUse *use, GError **error, const char *format, ...)

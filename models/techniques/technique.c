@@ -10,17 +10,21 @@
 
 const KvTechnique *const kv_techniques[] = {
     &kv_technique_accelerate_offload,
+    &kv_technique_cachedattention,
     &kv_technique_chunkattention,
     &kv_technique_deepspeed_offload,
     &kv_technique_fastertransformer,
+    &kv_technique_fastserve,
     &kv_technique_flexgen,
     &kv_technique_gqa,
     &kv_technique_hf_eager,
     &kv_technique_kivi,
+    &kv_technique_lamps,
     &kv_technique_orca,
     &kv_technique_radixattention,
     &kv_technique_snapkv,
     &kv_technique_vllm,
+    &kv_technique_vtensor,
     NULL,
 };
 

@@ -48,6 +48,11 @@ KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
   s->n_tokens = request->n_tokens;
   s->hashes = g_memdup2(request->hashes, request->n_hashes * sizeof(guint64));
   s->tokens = g_memdup2(request->tokens, request->n_tokens * sizeof(guint32));
+  s->calls = g_memdup2(request->calls, request->n_calls * sizeof *request->calls);
+  s->n_calls = request->n_calls;
+  for (guint i = 0; i < s->n_calls; i++)
+    s->call_tokens += s->calls[i].returned_tokens;
+  s->link.data = s;
   s->arrival_seconds = request->arrival_seconds;
   s->deadline_seconds = request->deadline_seconds;
   s->think_seconds = request->think_seconds;
@@ -61,6 +66,7 @@ void kv_sequence_free(KvSequence *sequence) {
     return;
   g_free(sequence->hashes);
   g_free(sequence->tokens);
+  g_free(sequence->calls);
   g_free(sequence->nodes);
   g_free(sequence->block_ids);
   g_free(sequence->swapped_ids);

@@ -62,6 +62,7 @@ void kv_demand_init(KvDemand *demand, const KvPlanCurves *curves, guint block_to
 }
 
 gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding) {
+  n += demand->slack_tokens;
   return demand->law.kind == KV_LAW_ALL && demand->law.kept_prompt <= 0.0
              ? (gint64)n
              : (gint64)ceil(kv_law_value(&demand->law, n, prompt, decoding, NULL, NULL));
@@ -73,6 +74,7 @@ guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboole
     return (m + demand->block_tokens - 1) / demand->block_tokens;
   }
   double bytes = demand->state_bytes;
+  n += demand->slack_tokens;
   for (guint c = 0; c < demand->n_channels; c++)
     if (demand->bytes[c] > 0.0)
       bytes += demand->bytes[c] * kv_law_value(&demand->laws[c], n, prompt, decoding, NULL, NULL);

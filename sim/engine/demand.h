@@ -26,7 +26,8 @@ typedef struct {
   KvLaw laws[KV_MAX_CHANNELS]; /* envelopes */
   double bytes[KV_MAX_CHANNELS];
   double state_bytes;
-  gboolean drops_prompt;         /* a sequence takes fewer blocks once its prompt is done */
+  guint slack_tokens;    /* that a sequence holds room for beyond its own (chunks mapped ahead) */
+  gboolean drops_prompt; /* a sequence takes fewer blocks once its prompt is done */
   double tier_share[KV_N_TIERS]; /* of block_bytes */
 } KvDemand;
 

@@ -100,6 +100,8 @@ typedef struct {
   void (*cost)(KvExecutor *executor, const KvPricing *pricing, guint64 repeats, KvStepCost *cost);
   /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
+  /* How long the copy would take alone. May be NULL: not known before it is done. */
+  double (*copy_seconds)(KvExecutor *executor, const KvCopy *copy);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
   double (*next_copy)(KvExecutor *executor);
   gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);

@@ -3,30 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Queues. */
-
-static void queue_push_tail(KvQueue *queue, KvSequence *sequence) {
-  sequence->next = NULL;
-  sequence->previous = queue->tail;
-  *(queue->tail ? &queue->tail->next : &queue->head) = sequence;
-  queue->tail = sequence;
-  queue->n++;
-}
-
-static void queue_push_head(KvQueue *queue, KvSequence *sequence) {
-  sequence->previous = NULL;
-  sequence->next = queue->head;
-  *(queue->head ? &queue->head->previous : &queue->tail) = sequence;
-  queue->head = sequence;
-  queue->n++;
-}
-
-static void queue_remove(KvQueue *queue, KvSequence *sequence) {
-  *(sequence->previous ? &sequence->previous->next : &queue->head) = sequence->next;
-  *(sequence->next ? &sequence->next->previous : &queue->tail) = sequence->previous;
-  sequence->previous = sequence->next = NULL;
-  queue->n--;
-}
+#include "sim/engine/park.h"
+#include "sim/engine/session_store.h"
 
 /* Batches are few and reused. */
 
@@ -38,14 +16,17 @@ static KvBatch *batch_take(KvInstance *instance) {
     batch = g_new0(KvBatch, 1);
     batch->chunks = g_array_new(FALSE, FALSE, sizeof(KvChunk));
     batch->ending = g_ptr_array_new();
+    batch->stalled = g_array_new(FALSE, FALSE, sizeof(double));
     batch->values = g_new0(double, instance->n_channels + 1);
     batch->slopes = g_new0(double, instance->n_channels + 1);
   }
   g_array_set_size(batch->chunks, 0);
   g_ptr_array_set_size(batch->ending, 0);
+  g_array_set_size(batch->stalled, 0);
+  batch->until_seconds = G_MAXDOUBLE;
   batch->decodes = batch->open = batch->shortened = batch->reordered = FALSE;
   batch->decode_n = batch->padding = batch->repeat = batch->most_repeats = 0;
-  batch->wait_seconds = batch->gap_seconds = 0.0;
+  batch->wait_seconds = batch->map_seconds = batch->gap_seconds = 0.0;
   batch->taken_blocks = 0;
   batch->shared = (KvSharedReads){0};
   return batch;
@@ -56,6 +37,7 @@ static void batch_free(KvInstance *instance, KvBatch *batch) {
     instance->executor->class->pricing_free(batch->pricing);
   g_array_unref(batch->chunks);
   g_ptr_array_unref(batch->ending);
+  g_array_unref(batch->stalled);
   g_free(batch->values);
   g_free(batch->slopes);
   g_free(batch);
@@ -78,6 +60,7 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   instance->observer = observer;
   instance->n_channels = curves->n_channels;
   kv_demand_init(&instance->demand, curves, config->block_tokens);
+  instance->demand.slack_tokens = config->chunks.slack_tokens;
   instance->buddy_blocks = reserved ? blocks : 0;
   if (reserved)
     instance->buddy = kv_buddy_new(blocks, instance->scheduler->holds_rows);
@@ -89,12 +72,22 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   if (plan->reads_shared_once)
     kv_pool_count_shared(instance->pool, MAX(1, plan->shared_readers_over));
   instance->reads_shared_once = plan->reads_shared_once;
+  guint layers = 0;
+  for (guint c = 0; c < plan->caches->len; c++)
+    layers += g_array_index(plan->caches, KvCache, c).layers;
+  if (strcmp(config->allocator, "chunked") == 0) /* a block is a chunk of each layer's K and V */
+    instance->block_map_seconds = 2.0 * layers * config->chunks.map_seconds;
   instance->share_multiple = MAX(1, plan->share_multiple);
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
   instance->held_rows = g_ptr_array_new();
   instance->depth = instance->scheduler->async && config->async_scheduling ? 2 : 1;
   instance->host_free_blocks = kv_instance_swap_blocks(config, &instance->demand);
+  instance->host_blocks = instance->host_free_blocks;
+  if (config->store.policy)
+    instance->store = kv_session_store_new(instance);
+  if (instance->scheduler->begin)
+    instance->policy = instance->scheduler->begin(instance);
   if (!executor->class->closed_form) {
     instance->host_free_ids = g_new(guint32, instance->host_free_blocks + 1);
     for (guint64 i = 0; i < instance->host_free_blocks; i++)
@@ -131,6 +124,10 @@ void kv_instance_free(KvInstance *instance) {
     batch_free(instance, instance->batches[i]);
   for (guint i = 0; i < instance->n_spare; i++)
     batch_free(instance, instance->spare[i]);
+  if (instance->scheduler->end)
+    instance->scheduler->end(instance->policy);
+  g_clear_pointer(&instance->calling, g_sequence_free);
+  kv_session_store_free(instance->store);
   kv_decode_set_free(instance->decode);
   kv_pool_free(instance->pool);
   kv_buddy_free(instance->buddy);
@@ -141,7 +138,8 @@ void kv_instance_free(KvInstance *instance) {
 }
 
 guint kv_instance_waiting(const KvInstance *instance) {
-  return instance->waiting.n + instance->swapped.n + instance->n_loading;
+  return instance->waiting.n + instance->swapped.n + instance->paused.n + instance->loading.n +
+         instance->n_loading;
 }
 
 guint kv_instance_running(const KvInstance *instance) {
@@ -158,6 +156,9 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes) {
 
 KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
                                guint32 limit_tokens) {
+  if (instance->store)
+    return (KvPrefixHit){.tier_tokens =
+                             MIN(limit_tokens, kv_session_store_tokens(instance->store, sequence))};
   KvPrefixHit hit = kv_pool_lookup(instance->pool, sequence, limit_tokens);
   guint64 found = hit.tokens + hit.tier_tokens, surplus = found % instance->share_multiple;
   if (surplus > 0 && hit.own_blocks == 0) /* its own kept blocks may end anywhere */
@@ -169,7 +170,7 @@ void kv_instance_order_waiting(KvInstance *instance, KvSequence *const *ordered)
   guint n = instance->waiting.n;
   instance->waiting = (KvQueue){0};
   for (guint i = 0; i < n; i++)
-    queue_push_tail(&instance->waiting, ordered[i]);
+    kv_queue_push_tail(&instance->waiting, ordered[i]);
 }
 
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens) {
@@ -182,17 +183,18 @@ guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequenc
  * section 6.1). */
 static guint64 reserved_blocks(const KvInstance *instance, const KvSequence *sequence) {
   const KvEngineConfig *config = instance->config;
-  guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
+  guint64 tokens = kv_sequence_end_tokens(sequence);
   if (config->reservation == KV_RESERVE_MAX)
     tokens = config->max_model_len;
   if (config->reservation == KV_RESERVE_POW2)
-    tokens = sequence->input_tokens + kv_buddy_rounded(sequence->output_tokens);
+    tokens =
+        sequence->input_tokens + kv_buddy_rounded(sequence->output_tokens + sequence->call_tokens);
   return MAX(1, kv_demand_blocks(&instance->demand, (double)MIN(tokens, config->max_model_len),
                                  sequence->input_tokens, FALSE));
 }
 
 gboolean kv_instance_can_ever_serve(const KvInstance *instance, const KvSequence *sequence) {
-  guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens;
+  guint64 tokens = kv_sequence_end_tokens(sequence);
   if (tokens > instance->config->max_model_len)
     return FALSE;
   if (instance->buddy)
@@ -223,21 +225,21 @@ gboolean kv_instance_reserve(KvInstance *instance, KvSequence *sequence) {
   return TRUE;
 }
 
-static void give_back(KvInstance *instance, KvSequence *sequence, gboolean keep) {
+void kv_instance_give_back(KvInstance *instance, KvSequence *sequence, gboolean keep) {
   if (sequence->reserved_blocks)
     kv_buddy_release(instance->buddy, sequence->reserved_start, sequence->reserved_blocks);
   sequence->reserved_blocks = 0;
   kv_pool_release(instance->pool, sequence, keep);
 }
 
-static void join_decode(KvInstance *instance, KvSequence *sequence) {
+void kv_instance_join_decode(KvInstance *instance, KvSequence *sequence) {
   kv_decode_set_join(instance->decode, sequence);
   if (instance->reads_shared_once)
     kv_pool_read(instance->pool, sequence, TRUE);
 }
 
 /* Take a sequence out of the decoding set; its private blocks become its own count again. */
-static void leave_decode(KvInstance *instance, KvSequence *sequence) {
+void kv_instance_leave_decode(KvInstance *instance, KvSequence *sequence) {
   if (instance->reads_shared_once)
     kv_pool_read(instance->pool, sequence, FALSE);
   guint64 held_private = sequence->private_blocks;
@@ -253,7 +255,12 @@ static void leave_decode(KvInstance *instance, KvSequence *sequence) {
 
 void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
                        double now) {
-  queue_remove(&instance->waiting, sequence);
+  kv_queue_remove(&instance->waiting, sequence);
+  if (sequence->swapped_blocks > 0) { /* there was no room to bring it back: it is recomputed */
+    instance->host_free_blocks += sequence->swapped_blocks;
+    instance->n_on_host--;
+    sequence->swapped_blocks = 0;
+  }
   if (hit)
     kv_pool_take_hit(instance->pool, sequence, hit);
   if (sequence->scheduled_seconds < 0.0) {
@@ -262,7 +269,10 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
         hit ? (guint32)MIN(hit->tokens + hit->tier_tokens, sequence->input_tokens) : 0;
     sequence->lower_tier_tokens = hit ? (guint32)hit->tier_tokens : 0;
   }
-  if (hit && hit->tier_tokens > 0) {
+  if (hit && hit->tier_tokens > 0 && instance->store) {
+    kv_session_store_load(instance->store, sequence, (guint32)hit->tier_tokens);
+    sequence->computed_tokens = (guint32)hit->tier_tokens;
+  } else if (hit && hit->tier_tokens > 0) {
     kv_pool_take_tier(instance->pool, sequence, hit);
     sequence->computed_tokens = (guint32)(hit->tokens + hit->tier_tokens);
     sequence->state = KV_SEQUENCE_LOADING;
@@ -277,11 +287,10 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
     instance->observer->class->moved(instance->observer, &copy, now);
     instance->executor->class->copy(instance->executor, &copy, now);
     return;
-  }
-  if (hit)
+  } else if (hit)
     sequence->computed_tokens = (guint32)hit->tokens;
   sequence->state = KV_SEQUENCE_PREFILL;
-  queue_push_tail(&instance->running, sequence);
+  kv_queue_push_tail(&instance->running, sequence);
   g_ptr_array_add(instance->prefilling, sequence);
   instance->n_running++;
 }
@@ -293,12 +302,20 @@ void kv_instance_add_chunk(KvInstance *instance, KvBatch *batch, KvSequence *seq
                    .past = sequence->computed_tokens,
                    .tokens = tokens,
                    .last = sequence->computed_tokens + tokens == sequence->target_tokens};
+  if (sequence->load_seconds > 0.0) { /* the history's layers load beside the chunk's */
+    double beside = kv_instance_prefill_seconds(instance, chunk.past, tokens);
+    batch->wait_seconds = MAX(batch->wait_seconds, sequence->load_seconds - beside);
+    sequence->load_seconds = 0.0;
+  }
   sequence->computed_tokens += tokens;
-  if (!instance->buddy)
-    kv_pool_grow(instance->pool, sequence,
-                 kv_demand_blocks(&instance->demand, sequence->computed_tokens,
-                                  sequence->input_tokens, FALSE),
-                 sequence->computed_tokens);
+  if (!instance->buddy) {
+    guint64 blocks = kv_demand_blocks(&instance->demand, sequence->computed_tokens,
+                                      sequence->input_tokens, FALSE);
+    guint64 held = kv_pool_held(instance->pool, sequence);
+    kv_pool_grow(instance->pool, sequence, blocks, sequence->computed_tokens);
+    if (blocks > held) /* a prompt waits for its memory to be mapped, a decode step does not */
+      batch->map_seconds += (double)(blocks - held) * instance->block_map_seconds;
+  }
   g_array_append_val(batch->chunks, chunk);
 }
 
@@ -333,7 +350,7 @@ static void swap_contents(KvInstance *instance, KvSequence *sequence, guint64 bl
 
 /* Copy a sequence's blocks to or from the host and return when that is done, if nothing else is
  * copied. */
-static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
+double kv_instance_swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, gboolean out) {
   KvCopy copy = {.from = out ? KV_TIER_HBM : KV_TIER_DRAM,
                  .to = out ? KV_TIER_DRAM : KV_TIER_HBM,
                  .bytes = (double)blocks * instance->demand.block_bytes,
@@ -356,12 +373,12 @@ static double swap(KvInstance *instance, KvSequence *sequence, guint64 blocks, g
 
 void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victim,
                          gboolean to_tail) {
-  queue_remove(&instance->running, victim);
+  kv_queue_remove(&instance->running, victim);
   instance->n_running--;
   remove_chunk(batch, victim);
   gboolean decoding = victim->state == KV_SEQUENCE_DECODE;
   if (decoding)
-    leave_decode(instance, victim);
+    kv_instance_leave_decode(instance, victim);
   else
     g_ptr_array_remove(instance->prefilling, victim);
   victim->preemptions++;
@@ -370,26 +387,27 @@ void kv_instance_preempt(KvInstance *instance, KvBatch *batch, KvSequence *victi
   guint64 blocks = kv_pool_held(instance->pool, victim);
   if (decoding && instance->config->preemption == KV_PREEMPT_SWAP &&
       instance->host_free_blocks >= blocks) {
-    double seconds = swap(instance, victim, blocks, TRUE);
+    double seconds = kv_instance_swap(instance, victim, blocks, TRUE);
     batch->wait_seconds = MAX(batch->wait_seconds, seconds);
     victim->swapped_blocks = blocks;
-    give_back(instance, victim, FALSE);
+    kv_instance_give_back(instance, victim, FALSE);
     victim->state = KV_SEQUENCE_SWAPPED;
-    queue_push_tail(&instance->swapped, victim);
+    kv_queue_push_tail(&instance->swapped, victim);
     instance->observer->class->preempted(instance->observer, 0, instance->now);
     return;
   }
   instance->observer->class->preempted(instance->observer, victim->computed_tokens, instance->now);
   victim->recomputed_tokens += victim->computed_tokens;
-  give_back(instance, victim, TRUE);
-  victim->target_tokens = victim->input_tokens + victim->emitted_tokens;
+  kv_instance_give_back(instance, victim, TRUE);
+  victim->target_tokens = victim->input_tokens + victim->emitted_tokens + victim->returned_tokens;
   victim->computed_tokens = 0;
   victim->state = KV_SEQUENCE_WAITING;
   victim->last_token_seconds = instance->now;
+  victim->waiting_since = instance->n_iterations;
   if (to_tail)
-    queue_push_tail(&instance->waiting, victim);
+    kv_queue_push_tail(&instance->waiting, victim);
   else
-    queue_push_head(&instance->waiting, victim);
+    kv_queue_push_head(&instance->waiting, victim);
 }
 
 gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
@@ -400,15 +418,15 @@ gboolean kv_instance_preempt_last(KvInstance *instance, KvBatch *batch) {
 }
 
 void kv_instance_swap_in(KvInstance *instance, KvBatch *batch, KvSequence *sequence) {
-  queue_remove(&instance->swapped, sequence);
+  kv_queue_remove(&instance->swapped, sequence);
   batch->reordered = TRUE;
   kv_pool_grow(instance->pool, sequence, sequence->swapped_blocks, 0);
-  double seconds = swap(instance, sequence, sequence->swapped_blocks, FALSE);
+  double seconds = kv_instance_swap(instance, sequence, sequence->swapped_blocks, FALSE);
   batch->wait_seconds = MAX(batch->wait_seconds, seconds);
   sequence->swapped_blocks = 0;
-  queue_push_tail(&instance->running, sequence);
+  kv_queue_push_tail(&instance->running, sequence);
   instance->n_running++;
-  join_decode(instance, sequence);
+  kv_instance_join_decode(instance, sequence);
 }
 
 gboolean kv_instance_unload_last(KvInstance *instance) {
@@ -416,7 +434,7 @@ gboolean kv_instance_unload_last(KvInstance *instance) {
     return FALSE;
   for (KvSequence *s = instance->waiting.tail; s && s != instance->waiting.head; s = s->previous)
     if (s->computed_tokens > 0) {
-      give_back(instance, s, FALSE);
+      kv_instance_give_back(instance, s, FALSE);
       s->computed_tokens = 0;
       return TRUE;
     }
@@ -483,8 +501,8 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
       instance->executor->class->copy(instance->executor, &copy, batch->end);
     }
   }
-  if (sequence->emitted_tokens >= sequence->output_tokens) {
-    queue_remove(&instance->running, sequence);
+  if (sequence->emitted_tokens >= kv_sequence_stop(sequence)) {
+    kv_queue_remove(&instance->running, sequence);
     sequence->state = KV_SEQUENCE_ENDING;
     if (instance->scheduler->holds_rows)
       g_ptr_array_add(instance->held_rows, sequence);
@@ -496,15 +514,15 @@ static void end_prefill(KvInstance *instance, KvBatch *batch, KvSequence *sequen
     kv_pool_shrink(instance->pool, sequence,
                    kv_demand_blocks(&instance->demand, sequence->computed_tokens,
                                     sequence->input_tokens, TRUE));
-  join_decode(instance, sequence);
+  kv_instance_join_decode(instance, sequence);
   instance->joined_since_decode++;
 }
 
 /* Sequences that emitted their last token in this batch. */
 static void end_decodes(KvInstance *instance, KvBatch *batch) {
   for (KvSequence *done; (done = kv_decode_set_finished(instance->decode));) {
-    leave_decode(instance, done);
-    queue_remove(&instance->running, done);
+    kv_instance_leave_decode(instance, done);
+    kv_queue_remove(&instance->running, done);
     if (instance->scheduler->holds_rows)
       g_ptr_array_add(instance->held_rows, done);
     else
@@ -546,8 +564,9 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   }
   batch->open = FALSE;
   batch->cost.component_seconds[KV_COMPONENT_TRANSFER] += batch->wait_seconds;
-  batch->cost.seconds += batch->wait_seconds;
-  batch->cost.first_seconds += batch->wait_seconds;
+  batch->cost.component_seconds[KV_COMPONENT_LAUNCH] += batch->map_seconds;
+  batch->cost.seconds += batch->wait_seconds + batch->map_seconds;
+  batch->cost.first_seconds += batch->wait_seconds + batch->map_seconds;
   batch->end =
       batch->start + batch->cost.seconds + batch->gap_seconds * ((double)batch->repeat - 1.0);
   if (batch->decodes && batch->decode_n > 0) {
@@ -555,6 +574,7 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
       take_growth(instance, batch, batch->repeat);
     kv_decode_set_advance(instance->decode, batch->repeat);
   }
+  instance->n_iterations += batch->repeat;
   instance->observer->class->batch(instance->observer, instance, batch);
   if (batch->decodes && batch->decode_n > 0) {
     instance->last_decode_end = batch->end;
@@ -628,9 +648,36 @@ static void set_due(KvInstance *instance, KvBatch *batch) {
   batch->due = batch->start + jump_seconds(instance, batch, batch->repeat - (instance->depth - 1));
 }
 
+/* The first step of the open jump that ends at `when` or later. */
+static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) {
+  double elapsed = when - batch->start;
+  guint64 low = 0,
+          high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
+  double low_seconds = 0.0, guess = elapsed / jump_seconds(instance, batch, 1);
+  for (guint round = 0; high - low > 1; round++) {
+    guint64 middle = low + (high - low) / 2;
+    if (round < 6 && guess > (double)low && guess < (double)high)
+      middle = CLAMP((guint64)ceil(guess), low + 1, high - 1);
+    double seconds = jump_seconds(instance, batch, middle);
+    double mean = seconds / (double)middle;
+    if (seconds < elapsed) {
+      low = middle;
+      low_seconds = seconds;
+    } else {
+      high = middle;
+    }
+    guess = high - low > 1 ? (double)low + (elapsed - low_seconds) / mean : 0.0;
+    if (seconds >= elapsed && guess > (double)high - 1.0) /* test the neighbour below */
+      guess = (double)high - 1.0;
+  }
+  return high;
+}
+
 static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) {
   KvBatch *batch = batch_take(instance);
   instance->blocked = FALSE;
+  if (instance->n_on_host > 0)
+    kv_instance_load_back(instance);
   instance->scheduler->schedule(instance, instance->now, batch);
   gboolean decodes = batch->decodes && kv_decode_set_size(instance->decode) > 0;
   *decided = decodes || batch->chunks->len > 0;
@@ -668,37 +715,16 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
   batch->start = instance->now + gap;
   if (instance->n_batches > 0)
     batch->start = MAX(batch->start, instance->batches[instance->n_batches - 1]->end);
+  if (batch->repeat > 1 && batch->until_seconds < G_MAXDOUBLE)
+    batch->repeat = step_at(instance, batch, batch->until_seconds);
+  if (instance->store)
+    kv_session_store_look_ahead(instance->store);
   instance->batches[instance->n_batches++] = batch;
   batch->open = batch->repeat > 1;
   if (!batch->open)
     return close_batch(instance, batch, error);
   set_due(instance, batch);
   return TRUE;
-}
-
-/* The first step of the open jump that ends at `when` or later. */
-static guint64 step_at(KvInstance *instance, const KvBatch *batch, double when) {
-  double elapsed = when - batch->start;
-  guint64 low = 0,
-          high = batch->repeat; /* steps low end before `when`; steps high do not (or are all) */
-  double low_seconds = 0.0, guess = elapsed / jump_seconds(instance, batch, 1);
-  for (guint round = 0; high - low > 1; round++) {
-    guint64 middle = low + (high - low) / 2;
-    if (round < 6 && guess > (double)low && guess < (double)high)
-      middle = CLAMP((guint64)ceil(guess), low + 1, high - 1);
-    double seconds = jump_seconds(instance, batch, middle);
-    double mean = seconds / (double)middle;
-    if (seconds < elapsed) {
-      low = middle;
-      low_seconds = seconds;
-    } else {
-      high = middle;
-    }
-    guess = high - low > 1 ? (double)low + (elapsed - low_seconds) / mean : 0.0;
-    if (seconds >= elapsed && guess > (double)high - 1.0) /* test the neighbour below */
-      guess = (double)high - 1.0;
-  }
-  return high;
 }
 
 /* Steps of the open jump that have been decided, were each decided by itself, when something comes
@@ -711,7 +737,7 @@ static guint64 steps_by(KvInstance *instance, const KvBatch *batch, double now, 
 }
 
 /* Something comes at `now`: let the jump end so that the next decision sees it. */
-static void shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
+void kv_instance_shorten_jump(KvInstance *instance, KvBatch *batch, double now, gboolean decided) {
   guint64 repeat = steps_by(instance, batch, now, decided);
   batch->shortened = TRUE;
   if (repeat < batch->repeat) {
@@ -745,7 +771,11 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   sequence->state = KV_SEQUENCE_WAITING;
   sequence->drained_seconds = drained_at(instance, now);
   sequence->instance = instance->index;
-  queue_push_tail(&instance->waiting, sequence);
+  sequence->handling = instance->config->calls.handling;
+  sequence->waiting_since = instance->n_iterations;
+  kv_queue_push_tail(&instance->waiting, sequence);
+  if (instance->scheduler->arrived)
+    instance->scheduler->arrived(instance, sequence, now);
   if (instance->n_batches == 0) {
     instance->now = MAX(instance->now, now);
     instance->nothing_to_decide = FALSE;
@@ -753,7 +783,7 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   }
   KvBatch *newest = instance->batches[instance->n_batches - 1];
   if (newest->open && !newest->shortened && !instance->blocked)
-    shorten_jump(instance, newest, now, instance->now >= now);
+    kv_instance_shorten_jump(instance, newest, now, instance->now >= now);
 }
 
 static void finish(KvInstance *instance, KvSequence *sequence, double now) {
@@ -761,9 +791,13 @@ static void finish(KvInstance *instance, KvSequence *sequence, double now) {
   sequence->state = KV_SEQUENCE_FINISHED;
   if (sequence->answer_tokens > 0 && !instance->buddy) /* let the next turn find it */
     kv_pool_grow(instance->pool, sequence, 0, sequence->computed_tokens);
-  give_back(instance, sequence, FALSE);
+  if (instance->store)
+    kv_session_store_save(instance->store, sequence);
+  kv_instance_give_back(instance, sequence, FALSE);
   instance->n_running--;
   instance->n_left++;
+  if (instance->scheduler->finished)
+    instance->scheduler->finished(instance, sequence);
   instance->observer->class->finished(instance->observer, sequence);
   if (instance->executor->class->forget)
     instance->executor->class->forget(instance->executor, sequence);
@@ -788,8 +822,16 @@ static void take_results(KvInstance *instance) {
                                                batch->end - sequence->last_token_seconds);
     }
   }
-  for (guint i = 0; i < batch->ending->len; i++)
-    finish(instance, g_ptr_array_index(batch->ending, i), batch->end);
+  for (guint i = 0; i < batch->ending->len; i++) {
+    KvSequence *sequence = g_ptr_array_index(batch->ending, i);
+    if (sequence->emitted_tokens >= sequence->output_tokens) {
+      finish(instance, sequence, batch->end);
+      continue;
+    }
+    instance->n_running--;
+    instance->n_left++;
+    kv_instance_begin_call(instance, sequence, batch->end);
+  }
   instance->nothing_to_decide = FALSE;
   batch_give(instance, batch);
 }
@@ -799,7 +841,8 @@ static gboolean can_decide(const KvInstance *instance) {
     return FALSE;
   if (instance->n_batches > 0 && instance->batches[instance->n_batches - 1]->open)
     return FALSE;
-  return instance->waiting.n > 0 || instance->running.n > 0 || instance->swapped.n > 0;
+  return instance->waiting.n > 0 || instance->running.n > 0 || instance->swapped.n > 0 ||
+         instance->paused.n > 0;
 }
 
 double kv_instance_next(KvInstance *instance) {
@@ -814,32 +857,41 @@ double kv_instance_next(KvInstance *instance) {
     if (newest->open)
       next = MIN(next, newest->due);
   }
-  if (instance->tier != KV_TIER_HBM)
+  if (instance->tier != KV_TIER_HBM || instance->n_copies > 0)
     next = MIN(next, instance->executor->class->next_copy(instance->executor));
-  return next;
+  return MIN(next, kv_instance_next_return(instance));
 }
 
 static void take_copies(KvInstance *instance) {
   KvCopy copy;
-  while (instance->tier != KV_TIER_HBM &&
+  while ((instance->tier != KV_TIER_HBM || instance->n_copies > 0) &&
          instance->executor->class->pop_copy(instance->executor, instance->now, &copy)) {
+    if (instance->n_copies > 0)
+      instance->n_copies--;
+    if (copy.tag)
+      kv_session_store_fetched(instance->store, copy.tag);
     if (!copy.sequence)
       continue;
-    instance->n_loading--;
+    if (copy.sequence->swapped_blocks > 0)
+      kv_instance_loaded_back(instance, copy.sequence);
+    else
+      instance->n_loading--;
     copy.sequence->state = KV_SEQUENCE_WAITING;
-    queue_push_head(&instance->waiting, copy.sequence);
+    kv_queue_push_head(&instance->waiting, copy.sequence);
     /* vLLM v1, section 9 of its notes: a completed load is noticed when a step ends, or by the idle
      * poll. */
     if (instance->n_batches == 0)
       instance->nothing_to_decide = FALSE;
     else if (instance->batches[instance->n_batches - 1]->open)
-      shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now, FALSE);
+      kv_instance_shorten_jump(instance, instance->batches[instance->n_batches - 1], instance->now,
+                               FALSE);
   }
 }
 
 gboolean kv_instance_wake(KvInstance *instance, double now, GError **error) {
   instance->now = MAX(instance->now, now);
   take_copies(instance);
+  kv_instance_take_returns(instance);
   for (;;) {
     KvBatch *oldest = instance->n_batches ? instance->batches[0] : NULL;
     KvBatch *newest = instance->n_batches ? instance->batches[instance->n_batches - 1] : NULL;
@@ -857,7 +909,8 @@ gboolean kv_instance_wake(KvInstance *instance, double now, GError **error) {
         return TRUE;
     } else {
       /* Only last tokens are in flight: the engine waits for them before it looks again. */
-      if (instance->n_batches > 0 && instance->waiting.n + instance->running.n == 0)
+      if (instance->n_batches > 0 &&
+          instance->waiting.n + instance->running.n + instance->paused.n == 0)
         instance->nothing_to_decide = TRUE;
       return TRUE;
     }
@@ -875,6 +928,14 @@ const char *kv_instance_check(const KvInstance *instance) {
     g_ptr_array_add(holders, g_ptr_array_index(instance->held_rows, i));
   if (holders->len != instance->n_running)
     return "the count of running sequences is wrong";
+  const KvSequence *const parked[] = {instance->paused.head, instance->loading.head,
+                                      instance->waiting.head};
+  for (guint p = 0; p < G_N_ELEMENTS(parked); p++)
+    for (const KvSequence *s = parked[p]; s; s = s->next)
+      g_ptr_array_add(holders, (gpointer)s);
+  for (KvSequence *s = kv_instance_next_preserved(instance, NULL); s;
+       s = kv_instance_next_preserved(instance, s))
+    g_ptr_array_add(holders, s);
   return kv_pool_check(instance->pool, (KvSequence *const *)holders->pdata, holders->len,
                        instance->taken_private);
 }

@@ -939,6 +939,12 @@ static void model_copy(KvExecutor *executor, const KvCopy *copy, double now) {
   kv_transfers_begin(m->transfers, copy, pieces, now);
 }
 
+static double model_copy_seconds(KvExecutor *executor, const KvCopy *copy) {
+  Model *m = (Model *)executor;
+  double pieces = (double)copy->blocks * (copy->pinned ? 1.0 : 2.0 * kv_model_layers(m->model));
+  return kv_transfers_alone(m->transfers, copy, pieces);
+}
+
 static double model_next_copy(KvExecutor *executor) {
   return kv_transfers_next(((Model *)executor)->transfers);
 }
@@ -967,6 +973,7 @@ const KvExecutorClass kv_model_executor_class = {
     .seconds = model_seconds,
     .cost = model_cost,
     .copy = model_copy,
+    .copy_seconds = model_copy_seconds,
     .next_copy = model_next_copy,
     .pop_copy = model_pop_copy,
     .destroy = model_destroy,

@@ -49,7 +49,7 @@ static gint by_left(gconstpointer a, gconstpointer b) {
 
 static void add_life(const KvInstance *instance, GArray *lives, const KvSequence *sequence) {
   Life life = {tokens_left(instance, sequence), 0};
-  life.held = (guint64)sequence->input_tokens + (sequence->output_tokens - life.left);
+  life.held = kv_sequence_end_tokens(sequence) - life.left;
   if (life.left > 0)
     g_array_append_val(lives, life);
 }
@@ -309,5 +309,6 @@ const KvSchedulerClass kv_scheduler_sglang = {
     .name = "sglang",
     .description = "SGLang 0.5: prompts first and alone, admission by what answers may need",
     .schedule = schedule,
+    .reuses_prefixes = TRUE,
     .async = TRUE,
 };

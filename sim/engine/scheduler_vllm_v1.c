@@ -90,5 +90,6 @@ const KvSchedulerClass kv_scheduler_vllm_v1 = {
     .name = "vllm-v1",
     .description = "vLLM 0.19: token budget, running first, chunked prefill, recomputation",
     .schedule = schedule,
+    .reuses_prefixes = TRUE,
     .async = TRUE,
 };

@@ -8,8 +8,8 @@ void kv_sequence_name_answer(KvSequence *sequence, const KvSequence *next,
                              guint32 hash_block_tokens) {
   /* The last token of an answer is never computed on, and so has no keys and values. */
   guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens - 1;
-  if (hash_block_tokens == 0 || sequence->n_hashes == 0 || next->n_hashes == 0 ||
-      next->input_tokens < tokens)
+  if (hash_block_tokens == 0 || sequence->n_calls > 0 || sequence->n_hashes == 0 ||
+      next->n_hashes == 0 || next->input_tokens < tokens)
     return;
   guint32 whole = sequence->input_tokens / hash_block_tokens;
   if (memcmp(sequence->hashes, next->hashes, whole * sizeof(guint64)) != 0)

@@ -46,7 +46,14 @@ static void test_chunkattention(void) {
       "be shared");
   KvModel recurrent = model_of("made-up", 24, 32, 32);
   group.attention = (KvAttention){.kind = KV_ATTENTION_NONE, .state_elements = 4096};
-  refused(recurrent, "chunkattention",
+  refused(
+      recurrent, "chunkattention",
+      "chunkattention: equal prefixes do not have equal caches (recurrent state), expected caches "
+      "that can be shared");
+  KvModel sliding = model_of("made-up", 24, 32, 32);
+  group.attention.kind = KV_ATTENTION_SLIDING;
+  group.attention.window_tokens = 512;
+  refused(sliding, "chunkattention",
           "chunkattention: no layer of made-up reads its whole context, expected full attention to "
           "share prefixes in");
 }
