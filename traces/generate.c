@@ -303,7 +303,7 @@ static const char *wrong_lengths(const KvLengths *l) {
 /* What is wrong with the specification, as what was expected; NULL if it is sound. */
 static const char *wrong(const KvTraceGenerator *s) {
   const KvLengths *lengths[] = {&s->input_tokens, &s->output_tokens, &s->turn_input_tokens,
-                                &s->call_tokens};
+                                s->calls_mean > 0 ? &s->call_tokens : &s->input_tokens};
   const KvArrivals *a = &s->arrivals;
   for (guint i = 0; i < G_N_ELEMENTS(lengths); i++)
     if (wrong_lengths(lengths[i]))

@@ -772,7 +772,6 @@ void kv_instance_arrive(KvInstance *instance, KvSequence *sequence, double now) 
   sequence->drained_seconds = drained_at(instance, now);
   sequence->instance = instance->index;
   sequence->handling = instance->config->calls.handling;
-  sequence->waiting_since = instance->n_iterations;
   kv_queue_push_tail(&instance->waiting, sequence);
   if (instance->scheduler->arrived)
     instance->scheduler->arrived(instance, sequence, now);

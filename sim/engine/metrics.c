@@ -268,13 +268,14 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     /* Members that joined since the last decode step had their previous token at the last prompt's
      * end. */
     double n = (double)batch->decode_n;
-    double stalled = (double)batch->stalled->len;
+    guint n_stalled = batch->stalled ? batch->stalled->len : 0;
+    double stalled = n_stalled;
     double fresh = MIN(n - stalled, (double)instance->joined_since_decode);
     double old = n - fresh - stalled;
     double first_end = batch->start + cost->first_seconds;
     double old_gap = first_end - instance->last_decode_end;
     double fresh_gap = first_end - instance->last_prefill_end;
-    for (guint i = 0; i < batch->stalled->len; i++) {
+    for (guint i = 0; i < n_stalled; i++) {
       double gap = first_end - g_array_index(batch->stalled, double, i);
       sketch_add(&metrics->itl, gap, gap, 1.0, gap);
     }

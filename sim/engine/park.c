@@ -168,6 +168,8 @@ void kv_instance_begin_call(KvInstance *instance, KvSequence *sequence, double n
                   (sequence->handling == KV_CALL_SWAP && copy_out(instance, sequence));
   if (!kept || instance->buddy)
     kv_instance_discard(instance, sequence);
+  if (instance->scheduler->finished)
+    instance->scheduler->finished(instance, sequence);
   if (!instance->calling)
     instance->calling = g_sequence_new(NULL);
   sequence->call_place = g_sequence_insert_sorted(instance->calling, sequence, by_return, NULL);
@@ -200,11 +202,12 @@ void kv_instance_take_returns(KvInstance *instance) {
     g_sequence_remove(s->call_place);
     s->call_place = NULL;
     s->state = KV_SEQUENCE_WAITING;
-    s->waiting_since = instance->n_iterations;
     s->scored = FALSE;
     if (s->swapped_blocks > 0)
       s->computed_tokens = 0, instance->n_on_host++;
     kv_queue_push_tail(&instance->waiting, s);
+    if (instance->scheduler->arrived)
+      instance->scheduler->arrived(instance, s, instance->now);
     KvBatch *newest = instance->n_batches ? instance->batches[instance->n_batches - 1] : NULL;
     if (!newest)
       instance->nothing_to_decide = FALSE;

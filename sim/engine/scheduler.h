@@ -20,7 +20,8 @@ typedef struct {
   /* Decide the next batch: chunks, and whether the decoding sequences take part. An empty batch:
    * nothing to do now. */
   void (*schedule)(KvInstance *instance, double now, KvBatch *batch);
-  /* May be NULL. State of its own (instance->policy), and word of who comes and goes. */
+  /* May be NULL. State of its own (instance->policy), and word of who comes and goes: a request
+   * whose call begins goes, and comes when it returns. */
   gpointer (*begin)(const KvInstance *instance);
   void (*end)(gpointer policy);
   void (*arrived)(KvInstance *instance, KvSequence *sequence, double now);

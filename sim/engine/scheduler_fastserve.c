@@ -54,10 +54,12 @@ static void push_front(Queues *queues, KvSequence *sequence) {
 /* Skip-join: the first iteration's time is known from a profile. */
 static void arrived(KvInstance *instance, KvSequence *sequence, double now) {
   Queues *queues = instance->policy;
-  double first = kv_instance_prefill_seconds(instance, 0, sequence->input_tokens);
+  double first =
+      kv_instance_prefill_seconds(instance, 0, sequence->target_tokens - sequence->computed_tokens);
   sequence->level = 0;
   while (sequence->level + 1 < LEVELS && quantum(instance, sequence->level) < first)
     sequence->level++;
+  sequence->process_seconds = 0.0;
   sequence->last_run_seconds = now;
   g_queue_push_tail_link(&queues->levels[sequence->level], &sequence->link);
 }
@@ -71,24 +73,36 @@ static void finished(KvInstance *instance, KvSequence *sequence) {
     g_queue_unlink(&queues->levels[sequence->level], &sequence->link);
 }
 
-/* The iterations since the last decision are over: charge them. Each of them put the batch back in
- * front of its levels in the order in which it was taken, and so turned that order around. */
-static void charge(KvInstance *instance, Queues *queues, double now) {
-  guint64 iterations = instance->n_iterations - queues->decided_iterations;
-  guint n = queues->batch->len;
-  for (guint i = 0; i < n; i++) {
-    KvSequence *s = g_ptr_array_index(queues->batch, iterations % 2 ? i : n - 1 - i);
-    if (!s)
-      continue;
-    s->process_seconds += now - queues->decided_seconds;
-    s->last_run_seconds = now;
-    if (s->process_seconds > quantum(instance, s->level)) {
-      s->level = MIN(s->level + instance->config->fastserve.demotion_levels, LEVELS - 1);
-      s->process_seconds = 0.0;
-    }
-    push_front(queues, s);
+static void charge_one(KvInstance *instance, Queues *queues, KvSequence *s, double now) {
+  s->process_seconds += now - queues->decided_seconds;
+  s->last_run_seconds = now;
+  if (s->process_seconds > quantum(instance, s->level)) {
+    s->level = MIN(s->level + instance->config->fastserve.demotion_levels, LEVELS - 1);
+    s->process_seconds = 0.0;
   }
+  push_front(queues, s);
+}
+
+/* The iterations since the last decision are over: charge them. Each of them put the batch back in
+ * front of its levels in the order in which it was taken, and so turned each level's part around.
+ */
+static void charge(KvInstance *instance, Queues *queues, double now) {
+  gboolean turned = (instance->n_iterations - queues->decided_iterations) % 2 == 0;
+  g_autofree KvSequence **members = g_new(KvSequence *, queues->batch->len + 1);
+  guint n = 0;
+  for (guint i = 0; i < queues->batch->len; i++)
+    if (queues->batch->pdata[i])
+      members[n++] = queues->batch->pdata[i];
+  g_autofree guint *levels = g_new(guint, n + 1);
+  for (guint i = 0; i < n; i++)
+    levels[i] = members[i]->level;
   g_ptr_array_set_size(queues->batch, 0);
+  for (guint from = 0, to; from < n; from = to) {
+    for (to = from + 1; to < n && levels[to] == levels[from];)
+      to++;
+    for (guint i = from; i < to; i++)
+      charge_one(instance, queues, members[turned ? to - 1 - (i - from) : i], now);
+  }
 }
 
 static void promote_starving(KvInstance *instance, Queues *queues, double now) {
@@ -212,22 +226,32 @@ static void form(KvInstance *instance, Queues *queues, KvBatch *batch, double no
 
 /* After the batch has what it needs: blocks for those to come, and the first of the queue back from
  * the host. */
-static void swap_ahead(KvInstance *instance, Queues *queues, guint64 reserve) {
+/* TRUE if anybody moved, so that the next decision may be another. */
+static gboolean swap_ahead(KvInstance *instance, Queues *queues, guint64 reserve) {
   guint64 growth = kv_decode_set_growth(instance->decode, 1);
-  guint looked = 0;
+  guint looked = 0, swapped = instance->swapped.n;
   if (kv_pool_free_blocks(instance->pool) < reserve + growth) {
     make_room(instance, queues, reserve + growth);
-    return;
+    return instance->swapped.n != swapped;
   }
   for (guint l = 0; l < LEVELS; l++)
-    for (GList *at = queues->levels[l].head; at; at = at->next) {
+    for (GList *at = queues->levels[l].head; at && looked < instance->config->max_seqs;
+         at = at->next, looked++) {
       KvSequence *s = at->data;
-      if (looked++ >= instance->config->max_seqs)
-        return;
       if (s->state == KV_SEQUENCE_SWAPPED &&
           kv_pool_free_blocks(instance->pool) >= reserve + growth + s->swapped_blocks)
         kv_instance_swap_in_ahead(instance, s);
     }
+  return instance->swapped.n != swapped;
+}
+
+/* Checked at every iteration: when the next request has not run for too long. */
+static double first_to_starve(const KvInstance *instance, const Queues *queues) {
+  double first = G_MAXDOUBLE;
+  for (guint l = 1; l < LEVELS; l++)
+    for (const GList *at = queues->levels[l].head; at; at = at->next)
+      first = MIN(first, ((const KvSequence *)at->data)->last_run_seconds);
+  return first < G_MAXDOUBLE ? first + instance->config->fastserve.starving_seconds : first;
 }
 
 /* Nothing changes before a quantum is used up, starvation is looked for, or the reserve is touched.
@@ -239,13 +263,24 @@ static void limit_jump(const KvInstance *instance, const Queues *queues, guint64
     double left = quantum(instance, s->level) - s->process_seconds;
     batch->until_seconds = MIN(batch->until_seconds, now + MAX(left, 0.0));
   }
-  batch->most_repeats = instance->config->fastserve.check_iterations -
-                        (instance->n_iterations - queues->checked_iterations);
+  const KvEngineConfig *config = instance->config;
+  if (config->fastserve.check_iterations > 1)
+    batch->most_repeats =
+        config->fastserve.check_iterations - (instance->n_iterations - queues->checked_iterations);
+  else
+    batch->until_seconds = MIN(batch->until_seconds, first_to_starve(instance, queues));
+  /* With the reserve touched somebody is swapped out, or the batch loses its end. */
   guint64 free_blocks = kv_pool_free_blocks(instance->pool);
-  if (victim_of(queues))
-    batch->most_repeats = kv_decode_set_affordable(
-        instance->decode, free_blocks > reserve ? free_blocks - reserve : 0, batch->most_repeats);
-  batch->most_repeats = MAX(1, batch->most_repeats);
+  guint64 most = batch->most_repeats ? batch->most_repeats : G_MAXUINT32;
+  if (queues->batch->len > 1 || victim_of(queues))
+    most = kv_decode_set_affordable(instance->decode,
+                                    free_blocks > reserve ? free_blocks - reserve : 0, most);
+  /* A step that takes blocks which are still being copied out waits. */
+  if (instance->leaving_until > now)
+    most = kv_decode_set_affordable(
+        instance->decode,
+        free_blocks > instance->leaving_blocks ? free_blocks - instance->leaving_blocks : 0, most);
+  batch->most_repeats = MAX(1, most);
 }
 
 static void schedule(KvInstance *instance, double now, KvBatch *batch) {
@@ -257,9 +292,10 @@ static void schedule(KvInstance *instance, double now, KvBatch *batch) {
   choose(instance, queues);
   fit(instance, queues, proactive ? reserve : 0, batch);
   form(instance, queues, batch, now);
-  if (proactive)
-    swap_ahead(instance, queues, reserve);
+  gboolean moved = proactive && swap_ahead(instance, queues, reserve);
   limit_jump(instance, queues, proactive ? reserve : 0, now, batch);
+  if (moved)
+    batch->most_repeats = 1;
   queues->decided_seconds = now;
   queues->decided_iterations = instance->n_iterations;
 }

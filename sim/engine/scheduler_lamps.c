@@ -133,6 +133,7 @@ static void score(KvInstance *instance, KvSequence *sequence) {
   sequence->score = instance->config->calls.released ? released_area(instance, &part, handling)
                                                      : area_of(instance, &part, handling);
   sequence->scored = TRUE;
+  sequence->waiting_since = instance->n_iterations;
 }
 
 static gboolean starves(const KvInstance *instance, const KvSequence *s) {
@@ -197,8 +198,8 @@ static void schedule(KvInstance *instance, double now, KvBatch *batch) {
   kv_scheduler_vllm_v1.schedule(instance, now, batch);
   if (instance->blocked && drop_kept(instance))
     batch->reordered = TRUE; /* the next decision may admit */
+  instance->blocked = FALSE; /* who comes is scored at once, and may be smaller than the head */
   if (instance->config->calls.ranks) {
-    instance->blocked = FALSE; /* who comes may be smaller than the head */
     guint64 steps = steps_to_starving(instance);
     batch->most_repeats = steps < G_MAXUINT64 ? steps : 0;
   }
