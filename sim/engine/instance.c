@@ -72,11 +72,10 @@ KvInstance *kv_instance_new(guint index, const KvEngineConfig *config, const KvP
   if (plan->reads_shared_once)
     kv_pool_count_shared(instance->pool, MAX(1, plan->shared_readers_over));
   instance->reads_shared_once = plan->reads_shared_once;
-  guint layers = 0;
-  for (guint c = 0; c < plan->caches->len; c++)
-    layers += g_array_index(plan->caches, KvCache, c).layers;
   if (strcmp(config->allocator, "chunked") == 0) /* a block is a chunk of each layer's K and V */
-    instance->block_map_seconds = 2.0 * layers * config->chunks.map_seconds;
+    for (guint c = 0; c < plan->caches->len; c++)
+      instance->block_map_seconds +=
+          2.0 * g_array_index(plan->caches, KvCache, c).layers * config->chunks.map_seconds;
   instance->share_multiple = MAX(1, plan->share_multiple);
   instance->decode = kv_decode_set_new(curves, &instance->demand);
   instance->prefilling = g_ptr_array_new();
