@@ -15,7 +15,7 @@ static const char *const scheduler_names[] = {"vllm-v1",         "sglang",    "t
                                               "vtensor",         "fastserve", "lamps",  NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
-static const char *const executor_names[] = {"model", "host", NULL};
+static const char *const executor_names[] = {"model", "host", "cuda", NULL};
 
 #define AT(member) G_STRUCT_OFFSET(KvScenario, member)
 #define ENGINE(member) G_STRUCT_OFFSET(KvScenario, engine.member)

@@ -52,6 +52,8 @@ const KvFigure kv_figures[] = {
     PLAIN("Cost", "Money", USD, LOWER, cost_usd),
     PLAIN("Cost", "Per million output tokens", USD, LOWER, usd_per_million_output_tokens),
     PLAIN("Cost", "Carbon (CO2)", GRAMS, LOWER, carbon_grams),
+    PLAIN("Quality", "Change, worst published", SHARE, HIGHER, quality_low),
+    PLAIN("Quality", "Change, best published", SHARE, HIGHER, quality_high),
 };
 const guint kv_n_figures = G_N_ELEMENTS(kv_figures);
 

@@ -287,6 +287,9 @@ static const struct {
     {"MBU", "bytes of HBM traffic, of what the GPU could have moved at its peak while busy"},
     {"Energy", "GPUs and their share of the hosts, with the facility's overhead (PUE)"},
     {"Money", "GPU hours of the time span at the scenario's price"},
+    {"Quality",
+     "relative change of published task results at the stack's settings, interpolated only between a "
+     "paper's own points; negative is worse"},
 };
 
 static void write_definitions(GString *html) {
@@ -296,6 +299,23 @@ static void write_definitions(GString *html) {
     element(html, "dd", definitions[i].meaning);
   }
   g_string_append(html, "</dl></details>\n");
+}
+
+/* What each stack does to answers, and who says so. */
+static void write_quality(GString *html, const KvSummary *const *runs, guint n_runs) {
+  gboolean any = FALSE;
+  for (guint r = 0; r < n_runs; r++)
+    any |= runs[r]->quality_detail && *runs[r]->quality_detail;
+  if (!any)
+    return;
+  g_string_append(html, "<section><h2>Quality of answers</h2>\n<dl>\n");
+  for (guint r = 0; r < n_runs; r++) {
+    element(html, "dt", label_of(runs[r]));
+    g_autofree char *said = g_strdup_printf("%s. %s", runs[r]->quality ? runs[r]->quality : "",
+                                            runs[r]->quality_detail ? runs[r]->quality_detail : "");
+    element(html, "dd", said);
+  }
+  g_string_append(html, "</dl></section>\n");
 }
 
 static char *page(const KvRunDirectory *directory, const KvSummary *const *runs, guint n_runs,
@@ -316,6 +336,7 @@ static char *page(const KvRunDirectory *directory, const KvSummary *const *runs,
   if (n_runs == 1)
     write_latency_table(html, runs[0]);
   write_figures_table(html, runs, n_runs);
+  write_quality(html, runs, n_runs);
   write_definitions(html);
   if (scenario_json) {
     g_string_append(html, "<details><summary>The scenario, complete</summary>\n");

@@ -248,6 +248,11 @@ static void device(Page *page, const KvSummary *run, GPtrArray *scratch) {
   add_item(page, BOLD, "%s per million output tokens",
            SAY(USD, run->usd_per_million_output_tokens));
   end_line(page);
+  if (run->quality) {
+    begin_row(page, "Quality");
+    add_item(page, PLAIN, "%s", run->quality);
+    end_line(page);
+  }
 }
 
 /* A bar of `cells` eighth-block characters at most. */

@@ -32,6 +32,12 @@ static const Scheme *scheme_of(const KvEfficiency *efficiency) {
   return &schemes[efficiency->kernel];
 }
 
+static const KvEfficiency *prefill_efficiency(const KvDevice *device, KvDtype dtype,
+                                              gboolean latent) {
+  return kv_roofline_efficiency(
+      device, latent ? KV_KERNEL_LATENT_PREFILL : KV_KERNEL_PREFILL_ATTENTION, dtype);
+}
+
 static double fourth_root(double x) {
   return sqrt(sqrt(x));
 }
@@ -77,8 +83,7 @@ void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, doub
                                      KvAttentionWork *work) {
   if (chunk <= 0)
     return;
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
   const Scheme *scheme = scheme_of(efficiency);
   double rows = scheme->tile_rows, context = past + chunk;
   gboolean windowed = window > 0 && context > window;
@@ -107,16 +112,18 @@ void kv_kernel_add_prefill_attention(const KvDevice *device, KvDtype dtype, doub
 }
 
 /* Blocks differ in length, so the last wave drains while some multiprocessors idle: a part of a
- * wave is lost, or less where there is less than one. */
+ * wave is lost, or less where there is less than one. Where decoding sequences are uneven, the
+ * longest blocks are what is waited for. */
 KvCost kv_kernel_attention_call(const KvDevice *device, KvDtype dtype,
                                 const KvAttentionWork *work) {
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
   if (work->blocks <= 0)
     return (KvCost){0};
   double waves = work->blocks / device->n_sm;
   double sustained = efficiency->sustained_share > 0 ? efficiency->sustained_share : 1;
-  double drained = work->busy_seconds * (1 + efficiency->tail_waves / (1 + waves)) / sustained;
+  double drain = efficiency->tail_waves / (1 + waves);
+  double drained =
+      (work->busy_seconds * (1 + drain) + work->uneven_seconds * waves * drain) / sustained;
   double blocks_seconds = fourth_root(fourth_power(drained) + fourth_power(work->longest_seconds));
   return kv_roofline_close(efficiency->fixed_seconds, blocks_seconds, work->bytes_seconds,
                            efficiency->sharpness, work->flops, work->bytes);
@@ -141,8 +148,8 @@ KvCost kv_attention_decode(const KvDevice *device, KvDtype dtype, const KvDecode
   const double packed_tokens = 200;
   if (o->batch <= 0 || o->mean_tokens <= 0)
     return (KvCost){0};
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_DECODE_ATTENTION, dtype);
+  const KvEfficiency *efficiency = kv_roofline_efficiency(
+      device, o->latent ? KV_KERNEL_LATENT_DECODE : KV_KERNEL_DECODE_ATTENTION, dtype);
   const Scheme *scheme = scheme_of(efficiency);
   gboolean unpacked = scheme->shared_only && (o->window > 0 || o->group <= 1);
   double edge = 1;
@@ -206,8 +213,7 @@ void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
                                     const KvDecodeAttention *o, KvAttentionWork *work) {
   if (o->batch <= 0 || o->mean_tokens <= 0)
     return;
-  const KvEfficiency *efficiency =
-      kv_roofline_efficiency(device, KV_KERNEL_PREFILL_ATTENTION, dtype);
+  const KvEfficiency *efficiency = prefill_efficiency(device, dtype, work->latent);
   const Scheme *scheme = scheme_of(efficiency);
   double group = MAX(o->group, 1);
   double heads = o->batch * o->n_kv_heads, blocks = scheme->packs_prefill ? heads : heads * group;
@@ -216,10 +222,14 @@ void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
   double column = column_seconds(device, efficiency, dtype, head_dims);
   double block = block_seconds(efficiency, head_dims);
   double depth = o->mean_tokens + scheme->tile_rows / 2;
+  /* FlashAttention-3 splits what is longer than a multiprocessor's share of a call. */
+  double longest = scheme->splits_prefill ? 0 : o->longest_tokens;
+  double deepest = MAX(longest, o->mean_tokens) + scheme->tile_rows / 2;
   work->blocks += blocks;
   work->busy_seconds += blocks * (depth * column + block) / device->n_sm;
   work->longest_seconds =
-      MAX(work->longest_seconds, depth * column * efficiency->lone_factor + block);
+      MAX(work->longest_seconds, deepest * column * efficiency->lone_factor + block);
+  work->uneven_seconds = MAX(work->uneven_seconds, (deepest - depth) * column);
   work->bytes_seconds +=
       o->read_bytes * reread / (device->memory_Bps * efficiency->bandwidth_share);
   work->flops += o->flops;

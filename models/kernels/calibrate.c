@@ -24,6 +24,9 @@ static const struct {
     {KV_OBSERVED_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_MIXED_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_ALL_REDUCE, KV_KERNEL_ALL_REDUCE},
+    {KV_OBSERVED_NCCL, KV_KERNEL_NCCL},
+    {KV_OBSERVED_LATENT_PREFILL, KV_KERNEL_LATENT_PREFILL},
+    {KV_OBSERVED_LATENT_DECODE, KV_KERNEL_LATENT_DECODE},
     {KV_OBSERVED_ELEMENTWISE, KV_KERNEL_ELEMENTWISE},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_GEMM},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_DECODE_ATTENTION},
@@ -112,8 +115,9 @@ static const struct {
 #define MEMBER(key, name, unit, families)                                                          \
   { key, G_STRUCT_OFFSET(KvEfficiency, name), unit, families }
 #define GEMM (1u << KV_KERNEL_GEMM)
-#define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION)
-#define DECODE (1u << KV_KERNEL_DECODE_ATTENTION)
+#define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION | 1u << KV_KERNEL_LATENT_PREFILL)
+#define DECODE (1u << KV_KERNEL_DECODE_ATTENTION | 1u << KV_KERNEL_LATENT_DECODE)
+#define NCCL (1u << KV_KERNEL_NCCL)
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
     MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
@@ -128,6 +132,10 @@ static const struct {
     MEMBER("bandwidth_share", bandwidth_share, 1, ~0u),
     MEMBER("quantize_share", quantize_share, 1, GEMM),
     MEMBER("sharpness", sharpness, 1, GEMM | PREFILL),
+    MEMBER("step_us", step_seconds, 1e-6, NCCL),
+    MEMBER("bulk_us", bulk_seconds, 1e-6, NCCL),
+    MEMBER("quick_share", quick_share, 1, NCCL),
+    MEMBER("crowding", crowding, 1, NCCL),
     MEMBER("residual", residual, 1, ~0u),
 #undef MEMBER
 };

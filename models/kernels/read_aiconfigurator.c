@@ -5,7 +5,11 @@
  *   context_attention     batch_size isl step num_heads num_key_value_heads head_dim attn_dtype
  *                         kv_cache_dtype, and window_size of kernels that have one
  *   generation_attention  the same, with `step` cached tokens
- *   all_reduce            num_gpus message_size (elements) backend
+ *   all_reduce            num_gpus message_size (elements) backend: the engines' own kernels
+ *   all_reduce, all_gather, reduce_scatter, alltoall   of NCCL: num_gpus message_size nccl_dtype
+ *   mla_context, mla_generation   batch_size isl step num_heads (of one GPU) kv_cache_dtype; tables
+ *                                 with a gemm_type are of whole modules and left out
+ *   mla_gen_pre, mla_gen_post     num_tokens num_heads bmm_dtype: absorbed queries and outputs
  *
  * Operations and data types outside these are left out.
  */
@@ -65,6 +69,53 @@ static gboolean observe_all_reduce(const KvColumns *table, KvObservation *row, g
   return TRUE;
 }
 
+static const struct {
+  const char *op;
+  KvCollective collective;
+} collectives[] = {{"all_reduce", KV_COLLECTIVE_ALL_REDUCE},
+                   {"all_gather", KV_COLLECTIVE_ALL_GATHER},
+                   {"reduce_scatter", KV_COLLECTIVE_REDUCE_SCATTER},
+                   {"alltoall", KV_COLLECTIVE_ALL_TO_ALL}};
+
+static gboolean observe_nccl(const KvColumns *table, const char *op, KvObservation *row,
+                             gboolean *known, GError **error) {
+  double elements;
+  for (guint i = 0; i < G_N_ELEMENTS(collectives); i++) {
+    if (!g_str_equal(op, collectives[i].op))
+      continue;
+    row->collective = collectives[i].collective;
+    *known = g_str_equal(kv_columns_text(table, "nccl_dtype"), "half");
+  }
+  row->kind = KV_OBSERVED_NCCL;
+  row->dtype = KV_DTYPE_BF16;
+  if (!kv_columns_number(table, "num_gpus", &row->ranks, error) ||
+      !kv_columns_number(table, "message_size", &elements, error))
+    return FALSE;
+  row->bytes = 2 * elements;
+  return TRUE;
+}
+
+static gboolean observe_latent(const KvColumns *table, KvObserved kind, KvObservation *row,
+                               gboolean *known, GError **error) {
+  row->kind = kind;
+  *known = find_dtype(table, "kv_cache_dtype", &row->dtype) && !kv_columns_has(table, "gemm_type");
+  row->cache_bytes = kv_dtype_bytes(row->dtype);
+  return kv_columns_number(table, "batch_size", &row->batch, error) &&
+         kv_columns_number(table, "isl", &row->chunk, error) &&
+         kv_columns_number(table, "step", &row->past, error) &&
+         kv_columns_number(table, "num_heads", &row->n_heads, error);
+}
+
+static gboolean observe_latent_projection(const KvColumns *table, gboolean of_outputs,
+                                          KvObservation *row, gboolean *known, GError **error) {
+  row->kind = KV_OBSERVED_LATENT_PROJECTION;
+  *known = find_dtype(table, "bmm_dtype", &row->dtype);
+  row->k = of_outputs ? 512 : 128;
+  row->n = of_outputs ? 128 : 512;
+  return kv_columns_number(table, "num_tokens", &row->m, error) &&
+         kv_columns_number(table, "num_heads", &row->n_heads, error);
+}
+
 static gboolean observe_attention(const KvColumns *table, KvObserved kind, KvObservation *row,
                                   gboolean *known, GError **error) {
   KvDtype cache;
@@ -108,6 +159,14 @@ static gboolean observe(const KvColumns *table, KvObservation *row, gboolean *kn
            kv_columns_number(table, "n", &row->n, error) &&
            kv_columns_number(table, "k", &row->k, error);
   }
+  if (kv_columns_has(table, "nccl_dtype"))
+    return observe_nccl(table, op, row, known, error);
+  if (g_str_equal(op, "mla_context") || g_str_equal(op, "context_mla"))
+    return observe_latent(table, KV_OBSERVED_LATENT_PREFILL, row, known, error);
+  if (g_str_equal(op, "mla_generation") || g_str_equal(op, "generation_mla"))
+    return observe_latent(table, KV_OBSERVED_LATENT_DECODE, row, known, error);
+  if (g_str_equal(op, "mla_gen_pre") || g_str_equal(op, "mla_gen_post"))
+    return observe_latent_projection(table, g_str_equal(op, "mla_gen_post"), row, known, error);
   if (g_str_equal(op, "all_reduce"))
     return observe_all_reduce(table, row, known, error);
   if (g_str_equal(op, "context_attention"))

@@ -56,13 +56,13 @@ static const KvFormula gqa_formulas[] = {
 
 static const KvQualityPoint gqa_quality[] = {
     {"T5-XXL", "average over CNN/DM, arXiv, PubMed, MediaSum, MultiNews, WMT, TriviaQA",
-     "GQA-8, alpha=0.05", 47.2, 47.1, "Table 1, seen (section notes)", NULL, 0, NULL},
-    {"T5-XXL", "TriviaQA F1", "GQA-8", 81.9, 81.6, "Table 1, seen", NULL, 0, NULL},
-    {"T5-XXL", "CNN/DM R1", "GQA-8", 43.8, 43.5, "Table 1, seen", NULL, 0, NULL},
+     "GQA-8, alpha=0.05", 47.2, 47.1, "Table 1, seen (section notes)", "num_kv_heads", 8, NULL},
+    {"T5-XXL", "TriviaQA F1", "GQA-8", 81.9, 81.6, "Table 1, seen", "num_kv_heads", 8, NULL},
+    {"T5-XXL", "CNN/DM R1", "GQA-8", 43.8, 43.5, "Table 1, seen", "num_kv_heads", 8, NULL},
     {"dense 7B, 1.33T tokens", "MMLU 5-shot", "GQA-8 vs MHA from scratch", 45.2, 41.2,
-     "DeepSeek-V2 Table 8, seen", NULL, 0, NULL},
+     "DeepSeek-V2 Table 8, seen", "num_kv_heads", 8, NULL},
     {"dense 7B, 1.33T tokens", "C-Eval 5-shot", "GQA-8 vs MHA from scratch", 42.9, 37.7,
-     "DeepSeek-V2 Table 8, seen", NULL, 0, NULL},
+     "DeepSeek-V2 Table 8, seen", "num_kv_heads", 8, NULL},
     {"Pythia-160M uptrained 5% of Pile", "LAMBADA acc", "4 of 12 KV heads", 33.63, 29.38,
      "pythia-mlkv repository results, seen", NULL, 0, NULL},
     {0},

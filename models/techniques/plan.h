@@ -171,6 +171,7 @@ typedef struct {
   double bytes_per_parameter;   /* stored, metadata counted */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
   gboolean pageable;            /* what is in host memory is not pinned */
+  gboolean loads_apart;         /* what is loaded adds to the longest of everything else */
   gboolean stream_overlaps;     /* the next layer's weights load beside this layer's compute */
   double activation_share_host; /* share of activations that live on the host between layers
                                    (FlexGen's hc) */

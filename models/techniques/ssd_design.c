@@ -1,5 +1,6 @@
 /* Survey: System-level Optimization > Hardware-aware Design > SSD-based Design. */
 #include "models/techniques/build.h"
+#include "models/techniques/flexgen_search.h"
 
 /* --- FlexGen --- */
 
@@ -56,6 +57,7 @@ static gboolean flexgen_weights(const KvTechniqueUse *use, KvPlan *plan, GError 
   if (kv_technique_value(use, "compress_weight") != 0.0)
     plan->weights.bytes_per_parameter = FLEXGEN_PACKED_BYTES + FLEXGEN_SCALE_BYTES;
   plan->weights.stream_overlaps = kv_technique_value(use, "overlap") != 0.0;
+  plan->weights.loads_apart = kv_technique_value(use, "impl") == 1.0;
   plan->weights.activation_share_host = on_cpu / 100.0;
   return TRUE;
 }
@@ -220,12 +222,49 @@ static gboolean flexgen_engine(const KvTechniqueUse *use, const KvModel *model,
   config->gpu_batch = (guint)kv_technique_value(use, "gbs");
   config->n_gpu_batches = (guint)kv_technique_value(use, "num_gpu_batches");
   config->max_seqs = config->gpu_batch * config->n_gpu_batches;
+  config->memory_utilization = 1.0; /* the placement is the user's; nothing is held back */
   config->chunked_prefill = config->prefix_caching = FALSE;
   config->async_scheduling = config->cuda_graphs = FALSE;
   return TRUE;
 }
 
+/* Placement alone leaves every number as it is. */
+static gboolean flexgen_exact(const KvTechniqueUse *use) {
+  return kv_technique_value(use, "compress_weight") == 0.0 &&
+         kv_technique_value(use, "compress_cache") == 0.0 &&
+         kv_technique_value(use, "attn_sparsity") == 1.0;
+}
+
 static const char *const cpu_choices[] = {"auto", "off", "on", NULL};
+
+enum { POLICY_GIVEN, POLICY_SEARCH };
+
+static gboolean flexgen_tune(KvTechniqueUse *use, const KvModel *model, const KvPlatform *platform,
+                             GError **error) {
+  if (kv_technique_value(use, "policy") == POLICY_GIVEN)
+    return TRUE;
+  KvFlexgenQuestion question = {(guint)kv_technique_value(use, "prompt_len"),
+                                (guint)kv_technique_value(use, "gen_len"),
+                                kv_technique_value(use, "impl") == 1.0};
+  KvFlexgenPolicy p;
+  if (!kv_flexgen_search(&question, model, platform, &p))
+    return kv_technique_refuse(use, error,
+                               "no placement of %s fits %s, expected more host memory or a disk",
+                               model->id, platform->id);
+  const struct {
+    const char *name;
+    double value;
+  } found[] = {{"gbs", p.gpu_batch},          {"num_gpu_batches", p.n_gpu_batches},
+               {"wg", 100.0 * p.weights_gpu}, {"wc", 100.0 * p.weights_host},
+               {"cg", 100.0 * p.cache_gpu},   {"cc", 100.0 * p.cache_host},
+               {"hg", 100.0 * p.hidden_gpu},  {"hc", 100.0 * (1.0 - p.hidden_gpu)}};
+  for (guint i = 0; i < G_N_ELEMENTS(found); i++)
+    kv_technique_set(use, found[i].name, found[i].value);
+  return TRUE;
+}
+
+static const char *const flexgen_policies[] = {"given", "search", NULL};
+static const char *const flexgen_implementations[] = {"ideal", "released", NULL};
 
 static const KvParam flexgen_params[] = {
     {"gbs", KV_PARAM_INTEGER, 48, 1, 4096, NULL, "sequences",
@@ -247,6 +286,15 @@ static const KvParam flexgen_params[] = {
     {"G", KV_PARAM_INTEGER, 64, 64, 64, NULL, "elements", "quantization group; only 64"},
     {"attn_sparsity", KV_PARAM_REAL, 1, 0.1, 1, NULL, "fraction",
      "share of the value rows that are loaded, those of the highest scores"},
+    {"impl", KV_PARAM_CHOICE, 0, 0, 1, flexgen_implementations, "",
+     "ideal: all transfers overlap; released: what comes to the GPU adds to the longest of the rest, "
+     "as in the authors' fitted cost model"},
+    {"policy", KV_PARAM_CHOICE, POLICY_GIVEN, 0, 1, flexgen_policies, "",
+     "search: block shape and placement of the least time a token, by the authors' cost model, instead "
+     "of the ones given"},
+    {"prompt_len", KV_PARAM_INTEGER, 512, 1, 1048576, NULL, "tokens",
+     "policy=search: of a sequence"},
+    {"gen_len", KV_PARAM_INTEGER, 32, 1, 1048576, NULL, "tokens", "policy=search: of a sequence"},
     {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
 };
 
@@ -262,14 +310,16 @@ static const KvFormula flexgen_formulas[] = {
 };
 
 static const KvQualityPoint flexgen_quality[] = {
-    {"OPT-30B", "WikiText ppl", "4-bit weights+KV", 12.72, 12.9, "Table 5, seen in text copy", NULL,
-     0, NULL},
+    {"OPT-30B", "WikiText ppl", "4-bit weights+KV", 12.72, 12.9, "Table 5, seen in text copy",
+     "compress_cache", 1, NULL},
     {"OPT-175B", "WikiText ppl", "4-bit weights+KV", 10.82, 10.94, "Table 5, seen in text copy",
-     NULL, 0, NULL},
-    {"OPT-30B", "Lambada acc", "4-bit", 0.725, 0.724, "Table 5, seen in text copy", NULL, 0, NULL},
+     "compress_cache", 1, NULL},
+    {"OPT-30B", "Lambada acc", "4-bit", 0.725, 0.724, "Table 5, seen in text copy",
+     "compress_cache", 1, NULL},
     {"OPT-30B", "Lambada acc", "4-bit + 10% sparse V", 0.725, 0.718, "Table 5, seen in text copy",
      NULL, 0, NULL},
-    {"OPT-175B", "Lambada acc", "4-bit", 0.758, 0.756, "Table 5, seen in text copy", NULL, 0, NULL},
+    {"OPT-175B", "Lambada acc", "4-bit", 0.758, 0.756, "Table 5, seen in text copy",
+     "compress_cache", 1, NULL},
     {"OPT-175B", "Lambada acc", "4-bit + 10% sparse V", 0.758, 0.756, "Table 5, seen in text copy",
      NULL, 0, NULL},
     {"LLaMA-7B", "WikiText2 ppl", "3-bit FlexGen scheme (G=64) on KV only", 5.68, 5.93,
@@ -315,6 +365,8 @@ const KvTechnique kv_technique_flexgen = {
     .confidence =
         "high: README, benchmark scripts, compression and cost-model code and a text copy "
         "of the paper were read",
+    .exact = flexgen_exact,
+    .tune = flexgen_tune,
     .plan = flexgen_plan,
     .engine = flexgen_engine,
 };

@@ -69,6 +69,9 @@ struct KvTechnique {
   const char *composes;          /* what it goes with and what it excludes, in words */
   const char *pitfalls;
   const char *confidence;
+  gboolean executed; /* the real executors carry its plan out; without a plan there is nothing to */
+  /* Whether these settings leave every answer as it is, although others do not; may be NULL. */
+  gboolean (*exact)(const KvTechniqueUse *use);
   /* Settle parameters that depend on the platform (placement, batch sizes) before the rest; may be
    * NULL. */
   gboolean (*tune)(KvTechniqueUse *use, const KvModel *model, const KvPlatform *platform,

@@ -81,9 +81,3 @@ void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTi
   memmove(target->names + (gsize)to * cache->block_tokens,
           source->names + (gsize)from * cache->block_tokens, cache->block_tokens * sizeof(guint64));
 }
-
-guint64 *kv_host_cache_name(KvHostCache *cache, const guint32 *block_table, guint32 position) {
-  return cache->hbm.names +
-         (gsize)block_table[position / cache->block_tokens] * cache->block_tokens +
-         position % cache->block_tokens;
-}

@@ -38,7 +38,4 @@ KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
 /* Copy a block with its names. Both must exist. */
 void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                         guint32 to);
-/* Where the name of the token at `position` stands in HBM. */
-guint64 *kv_host_cache_name(KvHostCache *cache, const guint32 *block_table, guint32 position);
-
 #endif

@@ -23,6 +23,7 @@
 #include <glib.h>
 
 #include "models/llm/llm.h"
+#include "reference/host/ledger.h"
 #include "sim/engine/executor.h"
 
 #define KV_HOST_FLOPS_PER_SECOND 10e9
@@ -37,11 +38,15 @@ KvExecutor *kv_host_executor_new(const KvModel *model, guint block_tokens, guint
                                  guint64 dram_blocks, guint32 hash_block_tokens, guint64 seed,
                                  GError **error);
 
+/* The same with weights that are there already, those of a checkpoint for `model` say; takes them
+ * over, also if it fails. */
+KvExecutor *kv_host_executor_new_with(KvHostWeights *weights, const KvModel *model,
+                                      guint block_tokens, guint64 hbm_blocks, guint64 dram_blocks,
+                                      guint32 hash_block_tokens, GError **error);
+
 /* The *n tokens generated for the sequence so far; borrowed, until its next step. */
 const guint32 *kv_host_executor_output(KvExecutor *executor, const KvSequence *sequence, guint *n);
 
-/* Called with a sequence's tokens when it is forgotten. */
-typedef void (*KvHostSink)(guint64 request_index, const guint32 *tokens, guint n, gpointer user);
 void kv_host_executor_set_sink(KvExecutor *executor, KvHostSink sink, gpointer user);
 
 void kv_host_executor_set_measured(KvExecutor *executor, gboolean measured);

@@ -76,9 +76,9 @@ static void embed(Pass *pass) {
 static void norm(const Pass *pass, float *out, const float *x, const float *gain, const float *bias,
                  guint rows) {
   if (pass->weights->norm == KV_NORM_RMS)
-    kv_host_rms_norm(out, x, gain, rows, pass->weights->hidden);
+    kv_host_rms_norm(out, x, gain, pass->weights->epsilon, rows, pass->weights->hidden);
   else
-    kv_host_layer_norm(out, x, gain, bias, rows, pass->weights->hidden);
+    kv_host_layer_norm(out, x, gain, bias, pass->weights->epsilon, rows, pass->weights->hidden);
 }
 
 /* Rotate queries and keys by their positions. */
@@ -86,7 +86,7 @@ static void rotate(Pass *pass, const KvAttention *a) {
   gsize d = a->head_dim, half = d / 2;
   for (gsize r = 0; r < pass->rows; r++) {
     float *cosine = pass->cosine + r * half, *sine = pass->sine + r * half;
-    kv_host_rotary_angles(cosine, sine, pass->positions[r], a->head_dim);
+    kv_host_rotary_angles(cosine, sine, pass->positions[r], a->head_dim, &pass->weights->rotary);
     kv_host_rotary(pass->q + r * a->n_heads * d, cosine, sine, a->n_heads, a->head_dim);
     kv_host_rotary(pass->k + r * a->n_kv_heads * d, cosine, sine, a->n_kv_heads, a->head_dim);
   }
@@ -104,8 +104,10 @@ static void project_inputs(Pass *pass, const KvHostLayer *layer) {
   kv_host_linear(pass->v, pass->normed, layer->value, layer->value_bias, R, D, kv);
   lap(pass, KV_COMPONENT_QKV, 2.0 * R * D * (q + 2.0 * kv));
   if (layer->query_norm) {
-    kv_host_rms_norm(pass->q, pass->q, layer->query_norm, R * a->n_heads, a->head_dim);
-    kv_host_rms_norm(pass->k, pass->k, layer->key_norm, R * a->n_kv_heads, a->head_dim);
+    kv_host_rms_norm(pass->q, pass->q, layer->query_norm, pass->weights->epsilon, R * a->n_heads,
+                     a->head_dim);
+    kv_host_rms_norm(pass->k, pass->k, layer->key_norm, pass->weights->epsilon, R * a->n_kv_heads,
+                     a->head_dim);
   }
   if (!pass->weights->positions)
     rotate(pass, a);

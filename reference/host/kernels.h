@@ -16,14 +16,30 @@
 #include <glib.h>
 
 /* out[R][D] = x / rms(x) * weight[D]; `out` may be `x`. */
-void kv_host_rms_norm(float *out, const float *x, const float *weight, guint rows, guint width);
+void kv_host_rms_norm(float *out, const float *x, const float *weight, float epsilon, guint rows,
+                      guint width);
 /* out[R][D] = (x - mean(x)) / deviation(x) * weight[D] + bias[D]; `out` may be `x`. */
 void kv_host_layer_norm(float *out, const float *x, const float *weight, const float *bias,
-                        guint rows, guint width);
+                        float epsilon, guint rows, guint width);
+
+/* How positions become angles. `factor` > 1 stretches the slow frequencies, as Llama 3.1 does for
+ * contexts past the `original` one: those with fewer than `low` turns in it are divided by the
+ * factor, those with more than `high` are kept, the others are between. Linear scaling, which
+ * divides all of them, is low = high = infinity. */
+typedef struct {
+  double theta, factor, low, high, original;
+} KvHostRotary;
+
+/* Llama 2's. */
+#define KV_HOST_ROTARY_DEFAULT                                                                     \
+  (KvHostRotary) {                                                                                 \
+    .theta = 10000.0, .factor = 1.0                                                                \
+  }
 
 /* cosine[d/2], sine[d/2] of the angles that rotary embedding turns the pairs of a head by at
  * `position`. */
-void kv_host_rotary_angles(float *cosine, float *sine, guint32 position, guint head_dim);
+void kv_host_rotary_angles(float *cosine, float *sine, guint32 position, guint head_dim,
+                           const KvHostRotary *rotary);
 /* Turn x[H][d] of one token in place: element i with element i + d/2. */
 void kv_host_rotary(float *x, const float *cosine, const float *sine, guint n_heads,
                     guint head_dim);
@@ -36,6 +52,8 @@ void kv_host_add(float *restrict x, const float *restrict y, gsize n);
 
 /* gate[n] = silu(gate[n]) * up[n]. */
 void kv_host_swiglu(float *restrict gate, const float *restrict up, gsize n);
+/* x[n] = x[n] * Phi(x[n]), Phi the normal distribution: the GELU with erf. */
+void kv_host_gelu(float *x, gsize n);
 /* x[n] = max(x[n], 0). */
 void kv_host_relu(float *x, gsize n);
 

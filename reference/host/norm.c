@@ -2,22 +2,20 @@
 
 #include <math.h>
 
-/* Below the variance of any live activation; keeps a row of zeros finite. */
-#define EPSILON 1e-5f
-
-void kv_host_rms_norm(float *out, const float *x, const float *weight, guint rows, guint width) {
+void kv_host_rms_norm(float *out, const float *x, const float *weight, float epsilon, guint rows,
+                      guint width) {
   for (guint r = 0; r < rows; r++, x += width, out += width) {
     float squares = 0.0f;
     for (guint i = 0; i < width; i++)
       squares += x[i] * x[i];
-    float scale = 1.0f / sqrtf(squares / (float)width + EPSILON);
+    float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
     for (guint i = 0; i < width; i++)
       out[i] = x[i] * scale * weight[i];
   }
 }
 
 void kv_host_layer_norm(float *out, const float *x, const float *weight, const float *bias,
-                        guint rows, guint width) {
+                        float epsilon, guint rows, guint width) {
   for (guint r = 0; r < rows; r++, x += width, out += width) {
     float sum = 0.0f, squares = 0.0f;
     for (guint i = 0; i < width; i++)
@@ -25,7 +23,7 @@ void kv_host_layer_norm(float *out, const float *x, const float *weight, const f
     float mean = sum / (float)width;
     for (guint i = 0; i < width; i++)
       squares += (x[i] - mean) * (x[i] - mean);
-    float scale = 1.0f / sqrtf(squares / (float)width + EPSILON);
+    float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
     for (guint i = 0; i < width; i++)
       out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
   }

@@ -4,11 +4,25 @@
 
 #include <math.h>
 
-#define THETA 10000.0
+/* Of one pair of a head, radians a position. Scaling as in the `llama3` rope type of Hugging Face's
+ * modeling_rope_utils.py. */
+static double frequency(guint pair, guint head_dim, const KvHostRotary *rotary) {
+  double plain = pow(rotary->theta, -2.0 * pair / head_dim);
+  if (rotary->factor <= 1.0)
+    return plain;
+  double turns = rotary->original * plain / (2.0 * G_PI);
+  if (turns < rotary->low)
+    return plain / rotary->factor;
+  if (turns > rotary->high)
+    return plain;
+  double kept = (turns - rotary->low) / (rotary->high - rotary->low);
+  return (1.0 - kept) * plain / rotary->factor + kept * plain;
+}
 
-void kv_host_rotary_angles(float *cosine, float *sine, guint32 position, guint head_dim) {
+void kv_host_rotary_angles(float *cosine, float *sine, guint32 position, guint head_dim,
+                           const KvHostRotary *rotary) {
   for (guint i = 0; i < head_dim / 2; i++) {
-    double angle = position * pow(THETA, -2.0 * i / head_dim);
+    double angle = position * frequency(i, head_dim, rotary);
     cosine[i] = (float)cos(angle);
     sine[i] = (float)sin(angle);
   }

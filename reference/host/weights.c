@@ -74,8 +74,7 @@ static void draw_layer(Walk *walk, KvHostLayer *layer, const KvModel *model,
   layer->down_bias = draw_bias(walk, centred, D);
 }
 
-/* head[D][V] from embedding[V][D]. */
-static float *transposed_embedding(KvHostWeights *weights) {
+float *kv_host_weights_tied_head(KvHostWeights *weights) {
   gsize D = weights->hidden, V = weights->vocab;
   float *head = g_new(float, D *V);
   g_ptr_array_add(weights->tensors, head);
@@ -126,7 +125,7 @@ static const char *obstacle(const KvModel *model, const KvLayerGroup *group) {
   return NULL;
 }
 
-static gboolean check_model(const KvModel *model, GError **error) {
+const char *kv_host_weights_obstacle(const KvModel *model) {
   const char *problem = model->hidden && model->vocab ? NULL : "no hidden size or no vocabulary";
   guint64 layers = 0;
   for (guint g = 0; g < model->n_groups && !problem; g++) {
@@ -137,6 +136,11 @@ static gboolean check_model(const KvModel *model, GError **error) {
     problem = "no layers";
   if (!problem && model->learned_positions && !model->max_context_tokens)
     problem = "learned positions but no longest context";
+  return problem;
+}
+
+static gboolean check_model(const KvModel *model, GError **error) {
+  const char *problem = kv_host_weights_obstacle(model);
   if (problem)
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "model %s has %s, the host executor computes dense models with full or sliding "
@@ -145,18 +149,24 @@ static gboolean check_model(const KvModel *model, GError **error) {
   return !problem;
 }
 
-KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **error) {
-  g_return_val_if_fail(model, NULL);
-  if (!check_model(model, error))
-    return NULL;
-  g_autoptr(KvHostWeights) weights = g_new0(KvHostWeights, 1);
+/* Every layer's shape, without numbers. */
+static void lay_out(KvHostWeights *weights, const KvModel *model) {
   weights->hidden = model->hidden;
   weights->vocab = model->vocab;
   weights->max_positions = model->learned_positions ? model->max_context_tokens : 0;
   weights->norm = model->norm;
+  weights->epsilon = KV_HOST_EPSILON;
+  weights->rotary = KV_HOST_ROTARY_DEFAULT;
   weights->tensors = g_ptr_array_new_with_free_func(g_free);
+}
 
-  Walk walk = {.weights = weights, .seed = seed, .counting = TRUE};
+KvHostWeights *kv_host_weights_new_empty(const KvModel *model, GError **error) {
+  g_return_val_if_fail(model, NULL);
+  if (!check_model(model, error))
+    return NULL;
+  g_autoptr(KvHostWeights) weights = g_new0(KvHostWeights, 1);
+  lay_out(weights, model);
+  Walk walk = {.weights = weights, .counting = TRUE};
   draw_model(&walk, model);
   if (walk.n_parameters > KV_HOST_MAX_PARAMETERS) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
@@ -165,15 +175,27 @@ KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **
                 model->id, KV_HOST_MAX_PARAMETERS / 1000000);
     return NULL;
   }
-  weights->n_parameters = (guint64)walk.n_parameters;
   for (guint g = 0; g < model->n_groups; g++)
     weights->n_layers += model->groups[g].count;
   weights->layers = g_new0(KvHostLayer, weights->n_layers);
-  walk.counting = FALSE;
-  draw_model(&walk, model);
-  if (!weights->head)
-    weights->head = transposed_embedding(weights);
+  for (guint g = 0, l = 0; g < model->n_groups; g++)
+    for (guint i = 0; i < model->groups[g].count; i++, l++)
+      weights->layers[l] = (KvHostLayer){.attention = model->groups[g].attention,
+                                         .intermediate = (guint)model->groups[g].mlp.intermediate,
+                                         .gated = model->groups[g].mlp.gated};
   return g_steal_pointer(&weights);
+}
+
+KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **error) {
+  KvHostWeights *weights = kv_host_weights_new_empty(model, error);
+  if (!weights)
+    return NULL;
+  Walk walk = {.weights = weights, .seed = seed};
+  draw_model(&walk, model);
+  weights->n_parameters = (guint64)walk.n_parameters;
+  if (!weights->head)
+    weights->head = kv_host_weights_tied_head(weights);
+  return weights;
 }
 
 void kv_host_weights_free(KvHostWeights *weights) {

@@ -14,6 +14,7 @@
 #include <glib.h>
 
 #include "models/llm/llm.h"
+#include "reference/host/kernels.h"
 
 /* NULL where the layer has no such tensor. D hidden, H, Hkv, d of the layer, E intermediate. */
 typedef struct {
@@ -33,6 +34,8 @@ typedef struct {
 typedef struct {
   guint hidden, vocab, max_positions; /* max_positions: 0 if positions are rotary */
   KvNorm norm;
+  float epsilon; /* of the norms */
+  KvHostRotary rotary;
   guint n_layers;
   KvHostLayer *layers;
   float *embedding;                    /* [V][D] */
@@ -43,12 +46,21 @@ typedef struct {
   GPtrArray *tensors;                  /* owns every array above */
 } KvHostWeights;
 
+/* Below the variance of any live activation; keeps a row of zeros finite. */
+#define KV_HOST_EPSILON 1e-5f
+
 /* Parameters above which a model is refused: 0.8 GB of fp32. */
 #define KV_HOST_MAX_PARAMETERS 200000000
 
 /* NULL with *error set if the model is too big or has layers that this executor does not compute.
  * Nothing of `model` is kept. */
 KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **error);
+/* Why no reference executor computes this model; NULL if they do. */
+const char *kv_host_weights_obstacle(const KvModel *model);
+/* Layers and sizes without any tensor, for who fills them; the same errors. */
+KvHostWeights *kv_host_weights_new_empty(const KvModel *model, GError **error);
+/* A new head[D][V] that is the transposed embedding[V][D]; owned by the weights. */
+float *kv_host_weights_tied_head(KvHostWeights *weights);
 void kv_host_weights_free(KvHostWeights *weights);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostWeights, kv_host_weights_free)
 

@@ -38,6 +38,7 @@ gboolean kv_command_show(int argc, char **argv, GError **error);
 gboolean kv_command_validate(int argc, char **argv, GError **error);
 gboolean kv_command_calibrate(int argc, char **argv, GError **error);
 gboolean kv_command_claims(int argc, char **argv, GError **error);
+gboolean kv_command_graph(int argc, char **argv, GError **error);
 gboolean kv_command_docs(int argc, char **argv, GError **error);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "models/hardware/hardware.h"
 #include "models/llm/llm.h"
+#include "models/techniques/survey.h"
 #include "models/techniques/technique.h"
 #include "sim/cli/cli.h"
 #include "sim/engine/router.h"
@@ -121,9 +122,52 @@ static gboolean show_hardware(const char *name, GError **error) {
 
 /* Techniques. */
 
-static void list_techniques(gboolean names) {
+/* The entries whose first section this is: what is in, and what is not yet. Returns how many are
+ * in. */
+static guint list_section(const KvSurveyEntry *entries, guint n, const char *section) {
+  guint in = 0;
+  printf("\n%s\n", section);
+  for (guint i = 0; i < n; i++) {
+    if (strcmp(entries[i].sections[0], section) != 0)
+      continue;
+    const KvTechnique *technique = kv_technique_find(entries[i].id, NULL);
+    g_autofree char *absent =
+        g_strdup_printf("(not yet) %s, %s", entries[i].name, entries[i].paper);
+    line(FALSE, entries[i].id, technique ? technique->title : absent);
+    in += technique != NULL;
+  }
+  return in;
+}
+
+static int by_text(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The whole survey by section, then what is in no survey. */
+static void list_survey(void) {
+  guint n, in = 0, more = 0;
+  const KvSurveyEntry *entries = kv_survey(&n);
+  g_autofree const char **sections = g_new(const char *, n);
+  for (guint i = 0; i < n; i++)
+    sections[i] = entries[i].sections[0];
+  qsort(sections, n, sizeof *sections, by_text);
+  for (guint i = 0; i < n; i++)
+    if (i == 0 || strcmp(sections[i], sections[i - 1]) != 0)
+      in += list_section(entries, n, sections[i]);
+  puts("\nBaselines");
   for (guint i = 0; kv_techniques[i]; i++)
-    line(names, kv_techniques[i]->id, kv_techniques[i]->title);
+    if (strcmp(kv_techniques[i]->sections[0], "Baselines") == 0) {
+      line(FALSE, kv_techniques[i]->id, kv_techniques[i]->title);
+      more++;
+    }
+  printf("\n%u of the survey's %u systems are in, and %u baselines.\n", in, n, more);
+}
+
+static void list_techniques(gboolean names) {
+  if (!names)
+    list_survey();
+  for (guint i = 0; names && kv_techniques[i]; i++)
+    line(names, kv_techniques[i]->id, NULL);
 }
 
 static gboolean show_technique(const char *name, GError **error) {
@@ -176,6 +220,7 @@ static const Named allocators[] = {
 static const Named executors[] = {
     {"model", "analytic cost models, virtual time"},
     {"host", "a plain C transformer that computes every step for real (small models)"},
+    {"cuda", "an NVIDIA GPU computes every step, its measured time is the engine's"},
     {NULL, NULL},
 };
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/techniques/quality.h"
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
 #include "sim/cli/scenario_options.h"
@@ -21,30 +22,6 @@ static double total_resident(const KvPrediction *prediction) {
   return bytes;
 }
 
-/* The family whose fit a component's time rests on. */
-static const KvKernelFamily families[KV_N_COMPONENTS] = {
-    [KV_COMPONENT_QKV] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_PREFILL_ATTENTION] = KV_KERNEL_PREFILL_ATTENTION,
-    [KV_COMPONENT_DECODE_ATTENTION] = KV_KERNEL_DECODE_ATTENTION,
-    [KV_COMPONENT_OUTPUT_PROJECTION] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_MLP] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_ELEMENTWISE] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_LM_HEAD] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_SAMPLING] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_COMMUNICATION] = KV_KERNEL_ALL_REDUCE,
-    [KV_COMPONENT_TECHNIQUE] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_TRANSFER] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_LAUNCH] = KV_KERNEL_ELEMENTWISE,
-};
-
-static KvTimeInterval interval_of(const KvSetup *setup, const KvPrediction *a) {
-  KvTimeInterval interval = {0};
-  for (guint c = 0; c < KV_N_COMPONENTS; c++)
-    kv_time_interval_add(&interval, setup->platform->device, families[c], KV_DTYPE_BF16,
-                         a->cost.component_seconds[c]);
-  return interval;
-}
-
 static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPrediction *a) {
   json_t *components = json_array();
   for (guint i = 0; i < a->kernels->len; i++) {
@@ -61,7 +38,7 @@ static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPr
     if (a->resident_bytes[t] > 0.0)
       json_object_set_new(tiers, kv_tier_names[t], json_real(a->resident_bytes[t]));
   const KvScenario *s = setup->scenario;
-  KvTimeInterval interval = interval_of(setup, a);
+  KvTimeInterval interval = kv_prediction_interval(setup, a);
   json_t *root = json_pack(
       "{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:o}",
       "model", setup->model->id, "platform", setup->platform->id, "use", s->use, "tensor_parallel",
@@ -72,6 +49,8 @@ static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPr
       a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
       a->cost.flops * s->tensor_parallel, "hbm_bytes", a->cost.hbm_bytes * s->tensor_parallel,
       "launches", a->cost.launches, "components", components);
+  g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
+  json_object_set_new(root, "quality", kv_quality_to_json(quality));
   char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
   puts(text);
   free(text);
@@ -95,6 +74,17 @@ static void print_kernel(const KvPricedKernel *k, double total_seconds) {
          operands ? operands : "");
 }
 
+/* What the stack does to answers; nothing if it leaves them as they are. */
+static void print_quality(const KvSetup *setup) {
+  g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
+  if (quality->exact)
+    return;
+  g_autofree char *range = kv_quality_describe(quality), *detail = kv_quality_explain(quality);
+  printf("\n  quality: %s\n", range);
+  if (*detail)
+    printf("  %s\n", detail);
+}
+
 static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvPrediction *a) {
   g_autofree char *time = kv_format(KV_UNIT_SECONDS, a->cost.seconds);
   g_autofree char *resident = kv_format(KV_UNIT_BYTES, total_resident(a));
@@ -104,7 +94,7 @@ static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvP
   printf("%s on %s%s%s: %s of %u x %u tokens%s\n", setup->model->id, setup->platform->id,
          *setup->scenario->use ? ", " : "", setup->scenario->use, phase_name(q), q->batch,
          q->context_tokens, setup->platform->device->calibrated ? "" : " (uncalibrated)");
-  KvTimeInterval interval = interval_of(setup, a);
+  KvTimeInterval interval = kv_prediction_interval(setup, a);
   g_autofree char *low = kv_format(KV_UNIT_SECONDS, kv_time_interval_low(&interval));
   g_autofree char *high = kv_format(KV_UNIT_SECONDS, kv_time_interval_high(&interval));
   printf("  %s (90 %% interval %s to %s) · KV cache %s resident, %s read · %s\n\n", time, low, high,
@@ -113,6 +103,7 @@ static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvP
          "HBM", "bound", "operands");
   for (guint i = 0; i < a->kernels->len; i++)
     print_kernel(&g_array_index(a->kernels, KvPricedKernel, i), a->cost.seconds);
+  print_quality(setup);
 }
 
 gboolean kv_command_predict(int argc, char **argv, GError **error) {

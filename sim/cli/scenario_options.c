@@ -12,7 +12,7 @@ static const struct {
     {"model", 'm', "model", "model: an id, or a JSON file (kvsim list models)", "MODEL"},
     {"platform", 'p', "platform", "hardware: h200, 4xh100-sxm, 2x8xh200, or a JSON file",
      "PLATFORM"},
-    {"executor", 0, "executor", "who carries the work out: model or host", "NAME"},
+    {"executor", 0, "executor", "who carries the work out: model, host or cuda", "NAME"},
     {"label", 0, "label", "name of the run in tables and plots", "TEXT"},
     {"replicas", 0, "deployment.replicas", "instances behind the router", "N"},
     {"router", 0, "deployment.router", "round-robin, least-loaded or prefix", "NAME"},

@@ -44,7 +44,7 @@ typedef struct {
   guint64 n;             /* sequences */
   guint64 padding;       /* rows computed for sequences that have finished (static batching) */
   double context_tokens; /* sum of contexts at the first repeat, the new token counted */
-  double longest_tokens; /* an upper bound of the longest context */
+  double longest_tokens; /* the longest context at the first repeat */
   const double *values;  /* per channel of the plan's curves: sum at the first repeat */
   const double *slopes;  /* growth of the sum per repeat */
   /* Of the contexts, what several of them share: its distinct tokens, and how many reads of them

@@ -21,6 +21,8 @@ typedef struct {
   gboolean known;
   double seconds[KV_N_COMPONENTS], flops[KV_N_COMPONENTS], bytes[KV_N_COMPONENTS];
   double total_seconds, link_bytes, kernels;
+  double clocked_seconds[KV_N_COMPONENTS]; /* that the multiprocessors bound, and */
+  double flop_joules, byte_joules;         /* energies, where the power limit is priced */
 } Dense;
 
 /* Prices by size, worked out when first asked for; twins share them. */
@@ -37,6 +39,9 @@ typedef struct {
   const KvPlanCurves *curves;
   const KvPlatform *platform;
   const KvDevice *device;
+  /* The platform's device at the full clock, to which `device` points. It owns none of its texts.
+   */
+  KvDevice unlimited;
   const KvEngineConfig *config;
   guint tp, ep; /* ep: GPUs over which whole experts are spread; 1: split like other weights */
   double routed_tokens; /* of all ranks, in the step being priced; 0: the fullest's times peers */
@@ -58,15 +63,36 @@ typedef struct {
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
 
-static void add_line(Model *m, Dense *dense, KvComponent component, const char *name, double count,
-                     KvCost one, const char *operands) {
+/* The fit that a kernel's time rests on. */
+typedef struct {
+  KvKernelFamily family;
+  KvDtype dtype;
+} Fit;
+
+static void add_line(Model *m, Dense *dense, KvComponent component, Fit fit, const char *name,
+                     double count, KvCost one, const char *operands) {
   dense->seconds[component] += count * one.seconds;
   dense->total_seconds += count * one.seconds;
   dense->flops[component] += count * one.flops;
   dense->bytes[component] += count * one.bytes;
   dense->kernels += count;
+  if (one.bound == KV_BOUND_COMPUTE)
+    dense->clocked_seconds[component] += count * one.seconds;
+  if (m->device->flop_joules > 0.0 && fit.family < KV_N_KERNELS &&
+      fit.family != KV_KERNEL_ELEMENTWISE) {
+    /* Operands of half the bits take half the energy: an estimate. */
+    double width = fmin(1.0, kv_dtype_bytes(fit.dtype) / 2.0);
+    dense->flop_joules += count * one.flops * width * m->device->flop_joules;
+  }
+  if (one.bound != KV_BOUND_LINK)
+    dense->byte_joules += count * one.bytes * m->device->byte_joules;
   if (m->trace) {
-    KvPricedKernel kernel = {.name = name, .component = component, .count = count, .cost = one};
+    KvPricedKernel kernel = {.name = name,
+                             .component = component,
+                             .family = fit.family,
+                             .dtype = fit.dtype,
+                             .count = count,
+                             .cost = one};
     kernel.cost.seconds *= count;
     kernel.cost.flops *= count;
     kernel.cost.bytes *= count;
@@ -81,15 +107,18 @@ static void add_gemm(Model *m, Dense *dense, KvComponent component, const char *
   if (m->trace)
     snprintf(operands, sizeof operands, "m=%.0f k=%.0f n=%.0f %s", tokens, k, n,
              kv_dtype_names[m->plan->weights.dtype]);
-  add_line(m, dense, component, name, count,
+  add_line(m, dense, component, (Fit){KV_KERNEL_GEMM, m->plan->weights.dtype}, name, count,
            kv_kernel_gemm(m->device, m->plan->weights.dtype, m->plan->weights.bytes_per_parameter,
                           tokens, k, n),
            operands);
 }
 
+static const Fit elementwise_fit = {KV_KERNEL_ELEMENTWISE, KV_DTYPE_BF16};
+static const Fit no_fit = {KV_N_KERNELS, KV_DTYPE_BF16};
+
 static void add_elementwise(Model *m, Dense *dense, const char *name, double count, double bytes) {
-  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, name, count, kv_kernel_elementwise(m->device, bytes),
-           NULL);
+  add_line(m, dense, KV_COMPONENT_ELEMENTWISE, elementwise_fit, name, count,
+           kv_kernel_elementwise(m->device, bytes), NULL);
 }
 
 /* Layers of the group that the step runs: where they run once in several tokens, a step without
@@ -142,33 +171,40 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
                   tokens * e * (2.0 * heads * a->head_dim + 4.0 * kv_heads * a->head_dim));
 }
 
-/* The exchange goes through NCCL and not through the engines' own all-reduce kernels, which the
- * device's fit is of: what one collective costs more, whatever its size. From the last sequence of
- * vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.8 ms without
- * this); it agrees with NCCL's usual 20 to 30 us (recalled). */
+/* What an exchange of experts costs beside NCCL's own kernel, whatever its size. From the last
+ * sequence of vLLM 0.19's Qwen3-30B run on two RTX PRO 6000 (8.85 ms a step, 96 collectives, 6.8 ms
+ * without this). What it consists of is not known: NCCL's tables show 5 to 16 us of a small message
+ * on servers of 2 to 8 GPUs, which are priced apart. */
 static const double COLLECTIVE_SECONDS = 20e-6;
 
 /* Routed experts. Split like other weights, every GPU holds a slice of each; spread whole over `ep`
  * GPUs, each holds its share of them and computes the tokens of every instance that are routed
  * there. Ranks gather each other's tokens before and scatter the sums after: an all-gather and a
- * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange), each priced
- * as an all-reduce of half the bytes. Where ranks run padded to the fullest, the others' batches
- * are like this one's. */
+ * reduce-scatter (vLLM's data parallelism with experts spread, its default exchange). Where ranks
+ * run padded to the fullest, the others' batches are like this one's. */
 static void price_experts(Model *m, Dense *dense, const KvMlp *mlp, double layers, double tokens) {
   double hidden = m->model->hidden,
          all_tokens = m->routed_tokens > 0.0 ? m->routed_tokens : tokens * m->peers;
   double slices = (double)m->tp * m->peers / m->ep; /* of one expert */
-  add_line(m, dense, KV_COMPONENT_MLP, "experts", layers,
+  add_line(m, dense, KV_COMPONENT_MLP, (Fit){KV_KERNEL_GEMM, m->expert_dtype}, "experts", layers,
            kv_kernel_moe(m->device, m->expert_dtype, m->expert_bytes, all_tokens, hidden,
                          (double)mlp->expert_intermediate / slices, mlp->gated,
                          (double)mlp->n_experts / m->ep, (double)mlp->n_experts_per_token / m->ep),
            NULL);
   if (m->peers > 1.0) {
     double bytes = all_tokens * hidden * m->activation_bytes;
-    KvCost one =
-        kv_kernel_all_reduce(m->device, m->platform->gpu_link, 0.5 * bytes, (guint)m->peers);
-    one.seconds += COLLECTIVE_SECONDS;
-    add_line(m, dense, KV_COMPONENT_COMMUNICATION, "expert exchange", 2.0 * layers, one, NULL);
+    static const struct {
+      KvCollective collective;
+      const char *name;
+    } exchanges[] = {{KV_COLLECTIVE_ALL_GATHER, "gather for experts"},
+                     {KV_COLLECTIVE_REDUCE_SCATTER, "scatter of experts"}};
+    for (guint i = 0; i < G_N_ELEMENTS(exchanges); i++) {
+      KvCost one = kv_kernel_collective(m->device, m->platform->gpu_link, exchanges[i].collective,
+                                        bytes, (guint)m->peers);
+      one.seconds += COLLECTIVE_SECONDS;
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, (Fit){KV_KERNEL_NCCL, KV_DTYPE_BF16},
+               exchanges[i].name, layers, one, NULL);
+    }
     dense->link_bytes += layers * bytes;
   }
 }
@@ -201,7 +237,8 @@ static void price_layers(Model *m, Dense *dense, double tokens) {
     price_mlp(m, dense, group, through);
     if (m->tp > 1) {
       double bytes = through * m->model->hidden * m->activation_bytes;
-      add_line(m, dense, KV_COMPONENT_COMMUNICATION, "all-reduce", 2.0 * layers,
+      Fit fit = {kv_kernel_all_reduce_family(m->device, bytes, m->tp), KV_DTYPE_BF16};
+      add_line(m, dense, KV_COMPONENT_COMMUNICATION, fit, "all-reduce", 2.0 * layers,
                kv_kernel_all_reduce(m->device, m->platform->gpu_link, bytes, m->tp), NULL);
       dense->link_bytes += 2.0 * layers * bytes;
     }
@@ -219,10 +256,10 @@ static void price_head(Model *m, Dense *dense, double rows) {
   if (m->trace)
     snprintf(operands, sizeof operands, "m=%.0f k=%u n=%.0f %s", rows, m->model->hidden, columns,
              kv_dtype_names[m->head_dtype]);
-  add_line(m, dense, KV_COMPONENT_LM_HEAD, "lm head", 1.0,
+  add_line(m, dense, KV_COMPONENT_LM_HEAD, (Fit){KV_KERNEL_GEMM, m->head_dtype}, "lm head", 1.0,
            kv_kernel_gemm(m->device, m->head_dtype, m->head_bytes, rows, m->model->hidden, columns),
            operands);
-  add_line(m, dense, KV_COMPONENT_SAMPLING, "sampling", 1.0,
+  add_line(m, dense, KV_COMPONENT_SAMPLING, elementwise_fit, "sampling", 1.0,
            kv_kernel_sampling(m->device, rows, m->model->vocab), NULL);
 }
 
@@ -249,6 +286,18 @@ static void keep_one_rank(const Model *m, const KvStep *step, KvAttentionWork *w
   work->bytes *= share;
 }
 
+/* Latents of earlier chunks are widened to keys and values again for every chunk after. */
+static void price_widening(Model *m, Dense *dense, const KvLayerGroup *group, const KvStep *step) {
+  const KvAttention *a = &group->attention;
+  double past = 0.0;
+  for (guint i = 0; i < step->n_chunks; i++)
+    past += step->chunks[i].past;
+  if (past > 0.0)
+    add_gemm(m, dense, KV_COMPONENT_QKV, "kv up-projection of past", group->count,
+             past / fmin(m->ranks, step->n_chunks), a->kv_lora_rank,
+             (double)a->n_heads / m->tp * (a->head_dim - a->rope_head_dim + a->value_head_dim));
+}
+
 /* Attention of prompt chunks: one call over all of them. Leaves the call's work in
  * m->chunk_work, for the decoding sequences that may share it. */
 static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
@@ -256,12 +305,13 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     const KvLayerGroup *group = &m->model->groups[g];
     const KvAttention *a = &group->attention;
     KvAttentionWork *work = &m->chunk_work[g];
-    *work = (KvAttentionWork){0};
+    gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
+    *work = (KvAttentionWork){.latent = latent};
     if (a->kind == KV_ATTENTION_NONE)
       continue;
-    gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
     double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
+    double element_bytes = latent ? m->activation_bytes : m->plan->element_bytes;
     double passes = 1.0 + group->extra_prefill_passes, stride = MAX(1, group->stride_tokens);
     gboolean any = FALSE;
     for (guint i = 0; i < step->n_chunks; i++) {
@@ -276,15 +326,18 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
       any = TRUE;
       kv_kernel_add_prefill_attention(
           m->device, KV_DTYPE_BF16, tokens, past, heads, kv_heads, a->head_dim, a->value_head_dim,
-          a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, m->plan->element_bytes, work);
+          a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, element_bytes, work);
     }
     if (!any)
       continue;
+    if (latent)
+      price_widening(m, dense, group, step);
     keep_one_rank(m, step, work);
     KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);
     cost.seconds *= m->plan->prefill_flops_scale;
     cost.flops *= m->plan->prefill_flops_scale;
-    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, "prefill attention",
+    Fit fit = {latent ? KV_KERNEL_LATENT_PREFILL : KV_KERNEL_PREFILL_ATTENTION, KV_DTYPE_BF16};
+    add_line(m, dense, KV_COMPONENT_PREFILL_ATTENTION, fit, "prefill attention",
              group->count * fmax(1.0, passes), cost, NULL);
   }
 }
@@ -317,6 +370,7 @@ typedef struct {
 /* What a reader asks of the step: its terms at this repeat. */
 typedef struct {
   double bytes, flops, tokens, host_bytes, fetched[KV_N_TIERS], all_fetched;
+  double longest_tokens; /* where whole contexts are read: of the longest; else 0 */
 } Read;
 
 static Read sum_read(const Model *m, guint r, const KvDecodeBatch *decode, double at, double pad) {
@@ -366,6 +420,11 @@ static double rebuild_seconds(const Model *m, const KvReader *reader, const Read
   return reader->layers * one.seconds;
 }
 
+/* Heads that tensor parallelism cannot split are read on every GPU that holds them. */
+static double gpus_of(const Model *m, const KvReader *reader) {
+  return fmin(m->tp, fmax(1.0, reader->n_kv_heads));
+}
+
 /* Whether the reader's sequences share what it reads: all of their contexts, some of it in common.
  */
 static gboolean reads_shared(const KvReader *reader, const KvDecodeBatch *decode) {
@@ -378,10 +437,11 @@ static gboolean reads_shared(const KvReader *reader, const KvDecodeBatch *decode
 static double shared_seconds(const Model *m, const KvReader *reader, const KvDecodeBatch *decode,
                              double pad, KvDecodeAttention own, Read *x) {
   double once = decode->shared_once_tokens * pad, repeated = decode->shared_repeated_tokens * pad;
-  double all = once + repeated, n = own.batch, layers_tp = (double)reader->layers * m->tp;
+  double all = once + repeated, n = own.batch, layers_tp = reader->layers * gpus_of(m, reader);
   double per_token = x->bytes / x->tokens / layers_tp;
   own.mean_tokens = fmax(1.0, (x->tokens - all) / n);
   own.read_bytes = own.mean_tokens * n * per_token;
+  own.longest_tokens = 0.0;
   own.flops *= own.mean_tokens * n / x->tokens;
   KvCost both = kv_kernel_shared_prefix_attention(m->device, reader->format, &own, all / once,
                                                   all / n, once * per_token);
@@ -390,34 +450,54 @@ static double shared_seconds(const Model *m, const KvReader *reader, const KvDec
   return both.seconds + (partials > 0.0 ? kv_kernel_elementwise(m->device, partials).seconds : 0.0);
 }
 
+/* The kernel's seconds, and the fit that they rest on. */
 static double kernel_seconds(const Model *m, const KvReader *reader, const KvDecodeBatch *decode,
-                             Read *x, double n, gboolean shares_call) {
+                             Read *x, double n, gboolean shares_call, Fit *fit) {
   double layers = reader->layers, tp = m->tp, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
   guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
   const KvAttention *a = &m->model->groups[group].attention;
   KvDecodeAttention operands = {
       .batch = n,
-      .read_bytes = (x->bytes + x->all_fetched) / layers / tp,
+      .read_bytes = (x->bytes + x->all_fetched) / layers / gpus_of(m, reader),
       .flops = x->flops / layers / tp,
       .n_kv_heads = kv_heads,
       .group = fmax(1.0, a->n_heads / tp / kv_heads),
       .mean_tokens = x->tokens / n,
       .window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0,
+      .longest_tokens = x->longest_tokens,
+      .latent = a->kind == KV_ATTENTION_LATENT,
   };
+  *fit =
+      (Fit){operands.latent ? KV_KERNEL_LATENT_DECODE : KV_KERNEL_DECODE_ATTENTION, reader->format};
   if (reads_shared(reader, decode))
     return shared_seconds(m, reader, decode, n / (double)decode->n, operands, x);
-  gboolean beside = shares_call && x->tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
-  return beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands).seconds
-                : kv_kernel_decode_attention(m->device, reader->format, &operands).seconds;
+  gboolean beside =
+      shares_call && !operands.latent && x->tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
+  if (!beside)
+    return kv_kernel_decode_attention(m->device, reader->format, &operands).seconds;
+  *fit = (Fit){KV_KERNEL_PREFILL_ATTENTION, KV_DTYPE_BF16};
+  return decode_beside_chunks(m, &m->chunk_work[group], &operands).seconds;
+}
+
+/* A line of decode attention, for the list of kernels. */
+static void trace_line(const Model *m, const char *name, Fit fit, double count, KvCost cost) {
+  KvPricedKernel kernel = {.name = name,
+                           .component = KV_COMPONENT_DECODE_ATTENTION,
+                           .family = fit.family,
+                           .dtype = fit.dtype,
+                           .count = count,
+                           .cost = cost};
+  g_array_append_val(m->trace, kernel);
 }
 
 /* Add the GPU's kernel for a read, and what is rebuilt before it. */
 static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader,
                          const KvDecodeBatch *decode, Read *x, double n, double run,
                          gboolean shares_call) {
+  Fit fit;
   double layers = reader->layers;
   double seconds =
-      layers * (kernel_seconds(m, reader, decode, x, n, shares_call) / reader->efficiency +
+      layers * (kernel_seconds(m, reader, decode, x, n, shares_call, &fit) / reader->efficiency +
                 reader->fixed_seconds);
   double rebuild = rebuild_seconds(m, reader, x), written = 0.0;
   if (rebuild > 0.0 && reader->rebuild_fused) {
@@ -427,11 +507,20 @@ static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader,
               m->activation_bytes / m->tp;
     seconds += rebuild + written / m->device->memory_Bps;
   }
-  sum->seconds += run * seconds;
-  sum->flops += run * (x->flops / m->tp + 2.0 * layers * x->tokens * reader->rebuild_share *
-                                              reader->rebuild_rank * reader->rebuild_width / m->tp);
-  sum->bytes += run * ((x->bytes + x->all_fetched) / m->tp + 2.0 * written);
-  sum->launches += run * layers * (1.0 + reader->extra_launches);
+  KvCost cost = {
+      .seconds = run * seconds,
+      .flops = run * (x->flops / m->tp + 2.0 * layers * x->tokens * reader->rebuild_share *
+                                             reader->rebuild_rank * reader->rebuild_width / m->tp),
+      .bytes = run * ((x->bytes + x->all_fetched) / gpus_of(m, reader) + 2.0 * written),
+      .bound = KV_BOUND_MEMORY,
+  };
+  double launches = run * layers * (1.0 + reader->extra_launches);
+  if (m->trace)
+    trace_line(m, "decode attention", fit, launches, cost);
+  sum->seconds += cost.seconds;
+  sum->flops += cost.flops;
+  sum->bytes += cost.bytes;
+  sum->launches += launches;
 }
 
 static Attention price_attention(const Model *m, const KvStep *step, double at) {
@@ -442,9 +531,12 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
   double n = (double)(decode->n + decode->padding) / m->ranks, tp = m->tp;
   double pad = decode->n ? n / (double)decode->n : 1.0; /* what of the sums is one rank's */
   double beside_attention = 0.0;
+  double contexts = (decode->context_tokens + at * (double)decode->n) * pad;
   for (guint r = 0; r < m->curves->n_readers; r++) {
     const KvReader *reader = &m->curves->readers[r].reader;
     Read x = sum_read(m, r, decode, at, pad);
+    if (x.tokens >= 0.99 * contexts)
+      x.longest_tokens = decode->longest_tokens + at;
     guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
     double run = 1.0 / MAX(1, m->model->groups[group].stride_tokens);
     if (reader->processor == KV_PROCESSOR_GPU)
@@ -476,7 +568,10 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
   sum.serial_seconds += fmax(0.0, beside_attention - sum.seconds);
   if (m->curves->state_bytes > 0.0) { /* recurrent layers read and write all of their state */
     double bytes = 2.0 * n * m->curves->state_bytes / tp;
-    sum.seconds += kv_kernel_elementwise(m->device, bytes).seconds;
+    KvCost one = kv_kernel_elementwise(m->device, bytes);
+    if (m->trace)
+      trace_line(m, "recurrent state", elementwise_fit, 1.0, one);
+    sum.seconds += one.seconds;
     sum.bytes += bytes;
     sum.launches += 1.0;
   }
@@ -541,7 +636,8 @@ static double price_work(Model *m, Dense *dense, const KvStep *step, double at) 
       beside[work->processor] += cost.seconds;
       continue;
     }
-    add_line(m, dense, KV_COMPONENT_TECHNIQUE, work->name, 1.0, cost, NULL);
+    Fit fit = work->processor == KV_PROCESSOR_GPU ? elementwise_fit : no_fit;
+    add_line(m, dense, KV_COMPONENT_TECHNIQUE, fit, work->name, 1.0, cost, NULL);
     dense->kernels += work->processor == KV_PROCESSOR_GPU ? fmax(0.0, work->launches - 1.0) : -1.0;
   }
   return fmax(beside[KV_PROCESSOR_GPU],
@@ -587,8 +683,10 @@ static double price_streams(const Model *m, const KvStep *step, const Attention 
   double busy = compute + attention->serial_seconds;
   if (!m->plan->weights.stream_overlaps)
     return attention->serial_seconds + attention->side_seconds + ctog + gtoc + dtoc + ctod;
-  double longest = fmax(fmax(fmax(ctog, gtoc), fmax(dtoc, ctod)), busy);
-  longest = fmax(longest, attention->side_seconds);
+  double longest = fmax(fmax(m->plan->weights.loads_apart ? 0.0 : ctog, gtoc),
+                        fmax(fmax(dtoc, ctod), fmax(busy, attention->side_seconds)));
+  if (m->plan->weights.loads_apart)
+    longest += ctog;
   return longest - compute + weights / up / layers;
 }
 
@@ -670,7 +768,10 @@ static const Dense *layers_in_parts(Model *m, guint64 tokens, guint parts, Dense
     scratch->seconds[c] *= parts;
     scratch->flops[c] *= parts;
     scratch->bytes[c] *= parts;
+    scratch->clocked_seconds[c] *= parts;
   }
+  scratch->flop_joules *= parts;
+  scratch->byte_joules *= parts;
   scratch->total_seconds *= parts;
   scratch->link_bytes *= parts;
   scratch->kernels *= parts;
@@ -685,6 +786,31 @@ static const Dense *layers_unpadded(Model *m, const KvStep *step, guint64 size, 
   price_layers(m, scratch, (double)size);
   m->routed_tokens = 0.0;
   return scratch;
+}
+
+/* Prompts keep the multiprocessors so busy that the card lowers their clock to stay at its power
+ * limit. What that adds goes to the components that the clock slows, as lines of their own. Decode
+ * steps stay below the limit but for the largest batches. */
+static void price_power_limit(Model *m, Priced *priced) {
+  const Dense *parts[] = {priced->layers, priced->head, &priced->rest};
+  double clocked[KV_N_COMPONENTS] = {0};
+  KvPowerLoad load = {0};
+  for (guint p = 0; p < G_N_ELEMENTS(parts); p++) {
+    load.seconds += parts[p]->total_seconds;
+    load.flop_joules += parts[p]->flop_joules;
+    load.byte_joules += parts[p]->byte_joules;
+    for (guint c = 0; c < KV_N_COMPONENTS; c++) {
+      clocked[c] += parts[p]->clocked_seconds[c];
+      load.clocked_seconds += parts[p]->clocked_seconds[c];
+    }
+  }
+  double longer = 1.0 / kv_kernel_power_clock(m->device, &load) - 1.0;
+  double kernels = priced->rest.kernels;
+  for (guint c = 0; c < KV_N_COMPONENTS && longer > 0.0; c++)
+    if (clocked[c] > 0.0)
+      add_line(m, &priced->rest, c, no_fit, "clock at the power limit", 1.0,
+               (KvCost){.seconds = longer * clocked[c], .bound = KV_BOUND_COMPUTE}, NULL);
+  priced->rest.kernels = kernels;
 }
 
 /* Everything of a step but decode attention and what hangs on it. */
@@ -709,6 +835,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   priced->rest = (Dense){.known = TRUE};
   if (step->n_chunks)
     price_prefill(m, &priced->rest, step);
+  if (step->n_chunks && m->device->flop_joules > 0.0)
+    price_power_limit(m, priced);
 }
 
 /* The step's time at repeat `at`, and what of it is not kernels. */
@@ -911,16 +1039,14 @@ GArray *kv_model_executor_kernels(KvExecutor *executor, const KvStep *step) {
   repeat_seconds(m, step, &priced, 0.0, &a, &work, &transfer, &launch);
   GArray *kernels = g_steal_pointer(&m->trace);
   KvPricedKernel rest[] = {
-      {.name = "decode attention",
-       .component = KV_COMPONENT_DECODE_ATTENTION,
-       .count = a.launches,
-       .cost = {a.seconds, a.flops, a.bytes, KV_BOUND_MEMORY}},
       {.name = "transfers not hidden",
        .component = KV_COMPONENT_TRANSFER,
+       .family = KV_N_KERNELS,
        .count = 1.0,
        .cost = {transfer, 0.0, 0.0, KV_BOUND_LINK}},
       {.name = "launches",
        .component = KV_COMPONENT_LAUNCH,
+       .family = KV_N_KERNELS,
        .count = 1.0,
        .cost = {launch, 0.0, 0.0, KV_BOUND_FIXED}},
   };
@@ -1016,7 +1142,12 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->plan = plan;
   m->curves = curves;
   m->platform = platform;
-  m->device = platform->device;
+  m->device = &m->unlimited;
+  m->unlimited = *platform->device;
+  /* Where the power limit is priced by step, kernels are priced at the full clock. */
+  for (guint f = 0; f < KV_N_KERNELS && m->unlimited.flop_joules > 0.0; f++)
+    for (guint d = 0; d < KV_N_DTYPES; d++)
+      m->unlimited.efficiency[f][d].sustained_share = 1.0;
   m->config = config;
   m->tp = tensor_parallel;
   m->ranks = config->data_parallel;
@@ -1046,6 +1177,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
 KvExecutor *kv_model_executor_twin(KvExecutor *like) {
   g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
   Model *m = g_memdup2(like, sizeof *m);
+  m->device = &m->unlimited;
   m->memo->references++;
   m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();

@@ -34,6 +34,8 @@ KvExecutor *kv_model_executor_twin(KvExecutor *like);
 typedef struct {
   const char *name; /* "qkv projection" */
   KvComponent component;
+  KvKernelFamily family; /* and type, whose fit its time rests on; KV_N_KERNELS: none */
+  KvDtype dtype;
   double count;      /* kernels of this kind in the step */
   KvCost cost;       /* of all of them together */
   char operands[64]; /* "m=64 k=4096 n=6144 bf16" */

@@ -37,6 +37,19 @@ gboolean kv_predict(const KvSetup *setup, const KvStepQuestion *q, KvPrediction 
   return ok;
 }
 
+KvTimeInterval kv_prediction_interval(const KvSetup *setup, const KvPrediction *prediction) {
+  KvTimeInterval interval = {0};
+  for (guint i = 0; i < prediction->kernels->len; i++) {
+    const KvPricedKernel *k = &g_array_index(prediction->kernels, KvPricedKernel, i);
+    if (k->family == KV_N_KERNELS)
+      interval.seconds += k->cost.seconds;
+    else
+      kv_time_interval_add(&interval, setup->platform->device, k->family, k->dtype,
+                           k->cost.seconds);
+  }
+  return interval;
+}
+
 void kv_prediction_clear(KvPrediction *prediction) {
   g_clear_pointer(&prediction->kernels, g_array_unref);
 }

@@ -3,7 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "models/techniques/quality.h"
+#include "reference/cuda/executor.h"
 #include "reference/host/executor.h"
+#include "reference/host/tensors.h"
 #include "sim/base/error.h"
 #include "sim/engine/arrival_source.h"
 #include "sim/engine/event_queue.h"
@@ -180,22 +183,87 @@ static guint64 tier_blocks(const Run *run) {
   return (guint64)(bytes / run->setup->demand.block_bytes);
 }
 
+/* Host blocks of an executor that computes: swap space, then the prefix cache's lower tier. */
+static guint64 dram_blocks(const Run *run) {
+  const KvSetup *u = run->setup;
+  return kv_instance_swap_blocks(&u->scenario->engine, &u->demand) + tier_blocks(run);
+}
+
+/* The model's folder, if weights lie in it. */
+static const char *checkpoint_of(const KvScenario *s) {
+  return kv_checkpoint_exists(s->model) ? s->model : NULL;
+}
+
+static KvExecutor *new_host_executor(Run *run, GError **error) {
+  const KvSetup *u = run->setup;
+  const KvScenario *s = u->scenario;
+  const char *folder = checkpoint_of(s);
+  KvHostWeights *weights = folder ? kv_host_weights_load(u->model, folder, error)
+                                  : kv_host_weights_new(u->model, s->seed, error);
+  KvExecutor *host = weights ? kv_host_executor_new_with(weights, u->model, s->engine.block_tokens,
+                                                         u->memory.blocks, dram_blocks(run),
+                                                         run->hash_block_tokens, error)
+                             : NULL;
+  if (host)
+    kv_host_executor_set_sink(host, run->options->generated, run->options->user);
+  return host;
+}
+
+static KvExecutor *new_cuda_executor(Run *run, GError **error) {
+  const KvSetup *u = run->setup;
+  const KvScenario *s = u->scenario;
+  if (run->n > 1 || s->tensor_parallel > 1) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%u replicas of %u GPUs, the cuda executor computes on one GPU", run->n,
+                s->tensor_parallel);
+    return NULL;
+  }
+  const KvCudaSettings settings = {
+      .model = u->model,
+      .checkpoint = checkpoint_of(s),
+      .block_tokens = s->engine.block_tokens,
+      .hbm_blocks = u->memory.blocks,
+      .dram_blocks = dram_blocks(run),
+      .hash_block_tokens = run->hash_block_tokens,
+      .max_positions = s->engine.max_model_len,
+      .graph_rows = s->engine.cuda_graphs ? s->engine.cuda_graph_max_tokens : 0,
+      .seed = s->seed,
+      .sink = run->options->generated,
+      .sink_user = run->options->user,
+  };
+  return kv_cuda_executor_new(&settings, error);
+}
+
+/* A real executor computes what it is told to: a cache that it does not know how to hold is
+ * refused. */
+static gboolean check_executed(const KvSetup *setup, GError **error) {
+  for (guint i = 0; i < setup->stack->uses->len; i++) {
+    const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
+    if (!t->plan || t->executed)
+      continue;
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%s changes the cache, which executor '%s' does not carry out, expected "
+                "--executor model",
+                t->id, setup->scenario->executor);
+    return FALSE;
+  }
+  return TRUE;
+}
+
 static KvExecutor *new_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
-  if (strcmp(s->executor, "host") == 0 && s->engine.store.policy) {
+  if (strcmp(s->executor, "model") != 0 && s->engine.store.policy) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "executor 'host' has no session store, expected executor model");
+                "executor '%s' has no session store, expected executor model", s->executor);
     return NULL;
   }
-  if (strcmp(s->executor, "host") == 0) {
-    guint64 host_blocks = kv_instance_swap_blocks(&s->engine, &u->demand) + tier_blocks(run);
-    KvExecutor *host = kv_host_executor_new(u->model, s->engine.block_tokens, u->memory.blocks,
-                                            host_blocks, run->hash_block_tokens, s->seed, error);
-    if (host)
-      kv_host_executor_set_sink(host, run->options->generated, run->options->user);
-    return host;
-  }
+  if (strcmp(s->executor, "model") != 0 && !check_executed(u, error))
+    return NULL;
+  if (strcmp(s->executor, "host") == 0)
+    return new_host_executor(run, error);
+  if (strcmp(s->executor, "cuda") == 0)
+    return new_cuda_executor(run, error);
   if (run->executors[0])
     return kv_model_executor_twin(run->executors[0]);
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
@@ -458,6 +526,14 @@ static void price_run(const KvSetup *setup, KvSummary *s) {
   s->carbon_grams = s->energy_joules / 3.6e6 * p->carbon_g_per_kWh;
 }
 
+static void judge_quality(const KvSetup *setup, KvSummary *s) {
+  g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
+  s->quality = kv_quality_describe(quality);
+  s->quality_detail = kv_quality_explain(quality);
+  s->quality_low = quality->low;
+  s->quality_high = quality->high;
+}
+
 static KvSummary *summarize(Run *run, const char *trace) {
   const KvSetup *u = run->setup;
   const KvScenario *sc = u->scenario;
@@ -484,6 +560,7 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->peak_hbm_Bps = u->platform->device->memory_Bps;
   kv_metrics_summarize(run->metrics, s);
   price_run(u, s);
+  judge_quality(u, s);
   return s;
 }
 

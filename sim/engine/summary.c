@@ -12,6 +12,8 @@ void kv_summary_free(KvSummary *summary) {
   g_free(summary->label);
   g_free(summary->model);
   g_free(summary->platform);
+  g_free(summary->quality);
+  g_free(summary->quality_detail);
   g_clear_pointer(&summary->timeline, g_array_unref);
   g_free(summary);
 }
@@ -99,6 +101,10 @@ static const Field tail[] = {
     SAME(cost_usd),
     SAME(usd_per_million_output_tokens),
     SAME(carbon_grams),
+    SAME(quality),
+    SAME(quality_detail),
+    AS("quality_relative_change_low", quality_low),
+    AS("quality_relative_change_high", quality_high),
 };
 
 /* JSON has no NaN and no infinity: what has no value is null. */

@@ -97,6 +97,10 @@ typedef struct {
   double cost_usd, usd_per_million_output_tokens;
   double carbon_grams;
 
+  char *quality;                    /* what the stack does to answers: a range, in words */
+  char *quality_detail;             /* its ends with their sources, and cautions */
+  double quality_low, quality_high; /* relative changes; NaN where nothing is published */
+
   GArray *timeline; /* of KvInterval */
   double
       simulated_requests_per_second; /* wall clock: speed of the simulator; not written to files */

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/bash
 # Regenerates the table of rung 1 (operations) in docs/accuracy.md from folders of measured tables:
 #
 #   tests/bench/accuracy.sh MEASURED [KVSIM] [PAGE]
@@ -17,10 +17,10 @@ vidur=$measured/vidur
 
 tables_of() { # the tables of a device
   case $1 in
-  h100-sxm) set -- h100_sxm 0.24.0 0.24.0 ;;
-  a100-80gb) set -- a100_sxm 0.14.0 0.14.0 ;;
-  b200) set -- b200_sxm 0.24.0 0.24.0 ;;
-  l40s) set -- l40s 0.24.0 0.22.0 ;;
+  h100-sxm) set -- h100_sxm 0.24.0 0.24.0 2.29.2 1.3.0rc20 ;;
+  a100-80gb) set -- a100_sxm 0.14.0 0.14.0 2.27.3 '' ;;
+  b200) set -- b200_sxm 0.24.0 0.24.0 2.29.2 1.3.0rc20 ;;
+  l40s) set -- l40s 0.24.0 0.22.0 2.27.3 '' ;;
   rtx-pro-6000-server) find "$profiles/RTXPRO6000" -name '*.csv.gz' | grep -v 'skew\|moe' | sort; return ;;
   rtx-4090) find "$profiles/RTX4090" -name '*.csv.gz' | grep -v 'skew\|moe' | sort; return ;;
   h200) ls "$measured"/h200_pytorch/*.json; return ;;
@@ -29,6 +29,15 @@ tables_of() { # the tables of a device
   echo "$kernels/$1/attention/context_attention_perf.vllm-$2.csv.gz"
   echo "$kernels/$1/attention/generation_attention_perf.vllm-$2.csv.gz"
   echo "$kernels/$1/comm/custom_allreduce_perf.vllm-$3.csv.gz"
+  echo "$kernels/$1/comm/nccl_perf.nccl-$4.csv.gz"
+  [ -z "$5" ] || echo "$kernels/$1"/mla/{context,generation}_mla_perf.trtllm-"$5".csv.gz
+}
+
+# Score the tables $3 … of device $1 by the efficiencies of $2.
+score() {
+  scored=$1 like=$2
+  shift 2
+  "$kvsim" calibrate --device "$scored" --like "$like" --from "$@" | rows "$scored, $like"
 }
 
 # Rows "kind dtype n median p95 bias low .. high covers" of kvsim calibrate as rows of a page.
@@ -67,6 +76,23 @@ section() {
     "$kvsim" calibrate --device "$device" --like "${pair#*,}" --from $(tables_of "$device") |
       rows "$device, ${pair#*,}"
   done
+  echo
+  echo "### Latent attention: another engine's kernels (SGLang), and absorbed projections; nothing fitted to them"
+  echo
+  head_of "device, efficiencies of"
+  score h100-sxm h100-sxm "$kernels/h100_sxm/mla/generation_mla_perf.sglang-0.5.14.csv.gz"
+  score b200 b200 "$kernels/b200_sxm/mla/context_mla_perf.sglang-0.5.14.csv.gz" \
+    "$kernels/b200_sxm/mla/generation_mla_perf.sglang-0.5.14.csv.gz"
+  score h100-sxm h100-sxm "$kernels/h100_sxm/mla_bmm/mla_bmm_perf.vllm-0.24.0.csv.gz"
+  score b200 b200 "$kernels/b200_sxm/mla_bmm/mla_bmm_perf.vllm-0.24.0.csv.gz"
+  echo
+  echo "### Uneven contexts in one batch, alone and beside a chunk, no number fitted to them"
+  echo
+  head_of "device, efficiencies of"
+  # shellcheck disable=SC2046
+  score rtx-pro-6000-server rtx-pro-6000-server $(find "$profiles/RTXPRO6000" -name 'skew.csv.gz' | sort)
+  # shellcheck disable=SC2046
+  score rtx-4090 rtx-4090 $(find "$profiles/RTX4090" -name 'skew.csv.gz' | sort)
   echo
   echo "### Mixture of experts, priced by the parameters of GEMM (nothing fitted)"
   echo

@@ -1,3 +1,4 @@
+#include "models/techniques/survey.h"
 #include "tests/models/applied.h"
 
 static void test_parse(void) {
@@ -396,6 +397,31 @@ static void test_every_technique_is_complete(void) {
   }
 }
 
+static gboolean is_baseline(const KvTechnique *technique) {
+  return strcmp(technique->sections[0], "Baselines") == 0;
+}
+
+/* What is not a baseline is an entry of the survey, under the same sections. */
+static void test_every_technique_is_of_the_survey(void) {
+  guint n, rows = 0;
+  const KvSurveyEntry *entries = kv_survey(&n);
+  g_assert_cmpuint(n, ==, 130);
+  for (guint i = 0; i < n; i++) {
+    rows += g_strv_length(entries[i].sections);
+    const KvTechnique *technique = kv_technique_find(entries[i].id, NULL);
+    if (technique)
+      g_assert_true(g_strv_equal((const char *const *)entries[i].sections, technique->sections));
+  }
+  g_assert_cmpuint(rows, ==, 138);
+  for (guint t = 0; kv_techniques[t]; t++) {
+    gboolean listed = is_baseline(kv_techniques[t]);
+    for (guint i = 0; i < n && !listed; i++)
+      listed = strcmp(entries[i].id, kv_techniques[t]->id) == 0;
+    if (!listed)
+      g_error("%s is not in the survey", kv_techniques[t]->id);
+  }
+}
+
 static void test_page(void) {
   g_autofree char *page = kv_technique_page(kv_technique_find("kivi", NULL));
   g_assert_true(g_str_has_prefix(page, "# KIVI\n"));
@@ -416,6 +442,7 @@ int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/techniques/parse", test_parse);
   g_test_add_func("/techniques/parse-errors", test_parse_errors);
+  g_test_add_func("/techniques/survey", test_every_technique_is_of_the_survey);
   g_test_add_func("/techniques/gqa", test_gqa);
   g_test_add_func("/techniques/gqa/refusals", test_gqa_refusals);
   g_test_add_func("/techniques/kivi/bytes", test_kivi_bytes);

@@ -57,27 +57,27 @@ static void test_norm(void) {
     g_autofree float *x = random_floats(n), *weight = random_floats(shape.width);
     g_autofree float *bias = random_floats(shape.width), *out = g_new(float, n);
     g_autofree double *twin = g_new(double, n);
-    kv_host_rms_norm(out, x, weight, shape.rows, shape.width);
+    kv_host_rms_norm(out, x, weight, 1e-5f, shape.rows, shape.width);
     twin_norm(twin, x, weight, bias, shape, FALSE);
     assert_close(out, twin, n, 1e-4);
-    kv_host_layer_norm(out, x, weight, bias, shape.rows, shape.width);
+    kv_host_layer_norm(out, x, weight, bias, 1e-5f, shape.rows, shape.width);
     twin_norm(twin, x, weight, bias, shape, TRUE);
     assert_close(out, twin, n, 1e-4);
-    kv_host_layer_norm(x, x, weight, bias, shape.rows, shape.width);
+    kv_host_layer_norm(x, x, weight, bias, 1e-5f, shape.rows, shape.width);
     assert_close(x, twin, n, 1e-4);
   }
 }
 
 static void test_norm_of_zeros_and_of_huge_values(void) {
   float zeros[5] = {0}, out[5], weight[5] = {1, 1, 1, 1, 1}, bias[5] = {1, 2, 3, 4, 5};
-  kv_host_rms_norm(out, zeros, weight, 1, 5);
+  kv_host_rms_norm(out, zeros, weight, 1e-5f, 1, 5);
   for (guint i = 0; i < 5; i++)
     g_assert_cmpfloat(out[i], ==, 0.0f);
-  kv_host_layer_norm(out, zeros, weight, bias, 1, 5);
+  kv_host_layer_norm(out, zeros, weight, bias, 1e-5f, 1, 5);
   for (guint i = 0; i < 5; i++)
     g_assert_cmpfloat(out[i], ==, bias[i]);
   float huge[2] = {1e18f, -1e18f};
-  kv_host_rms_norm(out, huge, weight, 1, 2);
+  kv_host_rms_norm(out, huge, weight, 1e-5f, 1, 2);
   g_assert_cmpfloat_with_epsilon(out[0], 1.0f, 1e-5f);
   g_assert_cmpfloat_with_epsilon(out[1], -1.0f, 1e-5f);
 }
@@ -98,7 +98,7 @@ static void test_rotary(void) {
           twin[h * d + i] = re * cos(angle) - im * sin(angle);
           twin[h * d + i + d / 2] = re * sin(angle) + im * cos(angle);
         }
-      kv_host_rotary_angles(cosine, sine, positions[p], d);
+      kv_host_rotary_angles(cosine, sine, positions[p], d, &KV_HOST_ROTARY_DEFAULT);
       kv_host_rotary(x, cosine, sine, H, d);
       assert_close(x, twin, (gsize)H * d, 1e-5);
     }

@@ -185,13 +185,13 @@ static void bad_settings_are_told(void) {
        "--set arrivals.rate_scale: '0', expected a number from 1e-06 to 1000000"},
       {"engine.chunked_prefill=yes", "--set engine.chunked_prefill: 'yes', expected true or false"},
       {"prefix_cache.tier=hdd", "--set prefix_cache.tier: 'hdd', expected none|dram|ssd"},
-      {"executor=gpu", "--set executor: 'gpu', expected model|host"},
+      {"executor=gpu", "--set executor: 'gpu', expected model|host|cuda"},
       {"engine.scheduler=",
        "--set engine.scheduler: '', expected vllm-v1|sglang|trtllm|vllm-2023|vllm-2023-mixed|orca|static|flexgen|vtensor|fastserve|lamps"},
       {"label=\xff", "--set label: not UTF-8, expected text"},
       {"=3", "--set =3: unknown field ''"},
       {"a\nb=3", "--set a?b=3: unknown field 'a?b'"},
-      {"executor=a\nb", "--set executor: 'a?b', expected model|host"},
+      {"executor=a\nb", "--set executor: 'a?b', expected model|host|cuda"},
       {"", "--set : unknown field ''"},
   };
   for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {

@@ -1,0 +1,424 @@
+/* Decode attention: one query a sequence over its paged cache. Bound by memory, so everything here
+ * serves the reads: each key and value is read once for all query heads of its KV head, 16 bytes a
+ * lane, several tiles ahead.
+ *
+ * Every warp runs alone: it owns each WARPS-th tile of TILE tokens of its piece of the context, a
+ * ring of STAGES tiles in shared memory, and a running softmax (Milakov & Gimelshein, "Online
+ * normalizer calculation for softmax", 2018). The warps of a block then merge; if the context was
+ * cut into several pieces, the block that finishes last merges those. Twin: kv_host_attention().
+ */
+#include "reference/cuda/mma.cuh"
+
+enum { WARPS = 4, TILE = 16, STAGES = 3, HEADS = 16 }; /* HEADS: rows of the product */
+static_assert(KV_CUDA_SPLIT_UNIT == WARPS * TILE, "a piece is whole tiles of every warp");
+
+struct Decode {
+  KvBf16 *out;
+  const KvBf16 *q;
+  uint64_t row_stride;
+  KvCudaPages pages;
+  KvCudaTables tables;
+  const uint32_t *contexts, *split_tokens;
+  uint32_t n_heads, group, window, max_splits;
+  float scale;        /* of a score, as a power of two: log2(e) / sqrt(d) */
+  uint32_t *counters; /* [S][gridDim.y] blocks that have finished */
+  float2 *sums;       /* [S][H][splits]: largest score and sum of exponentials */
+  float *partial;     /* [S][H][splits][d]: not divided by that sum */
+};
+
+/* A block's part of the work. */
+struct Piece {
+  uint32_t sequence, kv_head, first_head, heads, split, splits;
+  uint32_t start;      /* first token that is attended to at all */
+  uint32_t begin, end; /* tokens of this piece, begin a multiple of TILE */
+};
+
+/* FALSE if there is nothing to do. */
+static __device__ bool piece_of_block(const Decode &p, Piece &piece) {
+  uint32_t heads_before = blockIdx.y / p.pages.n_kv_heads * HEADS;
+  piece.sequence = blockIdx.z;
+  piece.kv_head = blockIdx.y % p.pages.n_kv_heads;
+  piece.first_head = piece.kv_head * p.group + heads_before;
+  piece.heads = min(p.group - heads_before, (uint32_t)HEADS);
+  piece.split = blockIdx.x;
+  uint32_t context = p.contexts[blockIdx.z], split_tokens = *p.split_tokens;
+  piece.start = p.window && p.window < context ? context - p.window : 0;
+  uint32_t base = piece.start / TILE * TILE;
+  piece.splits = (context - base + split_tokens - 1) / split_tokens;
+  if (piece.split >= piece.splits)
+    return false;
+  piece.begin = base + piece.split * split_tokens;
+  piece.end = min(context, piece.begin + split_tokens);
+  return true;
+}
+
+/* Queries as the product's rows, heads beyond the group zero. */
+template <int d>
+static __device__ __forceinline__ void load_queries(uint32_t (&a)[d / 16][4], const Decode &p,
+                                                    const Piece &piece, int lane) {
+  const KvBf16 *q = p.q + piece.sequence * p.row_stride + (uint64_t)piece.first_head * d;
+#pragma unroll
+  for (int k = 0; k < d / 16; k++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t head = lane / 4 + i % 2 * 8, column = k * 16 + i / 2 * 8 + lane % 4 * 2;
+      a[k][i] = head < piece.heads ? *(const uint32_t *)(q + head * d + column) : 0;
+    }
+}
+
+/* A warp's ring: K and V rows of one tile, [2][TILE][row]. */
+template <int d> struct Stage {
+  KvBf16 keys[TILE][SharedRow<d>::elements], values[TILE][SharedRow<d>::elements];
+};
+
+/* Begin to load the tile at token `t`; lane l < TILE knows the block of token t + l. Tokens outside
+ * the piece become zeros: what stands there may be anything, NaN too. */
+template <int d>
+static __device__ __forceinline__ void load_tile(Stage<d> &stage, const Decode &p,
+                                                 const Piece &piece, uint32_t t, uint32_t block,
+                                                 int lane) {
+  const int chunks = SharedRow<d>::chunks;
+  uint32_t mask = (1u << p.pages.block_shift) - 1, token = t + lane % TILE;
+  bool wanted = token >= piece.start && token < piece.end;
+  uint64_t row = wanted
+                     ? block * p.pages.block_elements +
+                           (((uint64_t)piece.kv_head << p.pages.block_shift) + (token & mask)) * d
+                     : UINT64_MAX;
+#pragma unroll
+  for (int i = 0; i < TILE * chunks; i += 32) {
+    int r = (i + lane) / chunks, c = (i + lane) % chunks;
+    uint64_t offset = __shfl_sync(0xffffffffu, row, r);
+    int bytes = offset == UINT64_MAX ? 0 : 16;
+    const KvBf16 *keys = p.pages.pool + (bytes ? offset + c * 8 : 0);
+    copy_16_async(&stage.keys[r][c * 8], keys, bytes);
+    copy_16_async(&stage.values[r][c * 8], bytes ? keys + p.pages.value_offset : keys, bytes);
+  }
+}
+
+/* The running softmax of a warp: rows g and g + 8 of lane / 4. */
+template <int d> struct Running { float o[d / 8][4], largest[2], sum[2]; };
+
+/* s[2][4]: scores of one tile, columns 8 n + ... */
+template <int d>
+static __device__ __forceinline__ void score_tile(float (&s)[2][4], const Stage<d> &stage,
+                                                  const uint32_t (&q)[d / 16][4], int lane) {
+#pragma unroll
+  for (int k = 0; k < d / 16; k++) {
+    uint32_t b[4];
+    load_tiles(b, &stage.keys[lane / 16 * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+    mma_bf16(s[0], q[k], b[0], b[1]);
+    mma_bf16(s[1], q[k], b[2], b[3]);
+  }
+}
+
+/* Scale, mask and exponentiate the scores of the tile at t, and bring `run` to the new maximum. */
+template <int d>
+static __device__ __forceinline__ void soften(float (&s)[2][4], Running<d> &run, const Decode &p,
+                                              const Piece &piece, uint32_t t, int lane) {
+  float largest[2] = {run.largest[0], run.largest[1]};
+#pragma unroll
+  for (int n = 0; n < 2; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t token = t + n * 8 + lane % 4 * 2 + i % 2;
+      s[n][i] = token >= piece.start && token < piece.end ? s[n][i] * p.scale : -INFINITY;
+      largest[i / 2] = fmaxf(largest[i / 2], s[n][i]);
+    }
+  largest[0] = row_max(largest[0]);
+  largest[1] = row_max(largest[1]);
+  if (__any_sync(0xffffffffu, largest[0] > run.largest[0] || largest[1] > run.largest[1])) {
+    float shrink[2] = {power_of_2(run.largest[0] - largest[0]),
+                       power_of_2(run.largest[1] - largest[1])};
+#pragma unroll
+    for (int n = 0; n < d / 8; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        run.o[n][i] *= shrink[i / 2];
+    run.sum[0] *= shrink[0];
+    run.sum[1] *= shrink[1];
+  }
+#pragma unroll
+  for (int n = 0; n < 2; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      s[n][i] = power_of_2(s[n][i] - largest[i / 2]);
+      run.sum[i / 2] += s[n][i]; /* of this lane's columns; the lanes are added at the end */
+    }
+  run.largest[0] = largest[0];
+  run.largest[1] = largest[1];
+}
+
+/* o += p . values. */
+template <int d>
+static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s)[2][4],
+                                                const Stage<d> &stage, int lane) {
+  const uint32_t a[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]),
+                         pack_bf16(s[1][0], s[1][1]), pack_bf16(s[1][2], s[1][3])};
+#pragma unroll
+  for (int n = 0; n < d / 16; n++) {
+    uint32_t b[4];
+    load_tiles_transposed(b, &stage.values[lane % 16][n * 16 + lane / 16 * 8]);
+    mma_bf16(run.o[2 * n], a, b[0], b[1]);
+    mma_bf16(run.o[2 * n + 1], a, b[2], b[3]);
+  }
+}
+
+/* All tiles of this warp. */
+template <int d>
+static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring, const Decode &p,
+                                                 const Piece &piece, int warp, int lane) {
+  const uint32_t stride = WARPS * TILE, shift = p.pages.block_shift;
+  const uint32_t *table = p.tables.table + p.tables.table_starts[piece.sequence];
+  uint32_t loaded = piece.begin + warp * TILE; /* the next tile to load, and its tokens' blocks */
+  uint32_t queries[d / 16][4];
+  auto block_at = [&](uint32_t t) {
+    uint32_t token = t + lane % TILE;
+    return token < piece.end ? table[token >> shift] : 0;
+  };
+  uint32_t block = block_at(loaded);
+  load_queries<d>(queries, p, piece, lane);
+  auto load_next = [&](int stage) {
+    if (loaded < piece.end) {
+      load_tile<d>(ring[stage], p, piece, loaded, block, lane);
+      loaded += stride;
+      block = block_at(loaded);
+    }
+    copies_commit();
+  };
+#pragma unroll
+  for (int s = 0; s < STAGES - 1; s++)
+    load_next(s);
+  int stage = 0;
+  for (uint32_t t = piece.begin + warp * TILE; t < piece.end; t += stride) {
+    load_next((stage + STAGES - 1) % STAGES);
+    copies_wait<STAGES - 1>();
+    __syncwarp();
+    float s[2][4] = {};
+    score_tile<d>(s, ring[stage], queries, lane);
+    soften<d>(s, run, p, piece, t, lane);
+    mix_tile<d>(run, s, ring[stage], lane);
+    __syncwarp(); /* the tile may be overwritten */
+    stage = (stage + 1) % STAGES;
+  }
+  copies_wait<0>();
+}
+
+/* What the warps of a block hand over: o[HEADS][d], and of each row its largest score and sum. */
+template <int d> struct Merge {
+  float o[WARPS][HEADS][d], largest[WARPS][HEADS], sum[WARPS][HEADS];
+};
+
+template <int d>
+static __device__ __forceinline__ void hand_over(Merge<d> &merge, const Running<d> &run, int warp,
+                                                 int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int head = lane / 4 + half * 8;
+    float sum = row_sum(run.sum[half]);
+#pragma unroll
+    for (int n = 0; n < d / 8; n++)
+      *(float2 *)&merge.o[warp][head][n * 8 + lane % 4 * 2] =
+          make_float2(run.o[n][half * 2], run.o[n][half * 2 + 1]);
+    if (lane % 4 == 0) {
+      merge.largest[warp][head] = run.largest[half];
+      merge.sum[warp][head] = sum;
+    }
+  }
+}
+
+static __device__ __forceinline__ void store_4(KvBf16 *out, float4 v, float divisor) {
+  float factor = 1.0f / divisor;
+  *(uint2 *)out =
+      make_uint2(pack_bf16(v.x * factor, v.y * factor), pack_bf16(v.z * factor, v.w * factor));
+}
+
+static __device__ __forceinline__ void add_scaled(float4 &total, float4 v, float weight) {
+  total.x += v.x * weight;
+  total.y += v.y * weight;
+  total.z += v.z * weight;
+  total.w += v.w * weight;
+}
+
+/* Merge the warps: the result, if the context is in one piece, or this piece's share of it. */
+template <int d>
+static __device__ void merge_warps(const Merge<d> &merge, const Decode &p, const Piece &piece) {
+  for (uint32_t i = threadIdx.x; i < piece.heads * (d / 4); i += WARPS * 32) {
+    uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
+    float largest = -INFINITY, sum = 0.0f;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+      largest = fmaxf(largest, merge.largest[w][row]);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      float weight = power_of_2(merge.largest[w][row] - largest); /* 0 of a warp without tiles */
+      sum += merge.sum[w][row] * weight;
+      add_scaled(total, *(const float4 *)&merge.o[w][row][column], weight);
+    }
+    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
+    if (piece.splits == 1) {
+      store_4(p.out + head * d + column, total, sum);
+    } else {
+      uint64_t slot = head * p.max_splits + piece.split;
+      __stcg((float4 *)&p.partial[slot * d + column], total);
+      if (column == 0)
+        __stcg(&p.sums[slot], make_float2(largest, sum));
+    }
+  }
+}
+
+/* TRUE in every thread of the block that finishes this context last. */
+static __device__ bool is_last(const Decode &p, const Piece &piece) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint32_t *counter = &p.counters[piece.sequence * gridDim.y + blockIdx.y];
+    last = atomicAdd(counter, 1) == piece.splits - 1;
+    if (last)
+      *counter = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+template <int d> static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
+  for (uint32_t i = threadIdx.x; i < piece.heads * (d / 4); i += WARPS * 32) {
+    uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
+    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
+    const float2 *sums = p.sums + head * p.max_splits;
+    const float *partial = p.partial + head * p.max_splits * d + column;
+    float largest = -INFINITY, sum = 0.0f;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+    for (uint32_t s = 0; s < piece.splits; s++)
+      largest = fmaxf(largest, __ldcg(&sums[s]).x);
+#pragma unroll 8
+    for (uint32_t s = 0; s < piece.splits; s++) {
+      float2 part = __ldcg(&sums[s]);
+      float weight = power_of_2(part.x - largest);
+      sum += part.y * weight;
+      add_scaled(total, __ldcg((const float4 *)&partial[(uint64_t)s * d]), weight);
+    }
+    store_4(p.out + head * d + column, total, sum);
+  }
+}
+
+/* grid (splits, Hkv * groups of HEADS query heads, S) */
+template <int d>
+static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Decode p) {
+  extern __shared__ __align__(16) char shared[];
+  Piece piece;
+  if (!piece_of_block(p, piece)) {
+    if (piece.splits == 0 && piece.split == 0) /* an empty context */
+      for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32)
+        p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * d + i] = 0;
+    return;
+  }
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Running<d> run;
+#pragma unroll
+  for (int n = 0; n < d / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      run.o[n][i] = 0.0f;
+  run.largest[0] = run.largest[1] = -INFINITY;
+  run.sum[0] = run.sum[1] = 0.0f;
+  run_tiles<d>(run, (Stage<d> *)shared + warp * STAGES, p, piece, warp, lane);
+  __syncthreads(); /* the rings become the hand-over */
+  Merge<d> &merge = *(Merge<d> *)shared;
+  hand_over<d>(merge, run, warp, lane);
+  __syncthreads();
+  merge_warps<d>(merge, p, piece);
+  if (piece.splits > 1 && is_last(p, piece))
+    merge_pieces<d>(p, piece);
+}
+
+template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
+  const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
+  static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
+  static bool ready = false; /* one GPU, one thread */
+  if (!ready) {
+    cudaError_t status = cudaFuncSetAttribute(decode_attention<d>,
+                                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (status != cudaSuccess)
+      return status;
+    ready = true;
+  }
+  decode_attention<d><<<grid, WARPS * 32, bytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+/* Groups of at most HEADS query heads that share a KV head. */
+static uint32_t head_groups(uint32_t n_heads, uint32_t n_kv_heads) {
+  return (n_heads / n_kv_heads + HEADS - 1) / HEADS;
+}
+
+static uint64_t sums_bytes(uint32_t sequences, uint32_t n_heads, uint32_t max_splits) {
+  return ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256;
+}
+
+uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint32_t head_dim,
+                                      uint32_t max_splits) {
+  return sums_bytes(sequences, n_heads, max_splits) +
+         (uint64_t)sequences * n_heads * max_splits * head_dim * sizeof(float);
+}
+
+/* The fewest pieces whose blocks, two on a multiprocessor, fill whole waves to 95 %. */
+uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
+                                   uint32_t multiprocessors) {
+  uint64_t slots = 2 * (uint64_t)multiprocessors, blocks = (uint64_t)sequences * n_kv_heads;
+  uint32_t best = 1;
+  double best_share = 0.0;
+  for (uint32_t splits = 1; splits <= 64 && blocks; splits++) {
+    uint64_t waves = (splits * blocks + slots - 1) / slots;
+    double share = (double)(splits * blocks) / (double)(waves * slots);
+    if (share > best_share) {
+      best_share = share;
+      best = splits;
+    }
+    if (share >= 0.95)
+      break;
+  }
+  return best;
+}
+
+cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                     const KvCudaPages *pages, const KvCudaTables *tables,
+                                     const uint32_t *contexts, uint32_t sequences, uint32_t n_heads,
+                                     uint32_t window, const uint32_t *split_tokens,
+                                     uint32_t max_splits, uint32_t *counters, void *scratch,
+                                     cudaStream_t stream) {
+  if (sequences == 0)
+    return cudaSuccess;
+  Decode p = {};
+  p.out = out;
+  p.q = q;
+  p.row_stride = row_stride;
+  p.pages = *pages;
+  p.tables = *tables;
+  p.contexts = contexts;
+  p.split_tokens = split_tokens;
+  p.n_heads = n_heads;
+  p.group = n_heads / pages->n_kv_heads;
+  p.window = window;
+  p.max_splits = max_splits;
+  p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
+  p.counters = counters;
+  p.sums = (float2 *)scratch;
+  p.partial = (float *)((char *)scratch + sums_bytes(sequences, n_heads, max_splits));
+  dim3 grid(max_splits, pages->n_kv_heads * head_groups(n_heads, pages->n_kv_heads), sequences);
+  switch (pages->head_dim) {
+  case 64:
+    return launch<64>(p, grid, stream);
+  case 80:
+    return launch<80>(p, grid, stream);
+  case 96:
+    return launch<96>(p, grid, stream);
+  case 128:
+    return launch<128>(p, grid, stream);
+  default:
+    return cudaErrorInvalidValue;
+  }
+}

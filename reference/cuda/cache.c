@@ -1,0 +1,214 @@
+#include "reference/cuda/cache.h"
+
+#include <string.h>
+
+#include "sim/base/error.h"
+
+enum { SLAB_BLOCKS = 64 };
+
+static gsize block_part_bytes(const KvCudaCache *cache, guint layer) {
+  return cache->layers[layer].block_elements * sizeof(KvBf16);
+}
+
+gsize kv_cuda_cache_block_bytes(const KvCudaCache *cache) {
+  return cache->layer_offsets[cache->n_layers];
+}
+
+/* Sizes of the layers' parts, and their pools. */
+static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError **error) {
+  guint shift = 0;
+  while (1u << shift < cache->block_tokens)
+    shift++;
+  cache->layers = g_new0(KvCudaPages, cache->n_layers);
+  cache->layer_offsets = g_new0(gsize, cache->n_layers + 1);
+  for (guint l = 0; l < cache->n_layers; l++) {
+    const KvAttention *a = &weights->layers[l].attention;
+    KvCudaPages *pages = &cache->layers[l];
+    pages->value_offset = (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;
+    pages->block_elements = 2 * pages->value_offset;
+    pages->block_shift = shift;
+    pages->n_kv_heads = a->n_kv_heads;
+    pages->head_dim = a->head_dim;
+    cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);
+    pages->pool = kv_cuda_alloc(block_part_bytes(cache, l) * cache->hbm_blocks,
+                                "the KV blocks of a layer", error);
+    if (!pages->pool)
+      return FALSE;
+  }
+  return TRUE;
+}
+
+KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weights,
+                               guint block_tokens, guint64 hbm_blocks, guint64 dram_blocks,
+                               GError **error) {
+  g_return_val_if_fail(device && weights && block_tokens, NULL);
+  if (block_tokens & (block_tokens - 1)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "engine.block_tokens is %u, the cuda executor expects a power of two",
+                block_tokens);
+    return NULL;
+  }
+  g_autoptr(KvCudaCache) cache = g_new0(KvCudaCache, 1);
+  cache->device = device;
+  cache->block_tokens = block_tokens;
+  cache->n_layers = weights->n_layers;
+  cache->hbm_blocks = hbm_blocks;
+  cache->dram_blocks = dram_blocks;
+  cache->moves = g_array_new(FALSE, FALSE, sizeof(KvCudaMove));
+  cache->to = g_array_new(FALSE, FALSE, sizeof(void *));
+  cache->from = g_array_new(FALSE, FALSE, sizeof(void *));
+  cache->sizes = g_array_new(FALSE, FALSE, sizeof(size_t));
+  if (!lay_out(cache, weights, error))
+    return NULL;
+  cache->hbm_names = g_try_new0(guint64, hbm_blocks * block_tokens);
+  cache->dram_names = g_try_new0(guint64, dram_blocks * block_tokens);
+  cache->slabs = g_try_new0(char *, dram_blocks / SLAB_BLOCKS + 1);
+  if ((hbm_blocks && !cache->hbm_names) || (dram_blocks && !cache->dram_names) || !cache->slabs) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "no memory to keep the books of %" G_GUINT64_FORMAT " + %" G_GUINT64_FORMAT
+                " KV blocks, expected fewer",
+                hbm_blocks, dram_blocks);
+    return NULL;
+  }
+  return g_steal_pointer(&cache);
+}
+
+void kv_cuda_cache_free(KvCudaCache *cache) {
+  if (!cache)
+    return;
+  for (guint l = 0; l < cache->n_layers && cache->layers; l++)
+    kv_cuda_free(cache->layers[l].pool);
+  for (guint64 i = 0; cache->slabs && i <= cache->dram_blocks / SLAB_BLOCKS; i++)
+    if (cache->slabs[i])
+      (void)cudaFreeHost(cache->slabs[i]);
+  GArray *arrays[] = {cache->moves, cache->to, cache->from, cache->sizes};
+  for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
+    g_array_unref(arrays[i]);
+  g_free(cache->slabs);
+  g_free(cache->hbm_names);
+  g_free(cache->dram_names);
+  g_free(cache->layer_offsets);
+  g_free(cache->layers);
+  g_free(cache);
+}
+
+/* The pinned memory of a DRAM block, taken now if nobody has used its slab. */
+static char *dram_block(KvCudaCache *cache, guint32 block, GError **error) {
+  char **slab = &cache->slabs[block / SLAB_BLOCKS];
+  gsize bytes = kv_cuda_cache_block_bytes(cache);
+  if (!*slab &&
+      !KV_CUDA_OK(cudaHostAlloc((void **)slab, bytes * SLAB_BLOCKS, cudaHostAllocDefault), error))
+    return NULL;
+  return *slab + block % SLAB_BLOCKS * bytes;
+}
+
+/* Where layer `l` of a block stands. `whole` is the block's DRAM memory. */
+static char *layer_part(const KvCudaCache *cache, KvTier tier, guint32 block, char *whole,
+                        guint l) {
+  return tier == KV_TIER_HBM
+             ? (char *)(cache->layers[l].pool + block * cache->layers[l].block_elements)
+             : whole + cache->layer_offsets[l];
+}
+
+/* Add the layers of one move to the batch. */
+static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **error) {
+  char *source = NULL, *target = NULL;
+  if (move->from_tier != KV_TIER_HBM && !(source = dram_block(cache, move->from, error)))
+    return FALSE;
+  if (move->to_tier != KV_TIER_HBM && !(target = dram_block(cache, move->to, error)))
+    return FALSE;
+  for (guint l = 0; l < cache->n_layers; l++) {
+    void *to = layer_part(cache, move->to_tier, move->to, target, l);
+    void *from = layer_part(cache, move->from_tier, move->from, source, l);
+    size_t bytes = block_part_bytes(cache, l);
+    g_array_append_val(cache->to, to);
+    g_array_append_val(cache->from, from);
+    g_array_append_val(cache->sizes, bytes);
+  }
+  return TRUE;
+}
+
+/* The batch on the copy stream, between the device's two events. */
+static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) {
+  KvCudaDevice *device = cache->device;
+  struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream};
+  size_t first = 0;
+  float milliseconds = 0.0f;
+  if (!kv_cuda_wait(device, error) ||
+      !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
+      !KV_CUDA_OK(cudaMemcpyBatchAsync((void *const *)(void *)cache->to->data,
+                                       (const void *const *)(void *)cache->from->data,
+                                       (const size_t *)(void *)cache->sizes->data, cache->to->len,
+                                       &attributes, &first, 1, device->copies),
+                  error) ||
+      !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
+      !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
+      !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))
+    return FALSE;
+  *seconds = 1e-3 * (double)milliseconds;
+  return TRUE;
+}
+
+static gboolean make_moves(KvCudaCache *cache, double *seconds, GError **error) {
+  *seconds = 0.0;
+  g_array_set_size(cache->to, 0);
+  g_array_set_size(cache->from, 0);
+  g_array_set_size(cache->sizes, 0);
+  for (guint i = 0; i < cache->moves->len; i++)
+    if (!add_move(cache, &g_array_index(cache->moves, KvCudaMove, i), error))
+      return FALSE;
+  g_array_set_size(cache->moves, 0);
+  return cache->to->len == 0 || copy_batch(cache, seconds, error);
+}
+
+gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error) {
+  if (!make_moves(cache, seconds, error))
+    return FALSE;
+  *seconds += cache->early_seconds;
+  cache->early_seconds = 0.0;
+  return TRUE;
+}
+
+static gboolean exists(const KvCudaCache *cache, KvTier tier, guint32 block) {
+  return tier == KV_TIER_HBM    ? block < cache->hbm_blocks
+         : tier == KV_TIER_DRAM ? block < cache->dram_blocks
+                                : FALSE;
+}
+
+/* Whether the move touches a block that a remembered one writes, or writes one that it reads. */
+static gboolean depends(const KvCudaCache *cache, const KvCudaMove *move) {
+  for (guint i = 0; i < cache->moves->len; i++) {
+    const KvCudaMove *m = &g_array_index(cache->moves, KvCudaMove, i);
+    if ((m->to_tier == move->from_tier && m->to == move->from) ||
+        (m->to_tier == move->to_tier && m->to == move->to) ||
+        (m->from_tier == move->to_tier && m->from == move->to))
+      return TRUE;
+  }
+  return FALSE;
+}
+
+static guint64 *names_of(KvCudaCache *cache, KvTier tier, guint32 block) {
+  return (tier == KV_TIER_HBM ? cache->hbm_names : cache->dram_names) +
+         (gsize)block * cache->block_tokens;
+}
+
+gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
+                            guint32 to, GError **error) {
+  KvCudaMove move = {from_tier, to_tier, from, to};
+  double seconds = 0.0;
+  if (!exists(cache, from_tier, from) || !exists(cache, to_tier, to)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "cuda executor: a move of block %u to block %u, which the pools do not have", from,
+                to);
+    return FALSE;
+  }
+  if (from_tier == to_tier && from == to)
+    return TRUE;
+  if (depends(cache, &move) && !make_moves(cache, &seconds, error))
+    return FALSE;
+  cache->early_seconds += seconds;
+  g_array_append_val(cache->moves, move);
+  memcpy(names_of(cache, to_tier, to), names_of(cache, from_tier, from),
+         cache->block_tokens * sizeof(guint64));
+  return TRUE;
+}

@@ -1,0 +1,53 @@
+/* The block store on the GPU: pools of KV blocks in two tiers, HBM and pinned host memory.
+ *
+ * In HBM each layer has a pool of its own, [block][k, v][Hkv][block_tokens][d] in bf16, so that a
+ * layer's kernel reads from one region; in DRAM a block is whole, its layers one after another.
+ * DRAM blocks are taken from the system a slab at a time, when they are first used.
+ *
+ * Moves are remembered and made together: kv_cuda_cache_flush() puts them on the copy stream as one
+ * batch of asynchronous copies and says how long the GPU took. Names move at once (ledger.h).
+ */
+#ifndef KV_REFERENCE_CUDA_CACHE_H
+#define KV_REFERENCE_CUDA_CACHE_H
+
+#include "models/techniques/plan.h"
+#include "reference/cuda/device.h"
+#include "reference/cuda/kernels.h"
+#include "reference/cuda/weights.h"
+
+typedef struct {
+  KvTier from_tier, to_tier;
+  guint32 from, to;
+} KvCudaMove;
+
+typedef struct {
+  KvCudaDevice *device; /* borrowed */
+  guint block_tokens, n_layers;
+  guint64 hbm_blocks, dram_blocks;
+  KvCudaPages *layers;
+  gsize *layer_offsets; /* bytes from a DRAM block's start to a layer's part; [n_layers] is its size
+                         */
+  guint64 *hbm_names, *dram_names; /* [blocks][block_tokens]; 0: never written */
+  char **slabs;                    /* pinned; NULL until one of their blocks is used */
+  GArray *moves;                   /* of KvCudaMove, not yet made */
+  GArray *to, *from, *sizes;       /* the batch: pointers and sizes */
+  double early_seconds;            /* of moves that were made before they were asked for */
+} KvCudaCache;
+
+/* NULL with *error set if there is no such memory, or block_tokens is not a power of two. */
+KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weights,
+                               guint block_tokens, guint64 hbm_blocks, guint64 dram_blocks,
+                               GError **error);
+void kv_cuda_cache_free(KvCudaCache *cache);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaCache, kv_cuda_cache_free)
+
+/* Bytes of a block, all layers. */
+gsize kv_cuda_cache_block_bytes(const KvCudaCache *cache);
+
+/* Remember to copy a block; a move that depends on one remembered before makes those first. */
+gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
+                            guint32 to, GError **error);
+/* Make every remembered move, wait, and set *seconds to the GPU's time (0 if there was none). */
+gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error);
+
+#endif

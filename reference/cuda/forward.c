@@ -1,0 +1,679 @@
+#include "reference/cuda/forward.h"
+
+#include <math.h>
+#include <string.h>
+
+/* What a captured launch depends on, and every offset into its inputs. Prefilling sequences come
+ * before decoding ones, in rows as in tables. */
+typedef struct {
+  guint rows, prefill_rows; /* R; of them, of prompts */
+  guint prefill, decode;    /* sequences */
+  guint tiles;              /* of prefill attention */
+  guint samples;            /* rows whose logits are wanted */
+  guint max_splits;         /* of decode attention */
+} Shape;
+
+/* The step's numbers, uploaded as one piece: on the host where they are written, on the GPU where
+ * they are read. */
+typedef struct {
+  guint32 *tokens, *positions, *row_sequences; /* [R] */
+  guint32 *table_starts;                       /* [prefill + decode] */
+  guint32 *contexts;                           /* [decode] */
+  guint32 *split_tokens;                       /* [1] */
+  guint32 *sample_rows;                        /* [samples] */
+  KvCudaTile *tiles;                           /* [tiles] */
+  guint32 *table;                              /* every sequence's block ids */
+} Inputs;
+
+static Inputs inputs_at(guint32 *words, const Shape *s) {
+  Inputs in;
+  in.tokens = words;
+  in.positions = in.tokens + s->rows;
+  in.row_sequences = in.positions + s->rows;
+  in.table_starts = in.row_sequences + s->rows;
+  in.contexts = in.table_starts + s->prefill + s->decode;
+  in.split_tokens = in.contexts + s->decode;
+  in.sample_rows = in.split_tokens + 1;
+  in.tiles = (KvCudaTile *)(in.sample_rows + s->samples);
+  in.table = (guint32 *)(in.tiles + s->tiles);
+  return in;
+}
+
+/* Cosines and sines for heads of one size. */
+typedef struct {
+  guint head_dim;
+  float2 *angles; /* [max_positions][d/2], device */
+} Angles;
+
+/* Device memory that a pass works in. */
+typedef struct {
+  guint rows, samples; /* what there is room for */
+  gsize words, scratch_bytes;
+  float *x, *picked;                          /* [R][D], [samples][D] */
+  KvBf16 *normed, *qkv, *attended, *up, *act; /* [R][...] */
+  float *logits;                              /* [samples][V] */
+  guint32 *sampled, *inputs, *counters;
+  void *scratch; /* of decode attention */
+} Buffers;
+
+struct KvCudaEngine {
+  KvCudaDevice *device;
+  const KvCudaWeights *weights;
+  KvCudaCache *cache;
+  KvCudaGemm *gemm;
+  GArray *angles; /* of Angles */
+  guint max_positions, graph_rows;
+  gboolean all_logits;
+  gsize widest_qkv, widest_heads, widest_up, widest_act, most_heads, widest_head;
+  Buffers buffers;
+  guint32 *staged;    /* pinned, as long as buffers.inputs */
+  guint32 *tokens;    /* pinned, [buffers.samples] */
+  GHashTable *graphs; /* of cudaGraphExec_t, by graph_key() */
+  GHashTable *warm;   /* numbers of rows that were launched before */
+  GArray *events;     /* of cudaEvent_t: the laps of one pass */
+  GArray *laps;       /* of KvComponent: what lay before event i + 1 */
+  gboolean timing;    /* laps are taken */
+};
+
+/* --- beginning and end ---------------------------------------------------------------------- */
+
+static gboolean make_angles(KvCudaEngine *e, guint head_dim, GError **error) {
+  for (guint i = 0; i < e->angles->len; i++)
+    if (g_array_index(e->angles, Angles, i).head_dim == head_dim)
+      return TRUE;
+  guint half = head_dim / 2;
+  gsize n = (gsize)e->max_positions * half;
+  g_autofree float2 *table = g_new(float2, n);
+  g_autofree float *cosine = g_new(float, half), *sine = g_new(float, half);
+  for (guint p = 0; p < e->max_positions; p++) {
+    kv_host_rotary_angles(cosine, sine, p, head_dim, &e->weights->rotary);
+    for (guint i = 0; i < half; i++)
+      table[(gsize)p * half + i] = (float2){cosine[i], sine[i]};
+  }
+  Angles made = {head_dim, kv_cuda_alloc(n * sizeof *table, "rotary angles", error)};
+  if (!made.angles)
+    return FALSE;
+  g_array_append_val(e->angles, made);
+  return kv_cuda_upload(e->device, made.angles, table, n * sizeof *table, error);
+}
+
+static const float2 *angles_of(const KvCudaEngine *e, guint head_dim) {
+  for (guint i = 0; i < e->angles->len; i++)
+    if (g_array_index(e->angles, Angles, i).head_dim == head_dim)
+      return g_array_index(e->angles, Angles, i).angles;
+  return NULL; /* learned positions */
+}
+
+static void graph_free(gpointer graph) {
+  (void)cudaGraphExecDestroy(graph);
+}
+
+static gboolean measure_layers(KvCudaEngine *e, GError **error) {
+  for (guint l = 0; l < e->weights->n_layers; l++) {
+    const KvCudaLayer *layer = &e->weights->layers[l];
+    const KvAttention *a = &layer->attention;
+    gsize heads = (gsize)a->n_heads * a->head_dim;
+    e->widest_qkv = MAX(e->widest_qkv, heads + 2 * (gsize)a->n_kv_heads * a->head_dim);
+    e->widest_heads = MAX(e->widest_heads, heads);
+    e->widest_up = MAX(e->widest_up, (gsize)layer->intermediate * (layer->gated ? 2 : 1));
+    e->widest_act = MAX(e->widest_act, layer->intermediate);
+    e->most_heads = MAX(e->most_heads, a->n_heads);
+    e->widest_head = MAX(e->widest_head, a->head_dim);
+    if (!e->weights->positions && !make_angles(e, a->head_dim, error))
+      return FALSE;
+  }
+  return TRUE;
+}
+
+KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weights,
+                                 KvCudaCache *cache, guint max_positions, GError **error) {
+  g_autoptr(KvCudaEngine) e = g_new0(KvCudaEngine, 1);
+  e->device = device;
+  e->weights = weights;
+  e->cache = cache;
+  e->max_positions = max_positions;
+  e->graph_rows = 512;
+  e->angles = g_array_new(FALSE, FALSE, sizeof(Angles));
+  e->graphs = g_hash_table_new_full(g_direct_hash, g_direct_equal, NULL, graph_free);
+  e->warm = g_hash_table_new(g_direct_hash, g_direct_equal);
+  e->events = g_array_new(FALSE, TRUE, sizeof(cudaEvent_t));
+  e->laps = g_array_new(FALSE, FALSE, sizeof(KvComponent));
+  if (!measure_layers(e, error) || !(e->gemm = kv_cuda_gemm_new(error)))
+    return NULL;
+  return g_steal_pointer(&e);
+}
+
+static void buffers_free(KvCudaEngine *e) {
+  Buffers *b = &e->buffers;
+  void *memory[] = {b->x,   b->picked, b->normed,  b->qkv,    b->attended, b->up,
+                    b->act, b->logits, b->sampled, b->inputs, b->counters, b->scratch};
+  for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
+    kv_cuda_free(memory[i]);
+  if (e->staged)
+    (void)cudaFreeHost(e->staged);
+  if (e->tokens)
+    (void)cudaFreeHost(e->tokens);
+  e->staged = e->tokens = NULL;
+  *b = (Buffers){0};
+}
+
+void kv_cuda_engine_free(KvCudaEngine *e) {
+  if (!e)
+    return;
+  g_hash_table_unref(e->graphs);
+  g_hash_table_unref(e->warm);
+  buffers_free(e);
+  for (guint i = 0; i < e->angles->len; i++)
+    kv_cuda_free(g_array_index(e->angles, Angles, i).angles);
+  g_array_unref(e->angles);
+  for (guint i = 0; i < e->events->len; i++)
+    (void)cudaEventDestroy(g_array_index(e->events, cudaEvent_t, i));
+  g_array_unref(e->events);
+  g_array_unref(e->laps);
+  kv_cuda_gemm_free(e->gemm);
+  g_free(e);
+}
+
+void kv_cuda_engine_set_graph_rows(KvCudaEngine *e, guint rows) {
+  e->graph_rows = rows;
+}
+
+void kv_cuda_engine_set_all_logits(KvCudaEngine *e, gboolean all) {
+  e->all_logits = all;
+}
+
+const float *kv_cuda_engine_logits(const KvCudaEngine *e) {
+  return e->buffers.logits;
+}
+
+/* --- room ------------------------------------------------------------------------------------ */
+
+/* Make room for the shape and `words` of inputs. Graphs hold the old addresses, so they go too. */
+static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GError **error) {
+  const KvCudaWeights *w = e->weights;
+  Buffers *b = &e->buffers;
+  gsize scratch = kv_cuda_decode_scratch_bytes(shape->decode, (guint)e->most_heads,
+                                               (guint)e->widest_head, shape->max_splits);
+  if (shape->rows <= b->rows && shape->samples <= b->samples && words <= b->words &&
+      scratch <= b->scratch_bytes)
+    return TRUE;
+  Buffers need = {.rows = MAX(b->rows, shape->rows),
+                  .samples = MAX(b->samples, shape->samples),
+                  .words = words <= b->words ? b->words : 2 * words,
+                  .scratch_bytes = scratch <= b->scratch_bytes ? b->scratch_bytes : 2 * scratch};
+  if (!kv_cuda_wait(e->device, error))
+    return FALSE;
+  g_hash_table_remove_all(e->graphs);
+  buffers_free(e);
+  gsize R = need.rows, S = need.samples, D = w->hidden;
+  const struct {
+    void *pointer;
+    gsize bytes;
+  } parts[] = {{&need.x, R * D * sizeof(float)},
+               {&need.picked, S * D * sizeof(float)},
+               {&need.normed, MAX(R, S) * D * sizeof(KvBf16)},
+               {&need.qkv, R * e->widest_qkv * sizeof(KvBf16)},
+               {&need.attended, R * e->widest_heads * sizeof(KvBf16)},
+               {&need.up, R * e->widest_up * sizeof(KvBf16)},
+               {&need.act, R * e->widest_act * sizeof(KvBf16)},
+               {&need.logits, S * w->vocab * sizeof(float)},
+               {&need.sampled, S * sizeof(guint32)},
+               {&need.inputs, need.words * sizeof(guint32)},
+               {&need.counters, R * e->most_heads * sizeof(guint32)},
+               {&need.scratch, need.scratch_bytes}};
+  *b = need;
+  for (guint i = 0; i < G_N_ELEMENTS(parts); i++) {
+    void *memory = kv_cuda_alloc(parts[i].bytes, "the activations of a step", error);
+    if (!memory)
+      return FALSE;
+    gsize field = (gsize)((char *)parts[i].pointer - (char *)&need);
+    memcpy((char *)b + field, &memory, sizeof memory);
+  }
+  return kv_cuda_fill(e->device, b->counters, 0, R * e->most_heads * sizeof(guint32), error) &&
+         KV_CUDA_OK(
+             cudaHostAlloc((void **)&e->staged, need.words * sizeof(guint32), cudaHostAllocDefault),
+             error) &&
+         KV_CUDA_OK(
+             cudaHostAlloc((void **)&e->tokens, (S + 1) * sizeof(guint32), cudaHostAllocDefault),
+             error);
+}
+
+/* --- the kernels of a pass ------------------------------------------------------------------- */
+
+/* A step under launch. */
+typedef struct {
+  KvCudaEngine *e;
+  Shape shape;
+  Inputs in; /* device */
+  GError **error;
+} Pass;
+
+/* Everything since the last lap was `component`. */
+static gboolean lap(Pass *p, KvComponent component) {
+  KvCudaEngine *e = p->e;
+  if (!e->timing)
+    return TRUE;
+  guint i = e->laps->len + 1; /* event 0 is the pass's beginning */
+  if (i >= e->events->len) {
+    g_array_set_size(e->events, i + 1);
+    if (!KV_CUDA_OK(cudaEventCreate(&g_array_index(e->events, cudaEvent_t, i)), p->error))
+      return FALSE;
+  }
+  g_array_append_val(e->laps, component);
+  return KV_CUDA_OK(cudaEventRecord(g_array_index(e->events, cudaEvent_t, i), e->device->stream),
+                    p->error);
+}
+
+static gboolean norm(Pass *p, KvBf16 *out, const float *x, const KvBf16 *gain, const KvBf16 *bias,
+                     guint rows) {
+  const KvCudaWeights *w = p->e->weights;
+  cudaStream_t stream = p->e->device->stream;
+  cudaError_t status =
+      w->norm == KV_NORM_RMS
+          ? kv_cuda_rms_norm(out, x, gain, w->epsilon, rows, w->hidden, stream)
+          : kv_cuda_layer_norm(out, x, gain, bias, w->epsilon, rows, w->hidden, stream);
+  return kv_cuda_ok(status, "norm", p->error) && lap(p, KV_COMPONENT_ELEMENTWISE);
+}
+
+static gboolean multiply(Pass *p, void *out, const KvBf16 *x, const KvBf16 *weight,
+                         const KvBf16 *bias, guint inputs, guint outputs, KvComponent component) {
+  KvCudaProduct product = {.out = out,
+                           .x = x,
+                           .weight = weight,
+                           .bias = bias,
+                           .rows = p->shape.rows,
+                           .inputs = inputs,
+                           .outputs = outputs};
+  return kv_cuda_gemm_run(p->e->gemm, &product, p->e->device->stream, p->error) &&
+         lap(p, component);
+}
+
+/* x += in . weight + bias: the residual. */
+static gboolean multiply_and_add(Pass *p, const KvBf16 *in, const KvBf16 *weight,
+                                 const KvBf16 *bias, guint inputs, KvComponent component) {
+  guint D = p->e->weights->hidden;
+  KvCudaProduct product = {.out = p->e->buffers.x,
+                           .out_f32 = TRUE,
+                           .accumulate = TRUE,
+                           .x = in,
+                           .weight = weight,
+                           .rows = p->shape.rows,
+                           .inputs = inputs,
+                           .outputs = D};
+  if (!kv_cuda_gemm_run(p->e->gemm, &product, p->e->device->stream, p->error))
+    return FALSE;
+  if (bias &&
+      !kv_cuda_ok(kv_cuda_add_bias(p->e->buffers.x, bias, p->shape.rows, D, p->e->device->stream),
+                  "bias", p->error))
+    return FALSE;
+  return lap(p, component);
+}
+
+static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pages) {
+  const KvAttention *a = &layer->attention;
+  const Buffers *b = &p->e->buffers;
+  const Shape *s = &p->shape;
+  cudaStream_t stream = p->e->device->stream;
+  guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
+  gsize width = (gsize)a->n_heads * a->head_dim;
+  gsize stride = width + 2 * (gsize)a->n_kv_heads * a->head_dim;
+  KvCudaTables tables = {p->in.table, p->in.table_starts};
+  if (!kv_cuda_ok(kv_cuda_rotate_and_store(b->qkv, pages, &tables, p->in.row_sequences,
+                                           p->in.positions, angles_of(p->e, a->head_dim),
+                                           layer->query_norm, layer->key_norm,
+                                           p->e->weights->epsilon, s->rows, a->n_heads, stream),
+                  "rotary", p->error) ||
+      !lap(p, KV_COMPONENT_ELEMENTWISE))
+    return FALSE;
+  if (s->tiles &&
+      (!kv_cuda_ok(kv_cuda_prefill_attention(b->attended, b->qkv, stride, pages, &tables,
+                                             p->in.tiles, s->tiles, a->n_heads, window, stream),
+                   "prefill attention", p->error) ||
+       !lap(p, KV_COMPONENT_PREFILL_ATTENTION)))
+    return FALSE;
+  if (!s->decode)
+    return TRUE;
+  tables.table_starts += s->prefill;
+  return kv_cuda_ok(kv_cuda_decode_attention(
+                        b->attended + s->prefill_rows * width, b->qkv + s->prefill_rows * stride,
+                        stride, pages, &tables, p->in.contexts, s->decode, a->n_heads, window,
+                        p->in.split_tokens, s->max_splits, b->counters, b->scratch, stream),
+                    "decode attention", p->error) &&
+         lap(p, KV_COMPONENT_DECODE_ATTENTION);
+}
+
+static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner) {
+  const Buffers *b = &p->e->buffers;
+  cudaStream_t stream = p->e->device->stream;
+  guint R = p->shape.rows, E = layer->intermediate;
+  *inner = layer->gated ? b->act : b->up;
+  return kv_cuda_ok(layer->gated ? kv_cuda_swiglu(b->act, b->up, R, E, stream)
+                                 : kv_cuda_activate(b->up, (guint64)R * E, KV_CUDA_RELU, stream),
+                    "activation", p->error) &&
+         lap(p, KV_COMPONENT_ELEMENTWISE);
+}
+
+static gboolean run_layer(Pass *p, guint l) {
+  const KvCudaLayer *layer = &p->e->weights->layers[l];
+  const KvAttention *a = &layer->attention;
+  const Buffers *b = &p->e->buffers;
+  guint D = p->e->weights->hidden, heads = a->n_heads * a->head_dim;
+  guint qkv = heads + 2 * a->n_kv_heads * a->head_dim;
+  const KvBf16 *inner = NULL;
+  return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
+              p->shape.rows) &&
+         multiply(p, b->qkv, b->normed, layer->qkv, layer->qkv_bias, D, qkv, KV_COMPONENT_QKV) &&
+         attend(p, layer, &p->e->cache->layers[l]) &&
+         multiply_and_add(p, b->attended, layer->output, layer->output_bias, heads,
+                          KV_COMPONENT_OUTPUT_PROJECTION) &&
+         norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
+         multiply(p, b->up, b->normed, layer->up, layer->up_bias, D,
+                  layer->intermediate * (layer->gated ? 2 : 1), KV_COMPONENT_MLP) &&
+         activate(p, layer, &inner) &&
+         multiply_and_add(p, inner, layer->down, layer->down_bias, layer->intermediate,
+                          KV_COMPONENT_MLP);
+}
+
+/* Logits of the rows that want them, and the largest of each. */
+static gboolean sample(Pass *p) {
+  const KvCudaWeights *w = p->e->weights;
+  const Buffers *b = &p->e->buffers;
+  const Shape *s = &p->shape;
+  cudaStream_t stream = p->e->device->stream;
+  const float *rows = b->x;
+  if (s->samples == 0)
+    return TRUE;
+  if (s->samples < s->rows) {
+    if (!kv_cuda_ok(
+            kv_cuda_gather_rows(b->picked, b->x, p->in.sample_rows, s->samples, w->hidden, stream),
+            "rows", p->error))
+      return FALSE;
+    rows = b->picked;
+  }
+  KvCudaProduct product = {.out = b->logits,
+                           .out_f32 = TRUE,
+                           .x = b->normed,
+                           .weight = w->head,
+                           .rows = s->samples,
+                           .inputs = w->hidden,
+                           .outputs = w->vocab};
+  return norm(p, b->normed, rows, w->final_norm, w->final_norm_bias, s->samples) &&
+         kv_cuda_gemm_run(p->e->gemm, &product, stream, p->error) && lap(p, KV_COMPONENT_LM_HEAD) &&
+         kv_cuda_ok(kv_cuda_argmax(b->sampled, b->logits, s->samples, w->vocab, stream), "sampling",
+                    p->error) &&
+         lap(p, KV_COMPONENT_SAMPLING);
+}
+
+static gboolean launch(KvCudaEngine *e, const Shape *shape, GError **error) {
+  const KvCudaWeights *w = e->weights;
+  Pass p = {.e = e, .shape = *shape, .in = inputs_at(e->buffers.inputs, shape), .error = error};
+  if (!kv_cuda_ok(kv_cuda_embed(e->buffers.x, p.in.tokens, p.in.positions, w->embedding,
+                                w->positions, shape->rows, w->hidden, e->device->stream),
+                  "embedding", error) ||
+      !lap(&p, KV_COMPONENT_ELEMENTWISE))
+    return FALSE;
+  for (guint l = 0; l < w->n_layers; l++)
+    if (!run_layer(&p, l))
+      return FALSE;
+  return sample(&p);
+}
+
+/* --- a step's shape and inputs --------------------------------------------------------------- */
+
+static guint blocks_of(const KvCudaEngine *e, const KvHostSpan *span) {
+  return (guint)(((guint64)span->past + span->n_tokens + e->cache->block_tokens - 1) /
+                 e->cache->block_tokens);
+}
+
+static guint tile_tokens(const KvCudaEngine *e) {
+  guint tokens = G_MAXUINT;
+  for (guint l = 0; l < e->weights->n_layers; l++) {
+    const KvAttention *a = &e->weights->layers[l].attention;
+    tokens = MIN(tokens, kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads));
+  }
+  return tokens;
+}
+
+static guint64 round_up(guint64 n, guint64 unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+/* Pieces for the decoding contexts, and the tokens of one: equal contexts fill the GPU; a context
+ * far above the mean is cut finer, in one of a few grids so that graphs stay few. */
+static guint32 split(const KvCudaEngine *e, const KvHostSpan *spans, guint n, Shape *shape) {
+  guint64 sum = 0, longest = 1;
+  for (guint s = 0; s < n; s++)
+    if (spans[s].decoding) {
+      sum += spans[s].past + 1;
+      longest = MAX(longest, (guint64)spans[s].past + 1);
+    }
+  guint even = kv_cuda_decode_max_splits(shape->decode, e->weights->layers[0].attention.n_kv_heads,
+                                         e->device->multiprocessors);
+  guint64 tokens = round_up(MAX(1, sum / ((guint64)even * shape->decode)), KV_CUDA_SPLIT_UNIT);
+  shape->max_splits = even;
+  while (shape->max_splits * tokens < longest && shape->max_splits < 16 * even)
+    shape->max_splits *= 2;
+  return (guint32)MAX(
+      tokens, round_up((longest + shape->max_splits - 1) / shape->max_splits, KV_CUDA_SPLIT_UNIT));
+}
+
+/* Rows of the graph that serves a batch of n. */
+static guint graph_rows(guint n) {
+  return n <= 2 ? n : n <= 4 ? 4 : (n + 7) / 8 * 8;
+}
+
+/* The shape of the step, unpadded; *words of inputs. */
+static Shape shape_of(const KvCudaEngine *e, const KvHostSpan *spans, guint n, gsize *words) {
+  Shape s = {0};
+  guint most = tile_tokens(e);
+  gsize table = 0;
+  for (guint i = 0; i < n; i++) {
+    s.rows += spans[i].n_tokens;
+    s.samples += spans[i].sample;
+    table += blocks_of(e, &spans[i]);
+    if (spans[i].decoding) {
+      s.decode++;
+    } else {
+      s.prefill++;
+      s.prefill_rows += spans[i].n_tokens;
+      s.tiles += (spans[i].n_tokens + most - 1) / most;
+    }
+  }
+  if (e->all_logits)
+    s.samples = s.rows;
+  if (!s.prefill && s.samples == s.rows && graph_rows(s.rows) <= e->graph_rows)
+    s.rows = s.decode = s.samples = graph_rows(s.rows);
+  *words = 3 * (gsize)s.rows + s.prefill + 2 * (gsize)s.decode + 1 + s.samples +
+           4 * (gsize)s.tiles + table;
+  return s;
+}
+
+static int by_weight(const void *a, const void *b) {
+  const KvCudaTile *x = a, *y = b;
+  return x->position != y->position ? (x->position < y->position ? 1 : -1)
+         : x->row != y->row         ? (x->row < y->row ? -1 : 1)
+                                    : 0;
+}
+
+/* Write the step into `in` (host memory). */
+static void fill_inputs(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *spans, guint n,
+                        const Inputs *in) {
+  guint row = 0, table = 0, tiles = 0, samples = 0, decoding = 0, most = tile_tokens(e);
+  for (guint s = 0; s < n; s++) {
+    const KvHostSpan *span = &spans[s];
+    in->table_starts[s] = table;
+    memcpy(in->table + table, span->block_table, blocks_of(e, span) * sizeof(guint32));
+    table += blocks_of(e, span);
+    if (span->decoding)
+      in->contexts[decoding++] = span->past + 1;
+    for (guint32 t = 0; !span->decoding && t < span->n_tokens; t += most)
+      in->tiles[tiles++] = (KvCudaTile){s, row + t, span->past + t, MIN(most, span->n_tokens - t)};
+    for (guint32 t = 0; t < span->n_tokens; t++, row++) {
+      in->tokens[row] = span->tokens[t];
+      in->positions[row] = span->past + t;
+      in->row_sequences[row] = s;
+      if (e->all_logits || (span->sample && t + 1 == span->n_tokens))
+        in->sample_rows[samples++] = row;
+    }
+  }
+  for (; row < shape->rows; row++, decoding++) { /* the graph's spare rows */
+    in->tokens[row] = in->positions[row] = 0;
+    in->row_sequences[row] = G_MAXUINT32;
+    in->table_starts[row] = in->contexts[decoding] = 0;
+    in->sample_rows[row] = row;
+  }
+  qsort(in->tiles, tiles, sizeof *in->tiles, by_weight);
+}
+
+/* --- a step ---------------------------------------------------------------------------------- */
+
+static gpointer graph_key(const Shape *shape) {
+  return GUINT_TO_POINTER(shape->rows << 16 | shape->max_splits);
+}
+
+/* Capture the launch, for the next time. */
+static gboolean capture(KvCudaEngine *e, const Shape *shape, GError **error) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t executable = NULL;
+  if (!KV_CUDA_OK(cudaStreamBeginCapture(e->device->stream, cudaStreamCaptureModeThreadLocal),
+                  error))
+    return FALSE;
+  gboolean launched = launch(e, shape, error);
+  cudaError_t ended = cudaStreamEndCapture(e->device->stream, &graph);
+  if (launched && KV_CUDA_OK(ended, error) &&
+      KV_CUDA_OK(cudaGraphInstantiate(&executable, graph, 0), error))
+    g_hash_table_insert(e->graphs, graph_key(shape), executable);
+  if (graph)
+    (void)cudaGraphDestroy(graph);
+  return executable != NULL;
+}
+
+static gboolean run_kernels(KvCudaEngine *e, const Shape *shape, cudaGraphExec_t graph,
+                            GError **error) {
+  return graph ? KV_CUDA_OK(cudaGraphLaunch(graph, e->device->stream), error)
+               : launch(e, shape, error);
+}
+
+/* Upload, compute, download, between the device's two events. */
+static gboolean run_timed(KvCudaEngine *e, const Shape *shape, gsize words, cudaGraphExec_t graph,
+                          double *seconds, GError **error) {
+  cudaStream_t stream = e->device->stream;
+  if (e->events->len == 0) {
+    g_array_set_size(e->events, 1);
+    if (!KV_CUDA_OK(cudaEventCreate(&g_array_index(e->events, cudaEvent_t, 0)), error))
+      return FALSE;
+  }
+  g_array_set_size(e->laps, 0);
+  e->timing = !graph;
+  gboolean run =
+      kv_cuda_clock_start(e->device, error) &&
+      KV_CUDA_OK(cudaMemcpyAsync(e->buffers.inputs, e->staged, words * sizeof(guint32),
+                                 cudaMemcpyHostToDevice, stream),
+                 error) &&
+      KV_CUDA_OK(cudaEventRecord(g_array_index(e->events, cudaEvent_t, 0), stream), error) &&
+      run_kernels(e, shape, graph, error) &&
+      KV_CUDA_OK(cudaMemcpyAsync(e->tokens, e->buffers.sampled, shape->samples * sizeof(guint32),
+                                 cudaMemcpyDeviceToHost, stream),
+                 error) &&
+      kv_cuda_clock_stop(e->device, seconds, error);
+  e->timing = FALSE;
+  return run;
+}
+
+static gboolean read_laps(const KvCudaEngine *e, KvCudaWork *work, GError **error) {
+  for (guint i = 0; i < e->laps->len; i++) {
+    float milliseconds = 0.0f;
+    if (!KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, g_array_index(e->events, cudaEvent_t, i),
+                                         g_array_index(e->events, cudaEvent_t, i + 1)),
+                    error))
+      return FALSE;
+    work->component_seconds[g_array_index(e->laps, KvComponent, i)] += 1e-3 * (double)milliseconds;
+  }
+  return TRUE;
+}
+
+/* Tokens of context that the span's queries see together. */
+static double tokens_attended(const KvHostSpan *span, guint window) {
+  double first = (double)span->past + 1.0, last = (double)span->past + span->n_tokens;
+  if (window == 0 || last <= window)
+    return 0.5 * (first + last) * span->n_tokens;
+  double sum = 0.0;
+  for (guint32 t = 0; t < span->n_tokens; t++)
+    sum += MIN((double)window, first + t);
+  return sum;
+}
+
+static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *spans, guint n,
+                       KvCudaWork *work) {
+  const KvCudaWeights *w = e->weights;
+  double rows = 0.0;
+  for (guint s = 0; s < n; s++)
+    rows += spans[s].n_tokens;
+  work->flops += 2.0 * w->layer_parameters * rows +
+                 2.0 * w->hidden * (double)w->vocab * MIN(shape->samples, rows);
+  work->bytes += w->bytes;
+  for (guint l = 0; l < w->n_layers; l++) {
+    const KvAttention *a = &w->layers[l].attention;
+    guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
+    for (guint s = 0; s < n; s++) {
+      double held = (double)spans[s].past + spans[s].n_tokens;
+      double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;
+      work->flops += 4.0 * tokens_attended(&spans[s], window) * a->n_heads * a->head_dim;
+      work->bytes +=
+          2.0 * (read + spans[s].n_tokens) * a->n_kv_heads * a->head_dim * sizeof(KvBf16);
+    }
+  }
+}
+
+static void take_samples(const KvCudaEngine *e, KvHostSpan *spans, guint n) {
+  guint row = 0, sample = 0;
+  for (guint s = 0; s < n; s++) {
+    row += spans[s].n_tokens;
+    if (spans[s].sample)
+      spans[s].sampled = e->tokens[e->all_logits ? row - 1 : sample++];
+  }
+}
+
+/* A shape that comes for the first time is computed once untimed, so that loading kernels and
+ * choosing algorithms is not measured: to compute a step again changes nothing. Sets *graph where
+ * the step is one that is replayed. */
+static gboolean warm_up(KvCudaEngine *e, const Shape *shape, gsize words, cudaGraphExec_t *graph,
+                        GError **error) {
+  double unused;
+  gboolean captured = shape->prefill == 0 && shape->rows == shape->samples && !e->all_logits &&
+                      shape->rows <= e->graph_rows && shape->rows == graph_rows(shape->rows);
+  *graph = captured ? g_hash_table_lookup(e->graphs, graph_key(shape)) : NULL;
+  if (*graph || (!captured && g_hash_table_contains(e->warm, GUINT_TO_POINTER(shape->rows))))
+    return TRUE;
+  if (!run_timed(e, shape, words, NULL, &unused, error))
+    return FALSE;
+  g_hash_table_add(e->warm, GUINT_TO_POINTER(shape->rows));
+  if (captured && !capture(e, shape, error))
+    return FALSE;
+  *graph = captured ? g_hash_table_lookup(e->graphs, graph_key(shape)) : NULL;
+  return TRUE;
+}
+
+gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, KvCudaWork *work,
+                            GError **error) {
+  gsize words;
+  double seconds = 0.0;
+  Shape shape = shape_of(e, spans, n_spans, &words);
+  guint32 split_tokens = KV_CUDA_SPLIT_UNIT;
+  if (shape.decode)
+    split_tokens = split(e, spans, n_spans, &shape);
+  if (!make_room(e, &shape, words, error))
+    return FALSE;
+  Inputs in = inputs_at(e->staged, &shape);
+  fill_inputs(e, &shape, spans, n_spans, &in);
+  *in.split_tokens = split_tokens;
+  cudaGraphExec_t graph = NULL;
+  if (!warm_up(e, &shape, words, &graph, error) ||
+      !run_timed(e, &shape, words, graph, &seconds, error) || !read_laps(e, work, error))
+    return FALSE;
+  work->seconds += seconds;
+  work->replayed = graph != NULL;
+  count_work(e, &shape, spans, n_spans, work);
+  take_samples(e, spans, n_spans);
+  return TRUE;
+}

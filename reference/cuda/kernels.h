@@ -1,0 +1,161 @@
+/* The arithmetic of a transformer on an NVIDIA GPU in bf16, one kernel family per file.
+ *
+ * Each function puts its work on `stream`, returns the launch's status and computes what its plain
+ * C twin in reference/host/kernels.h does, on bf16 operands with fp32 sums; the residual stream and
+ * the logits are fp32. No function allocates, synchronizes or looks at device memory, so all of
+ * them can be captured in a graph. Pointers are device pointers, aligned to 16 bytes; arrays are
+ * dense, the last axis contiguous.
+ *
+ * Axes: R rows (tokens), D hidden size, K inputs and N outputs of a matrix, S sequences, H query
+ * heads, Hkv KV heads, G = H / Hkv, d head size, E intermediate size, V vocabulary.
+ */
+#ifndef KV_REFERENCE_CUDA_KERNELS_H
+#define KV_REFERENCE_CUDA_KERNELS_H
+
+#include <stdint.h>
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef uint16_t KvBf16; /* the upper half of a float's bits */
+
+/* --- norm.cu ------------------------------------------------------------------------------- */
+
+/* out[R][D] = x / rms(x) * weight[D]. */
+cudaError_t kv_cuda_rms_norm(KvBf16 *out, const float *x, const KvBf16 *weight, float epsilon,
+                             uint32_t rows, uint32_t width, cudaStream_t stream);
+/* out[R][D] = (x - mean(x)) / deviation(x) * weight[D] + bias[D]. */
+cudaError_t kv_cuda_layer_norm(KvBf16 *out, const float *x, const KvBf16 *weight,
+                               const KvBf16 *bias, float epsilon, uint32_t rows, uint32_t width,
+                               cudaStream_t stream);
+
+/* --- embedding.cu -------------------------------------------------------------------------- */
+
+/* x[R][D] = embedding[tokens[R]][D] + learned[positions[R]][D]; `learned` may be NULL. */
+cudaError_t kv_cuda_embed(float *x, const uint32_t *tokens, const uint32_t *positions,
+                          const KvBf16 *embedding, const KvBf16 *learned, uint32_t rows,
+                          uint32_t width, cudaStream_t stream);
+/* out[S][D] = x[rows[S]][D]. */
+cudaError_t kv_cuda_gather_rows(float *out, const float *x, const uint32_t *rows, uint32_t count,
+                                uint32_t width, cudaStream_t stream);
+/* Every element uniform in mean +- reach: a function of (seed, its index). */
+cudaError_t kv_cuda_fill_random(KvBf16 *out, uint64_t n, float mean, float reach, uint64_t seed,
+                                cudaStream_t stream);
+
+/* --- activation.cu ------------------------------------------------------------------------- */
+
+typedef enum { KV_CUDA_RELU, KV_CUDA_GELU } KvCudaActivation;
+
+/* out[R][E] = silu(gate_up[R][0 .. E-1]) * gate_up[R][E .. 2E-1]. */
+cudaError_t kv_cuda_swiglu(KvBf16 *out, const KvBf16 *gate_up, uint32_t rows, uint32_t width,
+                           cudaStream_t stream);
+/* x[n] in place; GELU is the one with erf. */
+cudaError_t kv_cuda_activate(KvBf16 *x, uint64_t n, KvCudaActivation activation,
+                             cudaStream_t stream);
+
+/* x[R][N] += bias[N]. */
+cudaError_t kv_cuda_add_bias(float *x, const KvBf16 *bias, uint32_t rows, uint32_t width,
+                             cudaStream_t stream);
+
+/* --- sampling.cu --------------------------------------------------------------------------- */
+
+/* out[S] = index of the largest of logits[S][V]; the lowest such index. */
+cudaError_t kv_cuda_argmax(uint32_t *out, const float *logits, uint32_t count, uint32_t vocab,
+                           cudaStream_t stream);
+
+/* --- the paged cache: rotary.cu writes it, attention_*.cu read it ---------------------------- */
+
+/* One layer's keys and values: block b's keys [Hkv][block_tokens][d] stand at
+ * pool + b * block_elements, its values value_offset elements later. */
+typedef struct {
+  KvBf16 *pool;
+  uint64_t block_elements, value_offset;
+  uint32_t block_shift; /* block_tokens = 1 << block_shift */
+  uint32_t n_kv_heads, head_dim;
+} KvCudaPages;
+
+/* Sequence s's block table is table[table_starts[s]] ... */
+typedef struct {
+  const uint32_t *table, *table_starts;
+} KvCudaTables;
+
+/* qkv[R][H + 2 Hkv][d]: normalize each query and key head (norm weights [d], or NULL), turn it by
+ * its position's angles (angles[position][d/2] of cosine and sine, or NULL), leave queries in
+ * place, store keys and values in the cache. Row r belongs to sequence row_sequences[r]; rows of
+ * sequence UINT32_MAX are skipped. */
+cudaError_t kv_cuda_rotate_and_store(KvBf16 *qkv, const KvCudaPages *pages,
+                                     const KvCudaTables *tables, const uint32_t *row_sequences,
+                                     const uint32_t *positions, const float2 *angles,
+                                     const KvBf16 *query_norm, const KvBf16 *key_norm,
+                                     float epsilon, uint32_t rows, uint32_t n_heads,
+                                     cudaStream_t stream);
+
+/* --- attention_decode.cu ------------------------------------------------------------------- */
+
+/* One query a sequence. Query s stands at q + s * row_stride elements, [H][d]; contexts[s] tokens
+ * of its table are attended to (the last `window` of them if not 0); 0: none, and out is zero.
+ * out[S][H][d]. The context is cut into pieces of *split_tokens (device memory, so that a captured
+ * launch can serve other contexts; a multiple of KV_CUDA_SPLIT_UNIT), at most max_splits of them:
+ * max_splits * *split_tokens must cover the longest context. counters: S * H numbers, zero at first
+ * and left so. scratch: kv_cuda_decode_scratch_bytes(). d is 64, 80, 96 or 128. */
+#define KV_CUDA_SPLIT_UNIT 64
+cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                     const KvCudaPages *pages, const KvCudaTables *tables,
+                                     const uint32_t *contexts, uint32_t sequences, uint32_t n_heads,
+                                     uint32_t window, const uint32_t *split_tokens,
+                                     uint32_t max_splits, uint32_t *counters, void *scratch,
+                                     cudaStream_t stream);
+uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint32_t head_dim,
+                                      uint32_t max_splits);
+/* Pieces that fill a GPU of `multiprocessors` with `sequences` equal contexts. */
+uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
+                                   uint32_t multiprocessors);
+
+/* --- attention_prefill.cu ------------------------------------------------------------------ */
+
+/* A tile of one sequence's queries: tokens first .. first + count - 1 of its chunk. */
+typedef struct {
+  uint32_t sequence; /* of the tables */
+  uint32_t row;      /* of the tile's first token in q and out */
+  uint32_t position; /* of that token in its sequence: it sees position + 1 tokens */
+  uint32_t count;    /* tokens, at most kv_cuda_prefill_tile_tokens() */
+} KvCudaTile;
+
+/* Causal attention of the tiles' queries over the cache, their own tokens included; each sees the
+ * last `window` positions (0: all). q + row * row_stride: [H][d]; out[R][H][d]. Heaviest tiles
+ * first balances best. */
+cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                      const KvCudaPages *pages, const KvCudaTables *tables,
+                                      const KvCudaTile *tiles, uint32_t n_tiles, uint32_t n_heads,
+                                      uint32_t window, cudaStream_t stream);
+/* Tokens that one tile may hold: all query heads of a KV head share it. */
+uint32_t kv_cuda_prefill_tile_tokens(uint32_t n_heads, uint32_t n_kv_heads);
+
+/* --- gemv.cu ------------------------------------------------------------------------------- */
+
+#define KV_CUDA_GEMV_MAX_ROWS 4
+
+/* y[R][N] = x[R][K] . weight[N][K] + bias[N] (NULL for none), for R <= KV_CUDA_GEMV_MAX_ROWS and K
+ * a multiple of 8: every weight is read once. `out` is bf16; or fp32 if `out_f32`, and then added
+ * to what is there if `accumulate`. */
+cudaError_t kv_cuda_gemv(void *out, int out_f32, int accumulate, const KvBf16 *x,
+                         const KvBf16 *weight, const KvBf16 *bias, uint32_t rows, uint32_t inputs,
+                         uint32_t outputs, cudaStream_t stream);
+
+/* --- blocks.cu ----------------------------------------------------------------------------- */
+
+/* Copy block from[i] to to[i], i < n, of every layer: layer l's pool starts at pools[l], and its
+ * blocks have block_bytes[l] bytes (a multiple of 16). from, to, pools and block_bytes are in
+ * device memory. No block may be both a source and a target. */
+cudaError_t kv_cuda_copy_blocks(char *const *pools, const uint64_t *block_bytes, uint32_t n_layers,
+                                const uint32_t *from, const uint32_t *to, uint32_t n,
+                                cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

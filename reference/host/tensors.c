@@ -1,0 +1,189 @@
+#include "reference/host/tensors.h"
+
+#include <stddef.h>
+
+#include "sim/base/error.h"
+
+#define LLAMA_LAYER "model.layers.%u."
+#define OPT_LAYER "model.decoder.layers.%u."
+#define OF_MODEL(field) offsetof(KvHostWeights, field)
+#define OF_LAYER(field) offsetof(KvHostLayer, field)
+
+static const struct {
+  KvTensorKind kind;
+  const char *llama, *opt;
+  gsize offset;
+} tensors[] = {
+    [KV_TENSOR_EMBEDDING] = {KV_TENSOR_TABLE, "model.embed_tokens.weight",
+                             "model.decoder.embed_tokens.weight", OF_MODEL(embedding)},
+    [KV_TENSOR_POSITIONS] = {KV_TENSOR_TABLE, NULL, "model.decoder.embed_positions.weight",
+                             OF_MODEL(positions)},
+    [KV_TENSOR_FINAL_NORM] = {KV_TENSOR_GAIN, "model.norm.weight",
+                              "model.decoder.final_layer_norm.weight", OF_MODEL(final_norm)},
+    [KV_TENSOR_FINAL_NORM_BIAS] = {KV_TENSOR_BIAS, NULL, "model.decoder.final_layer_norm.bias",
+                                   OF_MODEL(final_norm_bias)},
+    [KV_TENSOR_HEAD] = {KV_TENSOR_MATRIX, "lm_head.weight", "lm_head.weight", OF_MODEL(head)},
+    [KV_TENSOR_ATTENTION_NORM] = {KV_TENSOR_GAIN, LLAMA_LAYER "input_layernorm.weight",
+                                  OPT_LAYER "self_attn_layer_norm.weight",
+                                  OF_LAYER(attention_norm)},
+    [KV_TENSOR_ATTENTION_NORM_BIAS] = {KV_TENSOR_BIAS, NULL, OPT_LAYER "self_attn_layer_norm.bias",
+                                       OF_LAYER(attention_norm_bias)},
+    [KV_TENSOR_QUERY] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.q_proj.weight",
+                         OPT_LAYER "self_attn.q_proj.weight", OF_LAYER(query)},
+    [KV_TENSOR_KEY] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.k_proj.weight",
+                       OPT_LAYER "self_attn.k_proj.weight", OF_LAYER(key)},
+    [KV_TENSOR_VALUE] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.v_proj.weight",
+                         OPT_LAYER "self_attn.v_proj.weight", OF_LAYER(value)},
+    [KV_TENSOR_QUERY_BIAS] = {KV_TENSOR_BIAS, LLAMA_LAYER "self_attn.q_proj.bias",
+                              OPT_LAYER "self_attn.q_proj.bias", OF_LAYER(query_bias)},
+    [KV_TENSOR_KEY_BIAS] = {KV_TENSOR_BIAS, LLAMA_LAYER "self_attn.k_proj.bias",
+                            OPT_LAYER "self_attn.k_proj.bias", OF_LAYER(key_bias)},
+    [KV_TENSOR_VALUE_BIAS] = {KV_TENSOR_BIAS, LLAMA_LAYER "self_attn.v_proj.bias",
+                              OPT_LAYER "self_attn.v_proj.bias", OF_LAYER(value_bias)},
+    [KV_TENSOR_QUERY_NORM] = {KV_TENSOR_GAIN, LLAMA_LAYER "self_attn.q_norm.weight", NULL,
+                              OF_LAYER(query_norm)},
+    [KV_TENSOR_KEY_NORM] = {KV_TENSOR_GAIN, LLAMA_LAYER "self_attn.k_norm.weight", NULL,
+                            OF_LAYER(key_norm)},
+    [KV_TENSOR_OUTPUT] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.o_proj.weight",
+                          OPT_LAYER "self_attn.out_proj.weight", OF_LAYER(output)},
+    [KV_TENSOR_OUTPUT_BIAS] = {KV_TENSOR_BIAS, LLAMA_LAYER "self_attn.o_proj.bias",
+                               OPT_LAYER "self_attn.out_proj.bias", OF_LAYER(output_bias)},
+    [KV_TENSOR_MLP_NORM] = {KV_TENSOR_GAIN, LLAMA_LAYER "post_attention_layernorm.weight",
+                            OPT_LAYER "final_layer_norm.weight", OF_LAYER(mlp_norm)},
+    [KV_TENSOR_MLP_NORM_BIAS] = {KV_TENSOR_BIAS, NULL, OPT_LAYER "final_layer_norm.bias",
+                                 OF_LAYER(mlp_norm_bias)},
+    [KV_TENSOR_GATE] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.gate_proj.weight", NULL, OF_LAYER(gate)},
+    [KV_TENSOR_UP] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.up_proj.weight", OPT_LAYER "fc1.weight",
+                      OF_LAYER(up)},
+    [KV_TENSOR_UP_BIAS] = {KV_TENSOR_BIAS, NULL, OPT_LAYER "fc1.bias", OF_LAYER(up_bias)},
+    [KV_TENSOR_DOWN] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.down_proj.weight",
+                        OPT_LAYER "fc2.weight", OF_LAYER(down)},
+    [KV_TENSOR_DOWN_BIAS] = {KV_TENSOR_BIAS, NULL, OPT_LAYER "fc2.bias", OF_LAYER(down_bias)},
+};
+G_STATIC_ASSERT(G_N_ELEMENTS(tensors) == KV_N_TENSORS);
+
+KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *a, const KvMlp *mlp,
+                              KvTensorId id) {
+  guint64 D = model->hidden, V = model->vocab, E = mlp->intermediate, d = a->head_dim;
+  guint64 q = a->n_heads * d, kv = a->n_kv_heads * d;
+  gboolean centred = model->norm == KV_NORM_LAYER, positions = model->learned_positions;
+  const KvTensorShape shapes[] = {
+      [KV_TENSOR_EMBEDDING] = {.rows = V, .columns = D, .present = TRUE},
+      [KV_TENSOR_POSITIONS] = {.rows = model->max_context_tokens,
+                               .columns = D,
+                               .present = positions},
+      [KV_TENSOR_FINAL_NORM] = {.rows = 1, .columns = D, .present = TRUE},
+      [KV_TENSOR_FINAL_NORM_BIAS] = {.rows = 1, .columns = D, .present = centred},
+      [KV_TENSOR_HEAD] = {.rows = V, .columns = D, .present = !model->tied_embeddings},
+      [KV_TENSOR_ATTENTION_NORM] = {.rows = 1, .columns = D, .present = TRUE},
+      [KV_TENSOR_ATTENTION_NORM_BIAS] = {.rows = 1, .columns = D, .present = centred},
+      [KV_TENSOR_QUERY] = {.rows = q, .columns = D, .present = TRUE},
+      [KV_TENSOR_KEY] = {.rows = kv, .columns = D, .present = TRUE},
+      [KV_TENSOR_VALUE] = {.rows = kv, .columns = D, .present = TRUE},
+      [KV_TENSOR_QUERY_BIAS] = {.rows = 1, .columns = q, .present = a->bias, .open = TRUE},
+      [KV_TENSOR_KEY_BIAS] = {.rows = 1, .columns = kv, .present = a->bias, .open = TRUE},
+      [KV_TENSOR_VALUE_BIAS] = {.rows = 1, .columns = kv, .present = a->bias, .open = TRUE},
+      [KV_TENSOR_QUERY_NORM] = {.rows = 1, .columns = d, .present = a->qk_norm, .open = TRUE},
+      [KV_TENSOR_KEY_NORM] = {.rows = 1, .columns = d, .present = a->qk_norm, .open = TRUE},
+      [KV_TENSOR_OUTPUT] = {.rows = D, .columns = q, .present = TRUE},
+      [KV_TENSOR_OUTPUT_BIAS] = {.rows = 1, .columns = D, .present = a->bias, .open = TRUE},
+      [KV_TENSOR_MLP_NORM] = {.rows = 1, .columns = D, .present = TRUE},
+      [KV_TENSOR_MLP_NORM_BIAS] = {.rows = 1, .columns = D, .present = centred},
+      [KV_TENSOR_GATE] = {.rows = E, .columns = D, .present = mlp->gated},
+      [KV_TENSOR_UP] = {.rows = E, .columns = D, .present = TRUE},
+      [KV_TENSOR_UP_BIAS] = {.rows = 1, .columns = E, .present = centred},
+      [KV_TENSOR_DOWN] = {.rows = D, .columns = E, .present = TRUE},
+      [KV_TENSOR_DOWN_BIAS] = {.rows = 1, .columns = D, .present = centred},
+  };
+  G_STATIC_ASSERT(G_N_ELEMENTS(shapes) == KV_N_TENSORS);
+  KvTensorShape shape = shapes[id];
+  shape.kind = tensors[id].kind;
+  return shape;
+}
+
+char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer) {
+  const char *format = model->learned_positions ? tensors[id].opt : tensors[id].llama;
+  if (!format)
+    return NULL;
+  g_auto(GStrv) parts = g_strsplit(format, "%u", 2);
+  return parts[1] ? g_strdup_printf("%s%u%s", parts[0], layer, parts[1]) : g_strdup(format);
+}
+
+float **kv_tensor_slot(KvHostWeights *weights, KvTensorId id, guint layer) {
+  char *base = id < KV_TENSOR_ATTENTION_NORM ? (char *)weights : (char *)&weights->layers[layer];
+  return (float **)(void *)(base + tensors[id].offset);
+}
+
+guint kv_tensor_skipped_rows(const KvModel *model, KvTensorId id) {
+  return id == KV_TENSOR_POSITIONS && model->learned_positions ? 2 : 0;
+}
+
+/* --- the host's weights from a checkpoint ---------------------------------------------------- */
+
+static float *load_tensor(KvHostWeights *weights, const KvCheckpoint *checkpoint, const char *name,
+                          const KvTensorShape *shape, guint skipped, GError **error) {
+  KvTensor tensor;
+  if (!kv_checkpoint_tensor(checkpoint, name, shape->rows + skipped, shape->columns, &tensor,
+                            error))
+    return NULL;
+  gsize R = shape->rows, C = shape->columns;
+  float *out = g_new(float, R *C);
+  g_ptr_array_add(weights->tensors, out);
+  weights->n_parameters += R * C;
+  if (shape->kind != KV_TENSOR_MATRIX) {
+    kv_tensor_to_f32(&tensor, skipped * C, R * C, out);
+    return out;
+  }
+  g_autofree float *row = g_new(float, C);
+  for (gsize r = 0; r < R; r++) {
+    kv_tensor_to_f32(&tensor, r * C, C, row);
+    for (gsize c = 0; c < C; c++)
+      out[c * R + r] = row[c];
+  }
+  return out;
+}
+
+/* The tensors first .. end - 1, of `layer` or of the model. */
+static gboolean load_range(KvHostWeights *weights, const KvModel *model, const KvLayerGroup *group,
+                           const KvCheckpoint *checkpoint, KvTensorId first, KvTensorId end,
+                           guint layer, GError **error) {
+  for (KvTensorId id = first; id < end; id++) {
+    KvTensorShape shape = kv_tensor_shape(model, &group->attention, &group->mlp, id);
+    g_autofree char *name = kv_tensor_name(model, id, layer);
+    gboolean there = name && kv_checkpoint_has(checkpoint, name);
+    if (shape.open ? !there : !shape.present)
+      continue;
+    float *tensor = load_tensor(weights, checkpoint, name ? name : "(no name)", &shape,
+                                kv_tensor_skipped_rows(model, id), error);
+    if (!tensor)
+      return FALSE;
+    *kv_tensor_slot(weights, id, layer) = tensor;
+  }
+  return TRUE;
+}
+
+static gboolean load_all(KvHostWeights *weights, const KvModel *model,
+                         const KvCheckpoint *checkpoint, GError **error) {
+  if (!load_range(weights, model, &model->groups[0], checkpoint, KV_TENSOR_EMBEDDING,
+                  KV_TENSOR_ATTENTION_NORM, 0, error))
+    return FALSE;
+  for (guint g = 0, l = 0; g < model->n_groups; g++)
+    for (guint i = 0; i < model->groups[g].count; i++, l++)
+      if (!load_range(weights, model, &model->groups[g], checkpoint, KV_TENSOR_ATTENTION_NORM,
+                      KV_N_TENSORS, l, error))
+        return FALSE;
+  if (!weights->head)
+    weights->head = kv_host_weights_tied_head(weights);
+  return TRUE;
+}
+
+KvHostWeights *kv_host_weights_load(const KvModel *model, const char *folder, GError **error) {
+  g_return_val_if_fail(model && folder, NULL);
+  g_autoptr(KvHostWeights) weights = kv_host_weights_new_empty(model, error);
+  g_autoptr(KvCheckpoint) checkpoint = weights ? kv_checkpoint_open(folder, error) : NULL;
+  if (!checkpoint)
+    return NULL;
+  weights->epsilon = kv_checkpoint_epsilon(checkpoint);
+  weights->rotary = *kv_checkpoint_rotary(checkpoint);
+  return load_all(weights, model, checkpoint, error) ? g_steal_pointer(&weights) : NULL;
+}

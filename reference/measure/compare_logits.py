@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Our logits beside those of transformers, on small checkpoints with random weights that are made here.
+
+    compare_logits.py CUDA_LOGITS OUT.json [TOKENS]
+
+CUDA_LOGITS is the program built from cuda_logits.c. For each of the families below: a bf16 checkpoint, TOKENS (2000) random
+tokens computed in chunks, and at every position ||ours - theirs|| / ||theirs|| against transformers in fp32 on the same
+weights; beside it the error of transformers' own bf16 run. Exit status 1 if any position is over 1e-2.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+LIMIT = 1e-2
+COMMON = dict(vocab_size=2048, hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=8,
+              num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=False, initializer_range=0.06,
+              bos_token_id=1, eos_token_id=2, pad_token_id=0)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=512, rope_theta=500000.0)
+
+
+def families():
+    """name, configuration, prefill chunk, bytes of a shard"""
+    t = transformers
+    yield "llama", t.LlamaConfig(**COMMON), 2000, "1GB"
+    yield "llama-chunked-sharded", t.LlamaConfig(**{**COMMON, "head_dim": 128}), 333, "5MB"
+    yield "llama3-rope", t.LlamaConfig(**COMMON, rope_parameters=LLAMA3), 512, "1GB"
+    yield "llama-mha-tied", t.LlamaConfig(**{**COMMON, "num_key_value_heads": 8, "tie_word_embeddings": True}), 700, "1GB"
+    yield "mistral-window", t.MistralConfig(**COMMON, head_dim=64, sliding_window=300), 333, "1GB"
+    yield "qwen2", t.Qwen2Config(**COMMON), 1024, "1GB"
+    yield "qwen3", t.Qwen3Config(**COMMON, head_dim=128), 1024, "1GB"
+    yield "opt", t.OPTConfig(vocab_size=2048, hidden_size=512, ffn_dim=2048, num_hidden_layers=4, num_attention_heads=8,
+                             max_position_embeddings=2048, word_embed_proj_dim=512, init_std=0.06), 512, "1GB"
+
+
+def environment():
+    """gpu.sh says where cuBLASLt is; PyTorch, in this process, has its own."""
+    return {**os.environ, "LD_LIBRARY_PATH": os.environ.get("KV_CUBLAS", os.environ.get("LD_LIBRARY_PATH", ""))}
+
+
+def reference(folder, tokens, dtype):
+    """Loaded anew: a model that was cast has rounded its rotary frequencies too."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").cuda().eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens.astype(np.int64))[None].cuda()).logits[0].float()
+
+
+def errors(ours, theirs):
+    return ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).cpu().numpy()
+
+
+def randomize(model):
+    """Norm gains and biases that are not one and zero, so that a missing one is seen."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                parameter.copy_(base + 0.1 * torch.randn_like(parameter))
+
+
+def compare(program, name, config, chunk, shard, n):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        randomize(model)
+        model.to(torch.bfloat16).save_pretrained(folder / "model", max_shard_size=shard)
+        tokens = np.random.default_rng(1).integers(3, config.vocab_size, n).astype(np.uint32)
+        tokens.tofile(folder / "tokens.u32")
+        ran = subprocess.run([program, str(folder / "model"), str(folder / "tokens.u32"), str(folder / "logits.f32"),
+                              str(chunk), "64"], capture_output=True, text=True, env=environment())
+        if ran.returncode:
+            return {"family": name, "failed": ran.stderr.strip() or f"status {ran.returncode}"}
+        ours = torch.from_numpy(np.fromfile(folder / "logits.f32", np.float32).reshape(n, -1)).cuda()
+        exact = reference(folder / "model", tokens, torch.float32)
+        error, bf16_error = errors(ours, exact), errors(reference(folder / "model", tokens, torch.bfloat16), exact)
+        generated = json.loads(ran.stdout)
+        return {
+            "family": name, "chunk": chunk, "tokens": n,
+            "files": len(list((folder / "model").glob("*.safetensors"))),
+            "error_largest": float(error.max()), "error_at": int(error.argmax()), "error_median": float(np.median(error)),
+            "transformers_bf16_error_largest": float(bf16_error.max()),
+            "transformers_bf16_error_median": float(np.median(bf16_error)),
+            "argmax_equal": float((ours.argmax(1) == exact.argmax(1)).float().mean()),
+            "greedy_tokens": generated["generated"], "greedy_equal_to_host": generated["equal_before_a_difference"],
+        }
+
+
+def main():
+    program, out = sys.argv[1], sys.argv[2]
+    n = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
+    torch.backends.cuda.matmul.allow_tf32 = False
+    rows = []
+    for family in families():
+        try:
+            rows.append(compare(program, *family, n))
+        except Exception as problem:  # one family must not hide the others
+            rows.append({"family": family[0], "failed": f"{type(problem).__name__}: {problem}"})
+        print(json.dumps(rows[-1]), flush=True)
+    Path(out).write_text(json.dumps({"limit": LIMIT, "transformers": transformers.__version__,
+                                     "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    bad = [r["family"] for r in rows if "failed" in r or not r["error_largest"] < LIMIT]
+    print("logits: " + ("all under the limit" if not bad else "over the limit or failed: " + ", ".join(bad)))
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+#!/bin/bash
+# Everything that needs a GPU, in order: are the kernels right, are the logits right, how fast is it.
+#
+#     gpu.sh BUNDLE OUT [tests|logits|bench|run ...]
+#
+# BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON. Without parts, all of them;
+# bench and run go on where tests or logits failed, and the exit status says so.
+set -u
+bundle=$(cd "$1" && pwd) && mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
+shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+[ $# -gt 0 ] || set -- tests logits bench run
+status=0
+
+# cuBLASLt: the toolkit's, else the one that PyTorch brought.
+lt=$(ls /usr/local/cuda/lib64/libcublasLt.so.13 2>/dev/null ||
+  python3 -c 'import nvidia, glob; print(glob.glob(list(nvidia.__path__)[0] + "/**/libcublasLt.so.13", recursive=True)[0])')
+cublas=$(dirname "$lt")
+ours() { # with our program, but not with Python, the library's folder on the path
+  LD_LIBRARY_PATH="$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$@"
+}
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >"$out/gpu.csv" 2>&1
+cat "$out/gpu.csv"
+for part; do
+  echo "=== $part"
+  begin=$(date +%s)
+  case $part in
+  tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1 ;;
+  logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
+    >"$out/logits.log" 2>&1 ;;
+  bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1 ;;
+  run) ours timeout 120 "$bundle/kvsim" run "$bundle/chat.jsonl" --executor cuda --requests 40 --model qwen2.5-0.5b \
+    --set engine.num_blocks=4096 --json -n >"$out/run.json" 2>"$out/run.log" ;;
+  *) echo "no part $part: tests, logits, bench or run"; exit 2 ;;
+  esac
+  result=$?
+  [ $result -eq 0 ] || status=1
+  echo "=== $part: status $result, $(($(date +%s) - begin)) s"
+  case $part in
+  tests) grep -E '^(not )?ok|^# .*(error|expected)|Bail' "$out/tests.log" | cut -c1-200 | head -60 ;;
+  run) cat "$out/run.log"; head -c 1500 "$out/run.json" ;;
+  *) tail -n 80 "$out/$part.log" ;;
+  esac
+done
+nvidia-smi --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader >>"$out/gpu.csv" 2>&1
+exit $status

@@ -1,0 +1,707 @@
+/* Every CUDA kernel against its plain C twin, on random and on hostile shapes. Inputs are rounded
+ * to bf16 for both, so what differs is the kernel's arithmetic and the rounding of its result.
+ * Outputs are poisoned first: what a kernel does not write is a NaN, and fails. */
+#include <glib.h>
+#include <math.h>
+#include <string.h>
+
+#include "reference/cuda/device.h"
+#include "reference/cuda/gemm.h"
+#include "reference/cuda/kernels.h"
+#include "reference/host/kernels.h"
+#include "sim/base/random.h"
+
+/* Of a bf16 result: half a unit of its 8 bits is 2^-9 = 0.002. */
+#define TOLERANCE 6e-3
+#define EPSILON 1e-5f
+
+static const KvHostRotary rotary = KV_HOST_ROTARY_DEFAULT;
+static KvRandom random_numbers;
+static KvCudaDevice *device;
+static KvCudaGemm *gemm;
+static GPtrArray *allocated; /* device memory of the test under way */
+
+#define OK(call)                                                                                   \
+  G_STMT_START {                                                                                   \
+    g_autoptr(GError) ok_error = NULL;                                                             \
+    gboolean ok_done = (call);                                                                     \
+    g_assert_no_error(ok_error);                                                                   \
+    g_assert_true(ok_done);                                                                        \
+  }                                                                                                \
+  G_STMT_END
+#define LAUNCHED(call) g_assert_cmpint((call), ==, cudaSuccess)
+
+static guint random_size(guint low, guint high) {
+  return (guint)kv_random_integer(&random_numbers, low, high);
+}
+
+/* The float with the upper 16 bits of its bits alone, to nearest, ties to even. */
+static KvBf16 bf16_of(float x) {
+  guint32 bits;
+  memcpy(&bits, &x, sizeof bits);
+  return (KvBf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static float float_of(KvBf16 x) {
+  guint32 bits = (guint32)x << 16;
+  float f;
+  memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+/* n normal numbers that bf16 holds exactly. */
+static float *random_floats(gsize n, double deviation) {
+  float *x = g_new(float, MAX(n, 1));
+  for (gsize i = 0; i < n; i++)
+    x[i] = float_of(bf16_of((float)(deviation * kv_random_normal(&random_numbers))));
+  return x;
+}
+
+static void *on_device(const void *from, gsize bytes) {
+  g_autoptr(GError) error = NULL;
+  void *memory = kv_cuda_alloc(bytes, "a test's arrays", &error);
+  g_assert_no_error(error);
+  g_ptr_array_add(allocated, memory);
+  if (bytes && from)
+    OK(kv_cuda_upload(device, memory, from, bytes, &ok_error));
+  return memory;
+}
+
+static KvBf16 *upload_bf16(const float *x, gsize n) {
+  g_autofree KvBf16 *halves = g_new(KvBf16, MAX(n, 1));
+  for (gsize i = 0; i < n; i++)
+    halves[i] = isnan(x[i]) ? 0x7fff : bf16_of(x[i]);
+  return on_device(halves, n * sizeof(KvBf16));
+}
+
+static float *upload_f32(const float *x, gsize n) {
+  return on_device(x, n * sizeof(float));
+}
+
+/* Memory full of NaN, as bf16 and as fp32. */
+static void *poisoned(gsize bytes) {
+  void *memory = on_device(NULL, bytes);
+  OK(kv_cuda_fill(device, memory, 0xff, MAX(bytes, 256), &ok_error));
+  return memory;
+}
+
+static float *download_bf16(const void *from, gsize n) {
+  g_autofree KvBf16 *halves = g_new(KvBf16, MAX(n, 1));
+  float *x = g_new(float, MAX(n, 1));
+  OK(kv_cuda_download(device, halves, from, n * sizeof(KvBf16), &ok_error));
+  for (gsize i = 0; i < n; i++)
+    x[i] = float_of(halves[i]);
+  return x;
+}
+
+static float *download_f32(const void *from, gsize n) {
+  float *x = g_new(float, MAX(n, 1));
+  OK(kv_cuda_download(device, x, from, n * sizeof(float), &ok_error));
+  return x;
+}
+
+static void release(void) {
+  g_ptr_array_set_size(allocated, 0);
+}
+
+/* ||a - b|| / ||b||; a NaN anywhere makes it one, and no comparison passes. */
+static double distance(const float *a, const float *b, gsize n) {
+  double difference = 0.0, size = 0.0;
+  for (gsize i = 0; i < n; i++) {
+    difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    size += (double)b[i] * b[i];
+  }
+  return size > 0.0 ? sqrt(difference / size) : sqrt(difference);
+}
+
+static void assert_close(const char *what, const float *got, const float *expected, gsize n,
+                         double tolerance) {
+  double d = distance(got, expected, n);
+  if (!(d < tolerance)) {
+    g_test_message("%s: relative error %g over %" G_GSIZE_FORMAT " elements", what, d, n);
+    for (gsize i = 0, shown = 0; i < n && shown < 4; i++)
+      if (!(fabs((double)got[i] - expected[i]) < 0.05 * fabs((double)expected[i]) + 1e-3)) {
+        g_test_message("  [%" G_GSIZE_FORMAT "] %g, expected %g", i, (double)got[i],
+                       (double)expected[i]);
+        shown++;
+      }
+    g_test_fail();
+  }
+}
+
+/* --- norms, embedding, activation, sampling -------------------------------------------------- */
+
+static void test_norms(void) {
+  static const guint widths[] = {1, 3, 4, 64, 100, 255, 1028, 4096, 5120};
+  for (guint s = 0; s < G_N_ELEMENTS(widths); s++)
+    for (guint rows = 0; rows <= 7; rows += 7) {
+      gsize D = widths[s], n = (gsize)rows * D;
+      g_autofree float *x = random_floats(n, 3.0), *gain = random_floats(D, 1.0);
+      g_autofree float *bias = random_floats(D, 1.0), *expected = g_new(float, MAX(n, 1));
+      float *gpu_x = upload_f32(x, n);
+      KvBf16 *gpu_gain = upload_bf16(gain, D), *gpu_bias = upload_bf16(bias, D);
+      KvBf16 *out = poisoned(n * 2);
+      LAUNCHED(kv_cuda_rms_norm(out, gpu_x, gpu_gain, EPSILON, rows, (guint)D, device->stream));
+      kv_host_rms_norm(expected, x, gain, EPSILON, rows, (guint)D);
+      g_autofree float *rms = download_bf16(out, n);
+      assert_close("rms norm", rms, expected, n, TOLERANCE);
+      LAUNCHED(kv_cuda_layer_norm(out, gpu_x, gpu_gain, gpu_bias, EPSILON, rows, (guint)D,
+                                  device->stream));
+      kv_host_layer_norm(expected, x, gain, bias, EPSILON, rows, (guint)D);
+      g_autofree float *layer = download_bf16(out, n);
+      assert_close("layer norm", layer, expected, n, TOLERANCE);
+      release();
+    }
+}
+
+static void test_embedding(void) {
+  enum { V = 50, D = 100, P = 9, R = 6, S = 3 };
+  const guint32 tokens[R] = {0, 49, 7, 7, 13, 48}, positions[R] = {0, 8, 1, 2, 3, 4};
+  const guint32 rows[S] = {5, 0, 5};
+  g_autofree float *table = random_floats((gsize)V * D, 1.0),
+                   *learned = random_floats((gsize)P * D, 1.0);
+  KvBf16 *gpu_table = upload_bf16(table, (gsize)V * D),
+         *gpu_learned = upload_bf16(learned, (gsize)P * D);
+  guint32 *gpu_tokens = on_device(tokens, sizeof tokens), *gpu_rows = on_device(rows, sizeof rows);
+  guint32 *gpu_positions = on_device(positions, sizeof positions);
+  float *x = poisoned((gsize)R * D * 4), *picked = poisoned((gsize)S * D * 4);
+  for (guint with = 0; with < 2; with++) {
+    LAUNCHED(kv_cuda_embed(x, gpu_tokens, gpu_positions, gpu_table, with ? gpu_learned : NULL, R, D,
+                           device->stream));
+    LAUNCHED(kv_cuda_gather_rows(picked, x, gpu_rows, S, D, device->stream));
+    g_autofree float *got = download_f32(x, (gsize)R * D),
+                     *gathered = download_f32(picked, (gsize)S * D);
+    for (guint r = 0; r < R; r++)
+      for (guint i = 0; i < D; i++)
+        g_assert_cmpfloat(got[(gsize)r * D + i], ==,
+                          table[(gsize)tokens[r] * D + i] +
+                              (with ? learned[(gsize)positions[r] * D + i] : 0.0f));
+    for (guint s = 0; s < S; s++)
+      g_assert_cmpmem(gathered + (gsize)s * D, D * 4, got + (gsize)rows[s] * D, D * 4);
+  }
+  release();
+}
+
+static void test_random_weights(void) {
+  enum { N = 100003 };
+  KvBf16 *first = poisoned((gsize)N * 2), *second = poisoned((gsize)N * 2);
+  LAUNCHED(kv_cuda_fill_random(first, N, 1.0f, 0.5f, 7, device->stream));
+  LAUNCHED(kv_cuda_fill_random(second, N, 1.0f, 0.5f, 8, device->stream));
+  g_autofree float *a = download_bf16(first, N), *b = download_bf16(second, N);
+  double sum = 0.0, squares = 0.0;
+  guint equal = 0;
+  for (guint i = 0; i < N; i++) {
+    g_assert_true(a[i] >= 0.5f && a[i] <= 1.5f);
+    sum += a[i];
+    squares += (a[i] - 1.0) * (a[i] - 1.0);
+    equal += a[i] == b[i];
+  }
+  g_assert_cmpfloat(fabs(sum / N - 1.0), <, 0.01);
+  g_assert_cmpfloat(fabs(squares / N - 0.25 / 3.0), <, 0.005); /* uniform of that reach */
+  g_assert_cmpuint(equal, <, N / 20);
+  release();
+}
+
+static void test_activations(void) {
+  static const guint widths[] = {1, 7, 8, 96, 2049, 14336};
+  for (guint s = 0; s < G_N_ELEMENTS(widths); s++)
+    for (guint rows = 0; rows <= 5; rows += 5) {
+      gsize E = widths[s], n = rows * E;
+      g_autofree float *both = random_floats(2 * n, 4.0), *gate = g_new(float, MAX(n, 1));
+      g_autofree float *up = g_new(float, MAX(n, 1));
+      if (rows)
+        both[0] = -100.0f; /* exp(100) overflows: silu must be 0, not NaN */
+      for (gsize r = 0; r < rows; r++) {
+        memcpy(gate + r * E, both + 2 * r * E, E * sizeof(float));
+        memcpy(up + r * E, both + (2 * r + 1) * E, E * sizeof(float));
+      }
+      KvBf16 *gpu = upload_bf16(both, 2 * n), *out = poisoned(n * 2);
+      LAUNCHED(kv_cuda_swiglu(out, gpu, rows, (guint)E, device->stream));
+      g_autofree float *got = download_bf16(out, n);
+      g_autofree float *relu = g_memdup2(both, 2 * n * sizeof(float));
+      g_autofree float *gelu = g_memdup2(both, 2 * n * sizeof(float));
+      kv_host_swiglu(gate, up, n);
+      assert_close("swiglu", got, gate, n, TOLERANCE);
+      KvBf16 *other = upload_bf16(both, 2 * n);
+      LAUNCHED(kv_cuda_activate(gpu, 2 * n, KV_CUDA_RELU, device->stream));
+      LAUNCHED(kv_cuda_activate(other, 2 * n, KV_CUDA_GELU, device->stream));
+      g_autofree float *got_relu = download_bf16(gpu, 2 * n);
+      g_autofree float *got_gelu = download_bf16(other, 2 * n);
+      if (n) {
+        kv_host_relu(relu, 2 * n);
+        kv_host_gelu(gelu, 2 * n);
+        assert_close("relu", got_relu, relu, 2 * n, 1e-9);
+        assert_close("gelu", got_gelu, gelu, 2 * n, TOLERANCE);
+      }
+      release();
+    }
+}
+
+static void test_bias(void) {
+  enum { R = 5, N = 77 };
+  g_autofree float *x = random_floats((gsize)R * N, 1.0), *bias = random_floats(N, 1.0);
+  float *gpu = upload_f32(x, (gsize)R * N);
+  LAUNCHED(kv_cuda_add_bias(gpu, upload_bf16(bias, N), R, N, device->stream));
+  g_autofree float *got = download_f32(gpu, (gsize)R * N);
+  for (guint i = 0; i < (gsize)R * N; i++)
+    g_assert_cmpfloat(got[i], ==, x[i] + bias[i % N]);
+  release();
+}
+
+static void test_argmax(void) {
+  static const guint vocabs[] = {1, 2, 31, 32, 1000, 1025, 128256};
+  for (guint s = 0; s < G_N_ELEMENTS(vocabs); s++) {
+    enum { S = 4 };
+    guint V = vocabs[s];
+    g_autofree float *logits = random_floats((gsize)S * V, 1.0);
+    for (guint v = 0; v < V; v++) { /* all equal; and lower than any number that is written down */
+      logits[2 * (gsize)V + v] = 3.0f;
+      logits[3 * (gsize)V + v] = -INFINITY;
+    }
+    logits[V - 1] = 50.0f;
+    if (V > 40)
+      logits[V + 37] = logits[V + 39] = 60.0f;
+    float *gpu = upload_f32(logits, (gsize)S * V);
+    guint32 *out = poisoned((gsize)S * 4), got[S];
+    LAUNCHED(kv_cuda_argmax(out, gpu, S, V, device->stream));
+    OK(kv_cuda_download(device, got, out, sizeof got, &ok_error));
+    for (guint i = 0; i < S; i++)
+      g_assert_cmpuint(got[i], ==, kv_host_argmax(logits + (gsize)i * V, V));
+    release();
+  }
+}
+
+/* --- products -------------------------------------------------------------------------------- */
+
+static void check_product(guint R, guint K, guint N, gboolean out_f32, gboolean accumulate,
+                          gboolean biased) {
+  g_autofree float *x = random_floats((gsize)R * K, 1.0);
+  g_autofree float *weight = random_floats((gsize)N * K, 1.0 / sqrt(K));
+  g_autofree float *bias = random_floats(N, 1.0), *before = random_floats((gsize)R * N, 1.0);
+  g_autofree float *turned = g_new(float, (gsize)K *N), *expected = g_new(float, (gsize)R *N);
+  for (gsize n = 0; n < N; n++)
+    for (gsize k = 0; k < K; k++)
+      turned[k * N + n] = weight[n * K + k];
+  kv_host_linear(expected, x, turned, biased ? bias : NULL, R, K, N);
+  if (accumulate)
+    kv_host_add(expected, before, (gsize)R * N);
+  void *out = accumulate ? (void *)upload_f32(before, (gsize)R * N)
+                         : poisoned((gsize)R * N * (out_f32 ? 4 : 2));
+  KvCudaProduct product = {.out = out,
+                           .out_f32 = out_f32,
+                           .accumulate = accumulate,
+                           .x = upload_bf16(x, (gsize)R * K),
+                           .weight = upload_bf16(weight, (gsize)N * K),
+                           .bias = biased ? upload_bf16(bias, N) : NULL,
+                           .rows = R,
+                           .inputs = K,
+                           .outputs = N};
+  OK(kv_cuda_gemm_run(gemm, &product, device->stream, &ok_error));
+  g_autofree float *got =
+      out_f32 ? download_f32(out, (gsize)R * N) : download_bf16(out, (gsize)R * N);
+  g_autofree char *what =
+      g_strdup_printf("product %u x %u x %u%s%s%s", R, K, N, out_f32 ? " fp32" : "",
+                      accumulate ? " added" : "", biased ? " biased" : "");
+  assert_close(what, got, expected, (gsize)R * N, out_f32 ? 1e-4 : TOLERANCE);
+  release();
+}
+
+static void test_products(void) {
+  static const guint rows[] = {1, 2, 3, 4, 5, 16, 33, 130};
+  static const guint sizes[][2] = {{8, 1},    {8, 7},      {64, 64},   {72, 199},
+                                   {1024, 8}, {4096, 513}, {60, 1000}, {344, 128}};
+  for (guint r = 0; r < G_N_ELEMENTS(rows); r++)
+    for (guint s = 0; s < G_N_ELEMENTS(sizes); s++) {
+      check_product(rows[r], sizes[s][0], sizes[s][1], FALSE, FALSE, FALSE);
+      check_product(rows[r], sizes[s][0], sizes[s][1], FALSE, FALSE, TRUE);
+      check_product(rows[r], sizes[s][0], sizes[s][1], TRUE, FALSE, FALSE);
+      check_product(rows[r], sizes[s][0], sizes[s][1], TRUE, TRUE, FALSE);
+    }
+}
+
+/* --- the paged cache ------------------------------------------------------------------------- */
+
+/* Sequences with contexts in blocks scattered over one pool, the same on both sides. Slots that no
+ * token stands in are NaN: whoever reads them spoils its result. */
+typedef struct {
+  guint n_kv_heads, head_dim, block_tokens, n_blocks;
+  gsize floats; /* of the pool */
+  KvHostPages host;
+  KvCudaPages gpu;
+  guint n_sequences;
+  guint32 *contexts, *starts, *table; /* starts: of each sequence's table in `table` */
+  guint32 n_table;
+  KvCudaTables tables;
+} Cache;
+
+static guint shift_of(guint block_tokens) {
+  guint shift = 0;
+  while (1u << shift < block_tokens)
+    shift++;
+  return shift;
+}
+
+static void cache_scatter(Cache *c) {
+  c->starts = g_new(guint32, c->n_sequences);
+  for (guint s = 0; s < c->n_sequences; s++) {
+    c->starts[s] = c->n_table;
+    c->n_table += (c->contexts[s] + c->block_tokens - 1) / c->block_tokens;
+  }
+  c->n_blocks = 2 * c->n_table + 3;
+  c->table = g_new(guint32, c->n_blocks);
+  for (guint i = 0; i < c->n_blocks; i++)
+    c->table[i] = i;
+  for (guint i = 0; i < c->n_table; i++) {
+    guint j = random_size(i, c->n_blocks - 1);
+    guint32 swapped = c->table[i];
+    c->table[i] = c->table[j];
+    c->table[j] = swapped;
+  }
+}
+
+static void cache_init(Cache *c, guint n_kv_heads, guint head_dim, guint block_tokens,
+                       const guint32 *contexts, guint n_sequences, gboolean filled) {
+  gsize half = (gsize)n_kv_heads * block_tokens * head_dim, width = (gsize)n_kv_heads * head_dim;
+  *c = (Cache){.n_kv_heads = n_kv_heads,
+               .head_dim = head_dim,
+               .block_tokens = block_tokens,
+               .n_sequences = n_sequences,
+               .contexts = g_memdup2(contexts, n_sequences * sizeof *contexts)};
+  cache_scatter(c);
+  c->floats = 2 * half * c->n_blocks;
+  c->host = (KvHostPages){.pool = g_new(float, c->floats),
+                          .block_floats = 2 * half,
+                          .value_offset = half,
+                          .block_tokens = block_tokens,
+                          .n_kv_heads = n_kv_heads,
+                          .head_dim = head_dim};
+  for (gsize i = 0; i < c->floats; i++)
+    c->host.pool[i] = NAN;
+  for (guint s = 0; s < n_sequences && filled; s++) {
+    g_autofree float *keys = random_floats(contexts[s] * width, 1.0);
+    g_autofree float *values = random_floats(contexts[s] * width, 1.0);
+    for (guint32 t = 0; t < contexts[s]; t++)
+      kv_host_pages_write(&c->host, c->table + c->starts[s], t, keys + t * width,
+                          values + t * width);
+  }
+  c->gpu = (KvCudaPages){.pool = upload_bf16(c->host.pool, c->floats),
+                         .block_elements = 2 * half,
+                         .value_offset = half,
+                         .block_shift = shift_of(block_tokens),
+                         .n_kv_heads = n_kv_heads,
+                         .head_dim = head_dim};
+  c->tables = (KvCudaTables){.table = on_device(c->table, c->n_table * sizeof(guint32)),
+                             .table_starts = on_device(c->starts, n_sequences * sizeof(guint32))};
+}
+
+static void cache_clear(Cache *c) {
+  g_free(c->contexts);
+  g_free(c->starts);
+  g_free(c->table);
+  g_free(c->host.pool);
+  release();
+}
+
+typedef struct {
+  guint n_heads, n_kv_heads, head_dim, block_tokens;
+  gboolean normalized, turned;
+} Rotation;
+
+static const Rotation rotations[] = {
+    {4, 2, 16, 4, FALSE, TRUE},  {4, 4, 64, 16, TRUE, TRUE},    {1, 1, 128, 16, FALSE, TRUE},
+    {7, 1, 128, 16, TRUE, TRUE}, {32, 8, 128, 16, FALSE, TRUE}, {12, 12, 64, 1, FALSE, FALSE},
+    {5, 5, 80, 32, TRUE, TRUE},  {3, 3, 15, 8, FALSE, FALSE},
+};
+
+/* What the twins make of qkv[H + 2 Hkv][d] of the token at `position` of sequence `s`. */
+static void rotate_on_host(float *row, Cache *c, const Rotation *a, guint s, guint32 position,
+                           const float *query_gain, const float *key_gain) {
+  gsize d = a->head_dim;
+  float *keys = row + a->n_heads * d, *values = keys + a->n_kv_heads * d;
+  if (a->normalized) {
+    kv_host_rms_norm(row, row, query_gain, EPSILON, a->n_heads, a->head_dim);
+    kv_host_rms_norm(keys, keys, key_gain, EPSILON, a->n_kv_heads, a->head_dim);
+  }
+  if (a->turned) {
+    g_autofree float *cosine = g_new(float, d / 2), *sine = g_new(float, d / 2);
+    kv_host_rotary_angles(cosine, sine, position, a->head_dim, &rotary);
+    kv_host_rotary(row, cosine, sine, a->n_heads, a->head_dim);
+    kv_host_rotary(keys, cosine, sine, a->n_kv_heads, a->head_dim);
+  }
+  kv_host_pages_write(&c->host, c->table + c->starts[s], position, keys, values);
+}
+
+static float2 *upload_angles(guint positions, guint d) {
+  g_autofree float2 *angles = g_new(float2, (gsize)positions * (d / 2) + 1);
+  g_autofree float *cosine = g_new(float, d), *sine = g_new(float, d);
+  for (guint p = 0; p < positions; p++) {
+    kv_host_rotary_angles(cosine, sine, p, d, &rotary);
+    for (guint i = 0; i < d / 2; i++)
+      angles[(gsize)p * (d / 2) + i] = (float2){cosine[i], sine[i]};
+  }
+  return on_device(angles, (gsize)positions * (d / 2) * sizeof *angles);
+}
+
+static void check_rotation(const Rotation *a) {
+  const guint32 contexts[] = {1, 37, 0, 16};
+  /* a decode, a chunk from the middle, and a padding row */
+  const guint32 sequences[] = {0, 1, 1, 1, 1, G_MAXUINT32, 3},
+                positions[] = {0, 33, 34, 35, 36, 0, 15};
+  guint R = G_N_ELEMENTS(sequences), heads = a->n_heads + 2 * a->n_kv_heads;
+  gsize d = a->head_dim, width = heads * d;
+  Cache c;
+  cache_init(&c, a->n_kv_heads, a->head_dim, a->block_tokens, contexts, 4, FALSE);
+  g_autofree float *rows = random_floats(R * width, 1.0);
+  g_autofree float *query_gain = random_floats(d, 1.0), *key_gain = random_floats(d, 1.0);
+  KvBf16 *gpu = upload_bf16(rows, R * width);
+  LAUNCHED(kv_cuda_rotate_and_store(
+      gpu, &c.gpu, &c.tables, on_device(sequences, sizeof sequences),
+      on_device(positions, sizeof positions), a->turned ? upload_angles(40, a->head_dim) : NULL,
+      a->normalized ? upload_bf16(query_gain, d) : NULL,
+      a->normalized ? upload_bf16(key_gain, d) : NULL, EPSILON, R, a->n_heads, device->stream));
+  for (guint r = 0; r < R; r++)
+    if (sequences[r] != G_MAXUINT32)
+      rotate_on_host(rows + r * width, &c, a, sequences[r], positions[r], query_gain, key_gain);
+  g_autofree float *got = download_bf16(gpu, R * width),
+                   *pool = download_bf16(c.gpu.pool, c.floats);
+  for (guint r = 0; r < R; r++)
+    assert_close("turned queries", got + r * width, rows + r * width, a->n_heads * d, TOLERANCE);
+  double difference = 0.0, size = 0.0;
+  for (gsize i = 0; i < c.floats; i++) {
+    g_assert_cmpint(isnan(pool[i]), ==, isnan(c.host.pool[i])); /* nothing else is written */
+    if (!isnan(pool[i])) {
+      difference += pow((double)pool[i] - c.host.pool[i], 2);
+      size += pow(c.host.pool[i], 2);
+    }
+  }
+  g_assert_cmpfloat(sqrt(difference / size), <, TOLERANCE);
+  cache_clear(&c);
+}
+
+static void test_rotation(void) {
+  for (guint i = 0; i < G_N_ELEMENTS(rotations); i++)
+    check_rotation(&rotations[i]);
+}
+
+/* --- attention ------------------------------------------------------------------------------- */
+
+static void check_decode(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
+                         guint window, const guint32 *contexts, guint n, guint32 split_tokens) {
+  gsize d = head_dim, width = n_heads * d, stride = width + (gsize)2 * n_kv_heads * d;
+  guint32 longest = 1;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, contexts, n, TRUE);
+  g_autofree float *rows = random_floats(n * stride, 1.0);
+  g_autofree float *expected = g_new0(float, n *width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree float *scores = g_new(float, contexts[s] + 1);
+    longest = MAX(longest, contexts[s]);
+    if (contexts[s])
+      kv_host_attention(expected + s * width, rows + s * stride, &c.host, c.table + c.starts[s],
+                        contexts[s] - 1, 1, n_heads, window, scores);
+  }
+  guint32 splits = (longest + split_tokens - 1) / split_tokens + 1; /* one never used */
+  gsize scratch_bytes = kv_cuda_decode_scratch_bytes(n, n_heads, head_dim, splits);
+  void *scratch = poisoned(scratch_bytes), *q = upload_bf16(rows, n * stride);
+  gsize counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  guint32 *counters = on_device(NULL, counter_bytes);
+  void *gpu_contexts = on_device(contexts, n * sizeof *contexts);
+  void *gpu_split = on_device(&split_tokens, sizeof split_tokens);
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
+  for (guint again = 0; again < 2; again++) { /* the counters must be left as they were found */
+    KvBf16 *out = poisoned(n * width * 2);
+    LAUNCHED(kv_cuda_decode_attention(out, q, stride, &c.gpu, &c.tables, gpu_contexts, n, n_heads,
+                                      window, gpu_split, splits, counters, scratch,
+                                      device->stream));
+    g_autofree float *got = download_bf16(out, n * width);
+    for (guint s = 0; s < n; s++) {
+      g_autofree char *what =
+          g_strdup_printf("decode H %u Hkv %u d %u block %u window %u context %u split %u", n_heads,
+                          n_kv_heads, head_dim, block_tokens, window, contexts[s], split_tokens);
+      assert_close(what, got + s * width, expected + s * width, width, TOLERANCE);
+    }
+  }
+  cache_clear(&c);
+}
+
+static const guint head_shapes[][3] = {{1, 1, 64},   {4, 4, 128},  {8, 2, 128}, {32, 8, 128},
+                                       {7, 1, 128},  {10, 2, 128}, {16, 1, 64}, {32, 1, 64},
+                                       {40, 2, 128}, {6, 3, 80},   {4, 2, 96},  {12, 12, 64}};
+
+static void test_decode_attention(void) {
+  static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 63, 64, 65, 129, 500, 1000};
+  static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
+  static const guint32 splits[] = {64, 128, 1024};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+    for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
+      check_decode(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + s) % 4],
+                   windows[(h + s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
+  for (guint i = 0; i < 20; i++) {
+    guint32 few[3] = {random_size(0, 300), random_size(1, 2000), random_size(0, 40)};
+    const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
+    check_decode(shape[0], shape[1], shape[2], 1u << random_size(0, 6),
+                 random_size(0, 1) ? random_size(1, 500) : 0, few, 3, 64 * random_size(1, 9));
+  }
+}
+
+typedef struct {
+  guint32 past, tokens;
+} Chunk;
+
+/* Chunks of several sequences in one launch, cut into tiles. */
+static void check_prefill(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
+                          guint window, const Chunk *chunks, guint n) {
+  gsize d = head_dim, width = n_heads * d, stride = width + (gsize)2 * n_kv_heads * d;
+  g_autofree guint32 *contexts = g_new(guint32, n);
+  guint32 rows = 0, first = 0, most = kv_cuda_prefill_tile_tokens(n_heads, n_kv_heads);
+  for (guint s = 0; s < n; s++) {
+    contexts[s] = chunks[s].past + chunks[s].tokens;
+    rows += chunks[s].tokens;
+  }
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, contexts, n, TRUE);
+  g_autofree float *q = random_floats(rows * stride, 1.0), *expected = g_new(float, rows *width);
+  GArray *tiles = g_array_new(FALSE, FALSE, sizeof(KvCudaTile));
+  for (guint s = 0; s < n; first += chunks[s++].tokens) {
+    g_autofree float *scores = g_new(float, contexts[s] + 1);
+    g_autofree float *dense = g_new(float, MAX(chunks[s].tokens, 1) * width);
+    for (guint32 t = 0; t < chunks[s].tokens; t++)
+      memcpy(dense + t * width, q + (first + t) * stride, width * sizeof(float));
+    kv_host_attention(expected + first * width, dense, &c.host, c.table + c.starts[s],
+                      chunks[s].past, chunks[s].tokens, n_heads, window, scores);
+    for (guint32 t = 0; t < chunks[s].tokens; t += most) {
+      KvCudaTile tile = {s, first + t, chunks[s].past + t, MIN(most, chunks[s].tokens - t)};
+      g_array_append_val(tiles, tile);
+    }
+  }
+  KvBf16 *out = poisoned(rows * width * 2);
+  LAUNCHED(kv_cuda_prefill_attention(out, upload_bf16(q, rows * stride), stride, &c.gpu, &c.tables,
+                                     on_device(tiles->data, tiles->len * sizeof(KvCudaTile)),
+                                     tiles->len, n_heads, window, device->stream));
+  g_autofree float *got = download_bf16(out, rows * width);
+  first = 0;
+  for (guint s = 0; s < n; first += chunks[s++].tokens) {
+    g_autofree char *what = g_strdup_printf(
+        "prefill H %u Hkv %u d %u block %u window %u past %u tokens %u", n_heads, n_kv_heads,
+        head_dim, block_tokens, window, chunks[s].past, chunks[s].tokens);
+    assert_close(what, got + first * width, expected + first * width, chunks[s].tokens * width,
+                 TOLERANCE);
+  }
+  g_array_unref(tiles);
+  cache_clear(&c);
+}
+
+static void test_prefill_attention(void) {
+  static const Chunk chunks[] = {{0, 1},   {0, 15}, {0, 0},   {5, 1},   {63, 1},
+                                 {64, 65}, {0, 64}, {0, 200}, {300, 7}, {17, 130}};
+  static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 150};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+    for (guint w = 0; w < 3; w++)
+      check_prefill(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + w) % 4],
+                    windows[(h + 2 * w) % 5], chunks, G_N_ELEMENTS(chunks));
+  for (guint i = 0; i < 12; i++) {
+    Chunk few[2] = {{random_size(0, 300), random_size(1, 300)},
+                    {random_size(0, 40), random_size(0, 40)}};
+    const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
+    check_prefill(shape[0], shape[1], shape[2], 1u << random_size(0, 6),
+                  random_size(0, 1) ? random_size(1, 400) : 0, few, 2);
+  }
+}
+
+/* Scores whose exponentials overflow: the largest must win without a NaN. */
+static void test_attention_extremes(void) {
+  const guint32 context = 100;
+  Cache c;
+  cache_init(&c, 1, 64, 16, &context, 1, TRUE);
+  g_autofree float *q = random_floats(192, 300.0), *expected = g_new(float, 64);
+  g_autofree float *scores = g_new(float, context);
+  kv_host_attention(expected, q, &c.host, c.table, context - 1, 1, 1, 0, scores);
+  KvBf16 *gpu_q = upload_bf16(q, 192), *out = poisoned(128), *other = poisoned(128);
+  const guint32 split = 64;
+  const guint32 zero = 0;
+  void *scratch = poisoned(kv_cuda_decode_scratch_bytes(1, 1, 64, 2));
+  LAUNCHED(kv_cuda_decode_attention(
+      out, gpu_q, 192, &c.gpu, &c.tables, on_device(&context, sizeof context), 1, 1, 0,
+      on_device(&split, sizeof split), 2, on_device(&zero, sizeof zero), scratch, device->stream));
+  const KvCudaTile tile = {0, 0, context - 1, 1};
+  LAUNCHED(kv_cuda_prefill_attention(other, gpu_q, 192, &c.gpu, &c.tables,
+                                     on_device(&tile, sizeof tile), 1, 1, 0, device->stream));
+  g_autofree float *decoded = download_bf16(out, 64), *prefilled = download_bf16(other, 64);
+  assert_close("decode with large scores", decoded, expected, 64, TOLERANCE);
+  assert_close("prefill with large scores", prefilled, expected, 64, TOLERANCE);
+  cache_clear(&c);
+}
+
+static void test_block_copies(void) {
+  enum { LAYERS = 3, BLOCKS = 9 };
+  const guint64 bytes[LAYERS] = {16, 4096, 48};
+  const guint32 from[] = {0, 8, 3}, to[] = {1, 2, 7};
+  char *pools[LAYERS];
+  g_autofree guint8 *before[LAYERS] = {NULL};
+  for (guint l = 0; l < LAYERS; l++) {
+    before[l] = g_malloc(bytes[l] * BLOCKS);
+    for (gsize i = 0; i < bytes[l] * BLOCKS; i++)
+      before[l][i] = (guint8)kv_random_u64(&random_numbers);
+    pools[l] = on_device(before[l], bytes[l] * BLOCKS);
+  }
+  LAUNCHED(kv_cuda_copy_blocks(on_device(pools, sizeof pools), on_device(bytes, sizeof bytes),
+                               LAYERS, on_device(from, sizeof from), on_device(to, sizeof to), 3,
+                               device->stream));
+  for (guint l = 0; l < LAYERS; l++) {
+    g_autofree guint8 *after = g_malloc(bytes[l] * BLOCKS);
+    OK(kv_cuda_download(device, after, pools[l], bytes[l] * BLOCKS, &ok_error));
+    for (guint i = 0; i < G_N_ELEMENTS(from); i++)
+      memcpy(before[l] + to[i] * bytes[l], before[l] + from[i] * bytes[l], bytes[l]);
+    g_assert_cmpmem(after, bytes[l] * BLOCKS, before[l], bytes[l] * BLOCKS);
+  }
+  for (guint l = 1; l < LAYERS; l++)
+    g_free(before[l]);
+  release();
+}
+
+static void test_bad_shapes_are_refused(void) {
+  KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
+  KvCudaTables tables = {0};
+  g_assert_cmpint(kv_cuda_decode_attention(NULL, NULL, 0, &pages, &tables, NULL, 1, 1, 0, NULL, 1,
+                                           NULL, NULL, device->stream),
+                  ==, cudaErrorInvalidValue);
+  g_assert_cmpint(
+      kv_cuda_prefill_attention(NULL, NULL, 0, &pages, &tables, NULL, 1, 1, 0, device->stream), ==,
+      cudaErrorInvalidValue);
+  g_assert_cmpint(kv_cuda_gemv(NULL, 0, 0, NULL, NULL, NULL, 1, 12, 1, device->stream), ==,
+                  cudaErrorInvalidValue);
+}
+
+int main(int argc, char **argv) {
+  g_autoptr(GError) error = NULL;
+  g_test_init(&argc, &argv, NULL);
+  device = kv_cuda_device_open(&error);
+  if (device)
+    gemm = kv_cuda_gemm_new(&error);
+  if (!gemm) {
+    g_print("1..0 # SKIP %s\n", error->message);
+    g_clear_pointer(&device, kv_cuda_device_close);
+    return 0;
+  }
+  g_test_set_nonfatal_assertions(); /* one run on a GPU is to show all that is wrong */
+  allocated = g_ptr_array_new_with_free_func(kv_cuda_free);
+  kv_random_seed(&random_numbers, 20, 1);
+  g_test_add_func("/reference/cuda/norms", test_norms);
+  g_test_add_func("/reference/cuda/embedding", test_embedding);
+  g_test_add_func("/reference/cuda/random-weights", test_random_weights);
+  g_test_add_func("/reference/cuda/activations", test_activations);
+  g_test_add_func("/reference/cuda/bias", test_bias);
+  g_test_add_func("/reference/cuda/argmax", test_argmax);
+  g_test_add_func("/reference/cuda/products", test_products);
+  g_test_add_func("/reference/cuda/rotation", test_rotation);
+  g_test_add_func("/reference/cuda/decode-attention", test_decode_attention);
+  g_test_add_func("/reference/cuda/prefill-attention", test_prefill_attention);
+  g_test_add_func("/reference/cuda/attention-extremes", test_attention_extremes);
+  g_test_add_func("/reference/cuda/block-copies", test_block_copies);
+  g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
+  int status = g_test_run();
+  g_ptr_array_unref(allocated);
+  kv_cuda_gemm_free(gemm);
+  kv_cuda_device_close(device);
+  return status;
+}
