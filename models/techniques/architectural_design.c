@@ -83,8 +83,7 @@ static const KvFormula vtensor_formulas[] = {
 };
 
 static const char *const vtensor_sections[] = {
-    "System-level Optimization > Memory Management > Architectural Design",
-    "System-level Optimization > Hardware-aware Design > Heterogeneous Design", NULL};
+    "System-level Optimization > Memory Management > Architectural Design", NULL};
 
 const KvTechnique kv_technique_vtensor = {
     .id = "vtensor",

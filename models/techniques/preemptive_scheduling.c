@@ -17,15 +17,13 @@ static gboolean fastserve_engine(const KvTechniqueUse *use, const KvModel *model
   config->fastserve.quantum_seconds = kv_technique_value(use, "q1");
   config->fastserve.quantum_ratio = kv_technique_value(use, "ratio");
   config->fastserve.demotion_levels = (guint)kv_technique_value(use, "eta");
-  config->fastserve.starving_seconds = kv_technique_value(use, "alpha");
+  double alpha = kv_technique_value(use, "alpha");
+  gboolean released = kv_technique_value(use, "impl") == 1.0;
+  config->fastserve.starving_seconds = alpha >= 0.0 ? alpha : released ? 3.0 : 0.3;
   config->fastserve.check_iterations = (guint)kv_technique_value(use, "check_period");
   config->fastserve.host_guard = kv_technique_value(use, "cpu_guard");
   config->fastserve.reserve_blocks = (guint)kv_technique_value(use, "reserve");
   config->fastserve.proactive = kv_technique_value(use, "proactive") != 0.0;
-  if (kv_technique_value(use, "impl") == 0.0) {
-    /* The paper's constants: starvation is looked for at every iteration. */
-    config->fastserve.check_iterations = 1;
-  }
   config->max_seqs = (guint)kv_technique_value(use, "max_batch_size");
   config->fastserve.prompt_tokens = (guint)kv_technique_value(use, "max_tokens_per_batch");
   config->block_tokens = (guint)kv_technique_value(use, "block_size");
@@ -44,10 +42,10 @@ static const KvParam fastserve_params[] = {
      "quantum of the highest level: the least time of an iteration, 10 ms in the code"},
     {"ratio", KV_PARAM_REAL, 2, 1.0001, 1000, NULL, "", "of a level's quantum to the one's above"},
     {"eta", KV_PARAM_INTEGER, 1, 1, 31, NULL, "levels", "that a used-up quantum demotes"},
-    {"alpha", KV_PARAM_REAL, 0.3, 0, 1e6, NULL, "s",
-     "not run for so long, a request goes to the highest level (the code's default is 3)"},
+    {"alpha", KV_PARAM_REAL, -1, -1, 1e6, NULL, "s",
+     "not run for so long, a request goes to the highest level; -1: 0.3, and 3 in impl=released"},
     {"check_period", KV_PARAM_INTEGER, 1000, 1, 1000000, NULL, "iterations",
-     "how often the released code looks for that"},
+     "how often that is looked for"},
     {"max_batch_size", KV_PARAM_INTEGER, 16, 1, 4096, NULL, "requests", "in an iteration"},
     {"max_tokens_per_batch", KV_PARAM_INTEGER, 2048, 1, 1048576, NULL, "prompt tokens",
      "in an iteration; a longer prompt runs without other prompts"},
@@ -62,8 +60,7 @@ static const KvParam fastserve_params[] = {
     {"gpu_memory_utilization", KV_PARAM_REAL, 0.9, 0.01, 1, NULL, "fraction",
      "GPU memory for weights, activations and blocks"},
     {"impl", KV_PARAM_CHOICE, 0, 0, 1, implementations, "",
-     "ideal: starvation is looked for at every iteration; released: every check_period, as the code "
-     "does"},
+     "ideal: the paper's threshold of starvation; released: the code's"},
     {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
 };
 

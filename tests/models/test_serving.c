@@ -85,9 +85,10 @@ static void test_vtensor(void) {
 
 static void test_fastserve(void) {
   Applied ideal = apply(llama2_7b(), "fastserve"),
-          released = apply(llama3_8b(), "fastserve:impl=released:alpha=3");
+          released = apply(llama3_8b(), "fastserve:impl=released");
   g_assert_cmpstr(ideal.config.scheduler, ==, "fastserve");
-  g_assert_cmpuint(ideal.config.fastserve.check_iterations, ==, 1);
+  g_assert_cmpuint(ideal.config.fastserve.check_iterations, ==, 1000);
+  g_assert_cmpfloat(ideal.config.fastserve.starving_seconds, ==, 0.3);
   g_assert_cmpuint(released.config.fastserve.check_iterations, ==, 1000);
   g_assert_cmpfloat(released.config.fastserve.starving_seconds, ==, 3.0);
   g_assert_cmpuint(ideal.config.max_seqs, ==, 16);

@@ -76,8 +76,10 @@ static void test_starvation(void) {
   workload_add(workload, 0.0, 32, 40, -1, 0);
   for (guint i = 0; i < 60; i++)
     workload_add(workload, 0.05 * i, 32, 6, -1, 0);
-  g_autoptr(Replay) starves = replay(workload, "use=fastserve:max_batch_size=1:q1=0.08:alpha=1000");
-  g_autoptr(Replay) helped = replay(workload, "use=fastserve:max_batch_size=1:q1=0.08:alpha=0.2");
+  g_autoptr(Replay) starves =
+      replay(workload, "use=fastserve:max_batch_size=1:q1=0.08:check_period=1:alpha=1000");
+  g_autoptr(Replay) helped =
+      replay(workload, "use=fastserve:max_batch_size=1:q1=0.08:check_period=1:alpha=0.2");
   g_assert_cmpfloat(helped->outcomes[0].last, <, starves->outcomes[0].last);
   for (guint i = 1; i <= 60; i++)
     g_assert_cmpfloat(starves->outcomes[i].last, <, starves->outcomes[0].last);
