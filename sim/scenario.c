@@ -10,11 +10,12 @@
 static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
                                                  "int8",  "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {"vllm-v1",         "sglang",    "trtllm", "vllm-2023",
-                                              "vllm-2023-mixed", "orca",      "static", "flexgen",
-                                              "vtensor",         "fastserve", "lamps",  NULL};
+static const char *const scheduler_names[] = {
+    "vllm-v1", "sglang",  "trtllm",    "vllm-v0", "vllm-2023", "vllm-2023-mixed", "orca", "static",
+    "flexgen", "vtensor", "fastserve", "lamps",   NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
-static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
+static const char *const router_names[] = {"round-robin", "least-loaded", "prefix",
+                                           "session",     "connection",   NULL};
 static const char *const executor_names[] = {"model", "host", "cuda", NULL};
 
 #define AT(member) G_STRUCT_OFFSET(KvScenario, member)
@@ -92,6 +93,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "blocks of an instance; 0: what memory allows"},
     {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL,
      "CPU time from a step's end to the next one's launch"},
+    {"engine", "between_steps_seconds", KV_FIELD_REAL, ENGINE(between_steps_seconds), -1, 10, NULL,
+     "GPU time between two steps that no scheduling hides; negative: the scheduler's"},
     {"engine", "eager_kernel_seconds", KV_FIELD_REAL, ENGINE(eager_kernel_seconds), 0, 1, NULL,
      "CPU time to launch a kernel outside CUDA graphs; the slower of CPU and GPU decides"},
     {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL,
@@ -108,10 +111,12 @@ const KvScenarioField kv_scenario_fields[] = {
      "where prefix blocks go beside HBM"},
     {"prefix_cache", "tier_GB", KV_FIELD_REAL, AT(tier_GB), 0, 1e9, NULL,
      "its size per instance, 1e9 bytes; 0: all the platform has"},
+    {"prefix_cache", "tier_only", KV_FIELD_FLAG, ENGINE(tier_only), 0, 0, NULL,
+     "load every hit from the lower tier, as LMCache does beside an engine without prefix caching"},
     {"arrivals", "mode", KV_FIELD_CHOICE, AT(arrivals), 0, 0, kv_arrival_mode_names,
      "auto: what the trace says"},
     {"arrivals", "concurrency", KV_FIELD_COUNT, AT(concurrency), 1, 1e6, NULL,
-     "requests (closed) or sessions in flight"},
+     "requests (closed, limited) or sessions in flight"},
     {"arrivals", "requests", KV_FIELD_COUNT64, AT(requests), 0, 1e15, NULL,
      "stop after so many; 0: all"},
     {"arrivals", "rate_scale", KV_FIELD_REAL, AT(rate_scale), 1e-6, 1e6, NULL,

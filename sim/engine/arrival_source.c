@@ -5,7 +5,8 @@
 
 #include "sim/base/error.h"
 
-const char *const kv_arrival_mode_names[] = {"auto", "trace", "closed", "sessions", NULL};
+const char *const kv_arrival_mode_names[] = {"auto",     "trace",   "closed",
+                                             "sessions", "limited", NULL};
 
 /* Turns of one session that have not been given out. */
 typedef struct {
@@ -93,7 +94,7 @@ KvArrivalSource *kv_arrival_source_new(KvTraceReader *reader, KvArrivalMode mode
     mode = timing == KV_TRACE_TIMED      ? KV_ARRIVE_TRACE
            : timing == KV_TRACE_SESSIONS ? KV_ARRIVE_SESSIONS
                                          : KV_ARRIVE_CLOSED;
-  if (mode == KV_ARRIVE_TRACE && timing != KV_TRACE_TIMED) {
+  if ((mode == KV_ARRIVE_TRACE || mode == KV_ARRIVE_LIMITED) && timing != KV_TRACE_TIMED) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%s: has no arrival times, expected arrivals 'closed'%s",
                 kv_trace_reader_name(reader), timing == KV_TRACE_SESSIONS ? " or 'sessions'" : "");
@@ -261,6 +262,16 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
   return FALSE;
 }
 
+/* When the request read ahead comes. Without a place it is not known yet. */
+static double time_of_ahead(const KvArrivalSource *source) {
+  double recorded = source->ahead->arrival_seconds;
+  if (source->mode != KV_ARRIVE_CLOSED && source->mode != KV_ARRIVE_LIMITED)
+    return recorded;
+  if (source->in_flight >= source->concurrency)
+    return G_MAXDOUBLE;
+  return source->mode == KV_ARRIVE_CLOSED ? source->released : MAX(recorded, source->released);
+}
+
 gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError **error) {
   *seconds = G_MAXDOUBLE;
   if (source->by_session) {
@@ -273,9 +284,7 @@ gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError
     return FALSE;
   }
   if (source->ahead && !source->by_session)
-    *seconds = source->mode != KV_ARRIVE_CLOSED          ? source->ahead->arrival_seconds
-               : source->in_flight < source->concurrency ? source->released
-                                                         : G_MAXDOUBLE;
+    *seconds = time_of_ahead(source);
   if (source->deferred->len > 0) {
     const KvSequence *turn = g_ptr_array_index(source->deferred, 0);
     *seconds = MIN(*seconds, turn->arrival_seconds);
@@ -290,8 +299,10 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
   KvSequence *sequence = from_file ? g_steal_pointer(&source->ahead) : take_deferred(source);
   source->given++;
   source->now = MAX(source->now, sequence->arrival_seconds);
-  if (source->mode == KV_ARRIVE_CLOSED) {
-    sequence->arrival_seconds = source->released;
+  if (source->mode == KV_ARRIVE_CLOSED || source->mode == KV_ARRIVE_LIMITED) {
+    gboolean waits = source->mode == KV_ARRIVE_LIMITED; /* for its own time, too */
+    sequence->arrival_seconds =
+        waits ? MAX(sequence->arrival_seconds, source->released) : source->released;
     source->in_flight++;
   }
   Session *session = source->mode == KV_ARRIVE_SESSIONS && sequence->session >= 0
@@ -308,7 +319,7 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now) {
   source->released = MAX(source->released, now);
   source->now = MAX(source->now, now);
-  if (source->mode == KV_ARRIVE_CLOSED)
+  if (source->mode == KV_ARRIVE_CLOSED || source->mode == KV_ARRIVE_LIMITED)
     source->in_flight--;
   if (source->mode != KV_ARRIVE_SESSIONS)
     return;

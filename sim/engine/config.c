@@ -26,6 +26,7 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .n_gpu_batches = 3,
       /* Output to next schedule of a public vLLM 0.19 timeline: 0.10-0.11 ms median. */
       .step_gap_seconds = 1e-4,
+      .between_steps_seconds = -1.0,
       /* InferenceMAX, autumn 2025, 99th percentile of inter-token latency at 16 in flight, which is
        * a step with one prompt of 1k: where the GPUs' work is short (TP 4 and 8) it stays at 12.6
        * ms for gpt-oss-120b, 46 ms for Llama-3.3-70B in fp4 on B200, 44 ms in fp8 on H200. */

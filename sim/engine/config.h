@@ -35,7 +35,7 @@ extern const char *const kv_queue_order_names[];
 typedef struct {
   const char *scheduler; /* interned; "vllm-v1" */
   const char *allocator; /* interned; "paged", "reserved", "chunked" */
-  const char *router;    /* interned; "round-robin", "least-loaded", "prefix" */
+  const char *router;    /* interned; "round-robin", "least-loaded", "prefix", "session" */
   guint expert_parallel; /* GPUs, of all instances, over which routed experts are spread whole; 0:
                             split like other weights */
   guint data_parallel;   /* ranks of one instance that attend to sequences of their own and step
@@ -47,6 +47,7 @@ typedef struct {
   guint max_model_len;          /* prompt + output; 0: the model's own */
   guint long_prefill_threshold; /* 0: off */
   gboolean chunked_prefill, prefix_caching, async_scheduling, cuda_graphs;
+  gboolean tier_only; /* prefixes are taken from the lower tier even where HBM still has them */
   gboolean reserve_full_prompt; /* admit only if the whole prompt's blocks are free now */
   guint cuda_graph_max_tokens;  /* 0: min(2 max_seqs, 512) */
   double memory_utilization;    /* of the GPU's memory */
@@ -58,6 +59,8 @@ typedef struct {
   double swap_bytes;              /* host memory for swapped blocks, per GPU */
   guint64 num_blocks;             /* override; 0: from memory */
   double step_gap_seconds;        /* from a step's end to the next schedule's end, on the CPU */
+  double between_steps_seconds;   /* GPU time between two steps' kernels, asynchronous or not:
+                                     inputs' copies, samples; negative: the scheduler's */
   double eager_kernel_seconds;    /* CPU time to launch one kernel of a step that no graph holds */
   double per_sequence_seconds;    /* CPU time of a step that grows with the sequences in it */
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */

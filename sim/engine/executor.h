@@ -58,6 +58,8 @@ typedef struct {
   guint n_chunks;
   KvDecodeBatch decode;
   guint64 repeat; /* the same decode batch, each repeat one token longer; 1 if there are chunks */
+  gboolean
+      sustained; /* steps like it follow one another, as when one is measured again and again */
 } KvStep;
 
 typedef struct {

@@ -252,6 +252,16 @@ void kv_instance_leave_decode(KvInstance *instance, KvSequence *sequence) {
 
 /* For schedulers. */
 
+/* Tokens of the hit that are copied up from the lower tier. */
+static guint64 loaded_tokens(const KvInstance *instance, const KvPrefixHit *hit) {
+  gboolean all = instance->tier != KV_TIER_HBM && instance->config->tier_only;
+  return hit->tier_tokens + (all ? hit->tokens : 0);
+}
+
+gboolean kv_instance_must_load(const KvInstance *instance, const KvPrefixHit *hit) {
+  return hit && loaded_tokens(instance, hit) > 0;
+}
+
 void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefixHit *hit,
                        double now) {
   kv_queue_remove(&instance->waiting, sequence);
@@ -266,17 +276,17 @@ void kv_instance_admit(KvInstance *instance, KvSequence *sequence, const KvPrefi
     sequence->scheduled_seconds = now;
     sequence->prompt_hit_tokens =
         hit ? (guint32)MIN(hit->tokens + hit->tier_tokens, sequence->input_tokens) : 0;
-    sequence->lower_tier_tokens = hit ? (guint32)hit->tier_tokens : 0;
+    sequence->lower_tier_tokens = hit ? (guint32)loaded_tokens(instance, hit) : 0;
   }
   if (hit && hit->tier_tokens > 0 && instance->store) {
     kv_session_store_load(instance->store, sequence, (guint32)hit->tier_tokens);
     sequence->computed_tokens = (guint32)hit->tier_tokens;
-  } else if (hit && hit->tier_tokens > 0) {
+  } else if (kv_instance_must_load(instance, hit)) {
     kv_pool_take_tier(instance->pool, sequence, hit);
     sequence->computed_tokens = (guint32)(hit->tokens + hit->tier_tokens);
     sequence->state = KV_SEQUENCE_LOADING;
     instance->n_loading++;
-    guint64 blocks = hit->tier_tokens / instance->config->block_tokens;
+    guint64 blocks = loaded_tokens(instance, hit) / instance->config->block_tokens;
     KvCopy copy = {.from = instance->tier,
                    .to = KV_TIER_HBM,
                    .bytes = (double)blocks * instance->demand.block_bytes,
@@ -538,6 +548,18 @@ static void end_held_rows(KvInstance *instance, KvBatch *batch) {
   g_ptr_array_set_size(instance->held_rows, 0);
 }
 
+/* What the GPU needs before each step of any engine, and no scheduling hides. */
+static double between_seconds(const KvInstance *instance) {
+  return instance->executor->class->closed_form ? instance->config->between_steps_seconds : 0.0;
+}
+
+static void add_between(KvStepCost *cost, double seconds, double repeats) {
+  cost->component_seconds[KV_COMPONENT_LAUNCH] += seconds * repeats;
+  cost->seconds += seconds * repeats;
+  cost->first_seconds += seconds;
+  cost->last_seconds += seconds;
+}
+
 /* Take what the decoding sequences need for the first `steps` steps of the batch from the pool. */
 static gboolean take_growth(KvInstance *instance, KvBatch *batch, guint64 steps) {
   guint64 growth = kv_decode_set_growth(instance->decode, steps);
@@ -566,6 +588,7 @@ static gboolean close_batch(KvInstance *instance, KvBatch *batch, GError **error
   batch->cost.component_seconds[KV_COMPONENT_LAUNCH] += batch->map_seconds;
   batch->cost.seconds += batch->wait_seconds + batch->map_seconds;
   batch->cost.first_seconds += batch->wait_seconds + batch->map_seconds;
+  add_between(&batch->cost, between_seconds(instance), (double)batch->repeat);
   batch->end =
       batch->start + batch->cost.seconds + batch->gap_seconds * ((double)batch->repeat - 1.0);
   if (batch->decodes && batch->decode_n > 0) {
@@ -631,6 +654,7 @@ static double jump_seconds(KvInstance *instance, const KvBatch *batch, guint64 r
   if (repeats == 0)
     return 0.0;
   return batch->wait_seconds + batch->gap_seconds * ((double)repeats - 1.0) +
+         between_seconds(instance) * (double)repeats +
          instance->executor->class->seconds(batch->pricing, repeats);
 }
 

@@ -137,6 +137,9 @@ guint kv_instance_running(const KvInstance *instance);
 
 /* For schedulers. */
 
+/* Whether admitting with this hit first copies blocks up from the lower tier. */
+gboolean kv_instance_must_load(const KvInstance *instance, const KvPrefixHit *hit);
+
 /* Blocks that may be given out, after the decoding sequences' own needs of this step if they take
  * part. */
 guint64 kv_instance_available(const KvInstance *instance, gboolean decodes);

@@ -9,7 +9,7 @@ gboolean kv_predict(const KvSetup *setup, const KvStepQuestion *q, KvPrediction 
                             &setup->scenario->engine, setup->scenario->tensor_parallel);
   double values[KV_MAX_CHANNELS] = {0}, slopes[KV_MAX_CHANNELS] = {0};
   g_autofree KvChunk *chunks = g_new0(KvChunk, q->batch);
-  KvStep step = {.chunks = chunks, .repeat = 1};
+  KvStep step = {.chunks = chunks, .repeat = 1, .sustained = TRUE};
   if (q->decode) {
     for (guint c = 0; c < setup->curves.n_channels; c++)
       values[c] = q->batch * kv_law_value(&setup->curves.laws[c], q->context_tokens,

@@ -309,6 +309,6 @@ const KvSchedulerClass kv_scheduler_sglang = {
     .name = "sglang",
     .description = "SGLang 0.5: prompts first and alone, admission by what answers may need",
     .schedule = schedule,
-    .reuses_prefixes = TRUE,
+    .shares_prefixes = TRUE,
     .async = TRUE,
 };

@@ -116,6 +116,6 @@ const KvSchedulerClass kv_scheduler_trtllm = {
     .name = "trtllm",
     .description = "TensorRT-LLM 1.x: room for whole answers, no eviction, prompts beside decodes",
     .schedule = schedule,
-    .reuses_prefixes = TRUE,
+    .shares_prefixes = TRUE,
     .async = TRUE,
 };

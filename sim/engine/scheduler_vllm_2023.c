@@ -83,5 +83,5 @@ const KvSchedulerClass kv_scheduler_vtensor = {
     .name = "vtensor",
     .description = "vTensor: as vllm-2023, with prefixes that live sequences have in common",
     .schedule = schedule,
-    .reuses_prefixes = TRUE,
+    .shares_prefixes = TRUE,
 };

@@ -90,6 +90,7 @@ const KvSchedulerClass kv_scheduler_vllm_v1 = {
     .name = "vllm-v1",
     .description = "vLLM 0.19: token budget, running first, chunked prefill, recomputation",
     .schedule = schedule,
-    .reuses_prefixes = TRUE,
+    .shares_prefixes = TRUE,
+    .between_steps_seconds = KV_VLLM_BETWEEN_STEPS_SECONDS,
     .async = TRUE,
 };

@@ -5,6 +5,7 @@
 #include "sim/engine/scheduler.h"
 
 extern const KvSchedulerClass kv_scheduler_vllm_v1;         /* scheduler_vllm_v1.c */
+extern const KvSchedulerClass kv_scheduler_vllm_v0;         /* scheduler_vllm_v0.c */
 extern const KvSchedulerClass kv_scheduler_vllm_2023;       /* scheduler_vllm_2023.c */
 extern const KvSchedulerClass kv_scheduler_vllm_2023_mixed; /* scheduler_vllm_2023.c */
 extern const KvSchedulerClass kv_scheduler_vtensor;         /* scheduler_vllm_2023.c */

@@ -43,7 +43,9 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
   const KvSchedulerClass *scheduler = kv_scheduler_find(e->scheduler);
   if (scheduler->holds_rows || strcmp(e->scheduler, "orca") == 0)
     e->allocator = "reserved";
-  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->reuses_prefixes)
+  if (e->between_steps_seconds < 0.0)
+    e->between_steps_seconds = scheduler->between_steps_seconds;
+  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->shares_prefixes)
     e->prefix_caching = FALSE;
   if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
     e->reservation = KV_RESERVE_ORACLE;
@@ -152,19 +154,26 @@ typedef struct {
   KvMetrics *metrics;
   KvArrivalSource *source;
   const KvRouterClass *router;
+  gpointer router_state;
   guint n;
   KvInstance **instances;
   KvExecutor **executors;
   KvEventQueue *events; /* by instance */
-  double tokenized;     /* when the prompt that came last is tokenized */
+  double *tokenized;    /* by instance's server: when it has tokenized all that it was given */
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
   GError *problem; /* with what came */
 } Run;
 
+static void router_finished(Run *run, const KvSequence *sequence, double now) {
+  if (run->router_state)
+    run->router->finished(run->router_state, sequence, now);
+}
+
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
   Run *run = user;
   kv_arrival_source_finished(run->source, sequence, instance->now);
+  router_finished(run, sequence, instance->now);
   if (run->options->left)
     run->options->left(sequence, run->options->user);
   kv_sequence_free(sequence);
@@ -304,8 +313,10 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
+  run->router_state = run->router->state_new ? run->router->state_new() : NULL;
   run->sent = g_sequence_new(NULL);
   run->n = s->replicas;
+  run->tokenized = g_new0(double, run->n);
   run->instances = g_new0(KvInstance *, run->n);
   run->executors = g_new0(KvExecutor *, run->n);
   run->events = kv_event_queue_new(run->n);
@@ -352,6 +363,9 @@ static void run_end(Run *run) {
       run->executors[i]->class->destroy(run->executors[i]);
   }
   g_free(run->instances);
+  g_free(run->tokenized);
+  if (run->router_state)
+    run->router->state_free(run->router_state);
   g_free(run->executors);
   kv_event_queue_free(run->events);
   if (run->sent) {
@@ -382,10 +396,15 @@ static void enter(Run *run, KvSequence *sequence, double now);
 static void arrive(Run *run, double now) {
   KvSequence *sequence = kv_arrival_source_take(run->source);
   const KvScenario *s = run->setup->scenario;
-  /* One thread tokenizes, prompt after prompt. */
-  run->tokenized = MAX(run->tokenized, now + s->client_request_seconds) +
-                   s->client_token_seconds * (double)sequence->input_tokens;
-  sequence->seen_seconds = run->tokenized;
+  /* One thread of each instance's server tokenizes, prompt after prompt. Which server it is shows
+   * only when the engine sees the request, so the one that is free first stands for it. */
+  double *tokenized = &run->tokenized[0];
+  for (guint i = 1; i < run->n; i++)
+    if (run->tokenized[i] < *tokenized)
+      tokenized = &run->tokenized[i];
+  *tokenized = MAX(*tokenized, now + s->client_request_seconds) +
+               s->client_token_seconds * (double)sequence->input_tokens;
+  sequence->seen_seconds = *tokenized;
   if (sequence->seen_seconds > now)
     g_sequence_insert_sorted(run->sent, sequence, by_seen, NULL);
   else
@@ -427,11 +446,13 @@ static void enter(Run *run, KvSequence *sequence, double now) {
                 " has api_calls, whose returned tokens executor '%s' does "
                 "not know, expected executor model",
                 sequence->id, run->executors[0]->class->name);
-  guint to = run->n > 1 ? run->router->choose(run->instances, run->n, sequence) : 0;
+  guint to =
+      run->n > 1 ? run->router->choose(run->router_state, run->instances, run->n, sequence) : 0;
   KvInstance *instance = run->instances[to];
   if (!kv_instance_can_ever_serve(instance, sequence)) {
     kv_metrics_rejected(run->metrics, sequence);
     kv_arrival_source_finished(run->source, sequence, now);
+    router_finished(run, sequence, now);
     if (run->options->left)
       run->options->left(sequence, run->options->user);
     kv_sequence_free(sequence);

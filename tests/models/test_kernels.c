@@ -382,6 +382,38 @@ static void test_types_without_a_fit_use_bf16(void) {
   assert_near(kv_kernel_gemm(&device, KV_DTYPE_FP4, 0.5, 16384, 8192, 8192).seconds, wide, 0.02);
 }
 
+/* Memory time of decodes in a call with prompts: 128 sequences of 8 KV heads for 32 query heads. */
+static double bytes_seconds_beside_prompts(const KvDevice *device, double tokens) {
+  enum { BATCH = 128, N_KV_HEADS = 8, GROUP = 4, HEAD_DIM = 128 };
+  KvDecodeAttention operands = {.batch = BATCH,
+                                .read_bytes = tokens * BATCH * N_KV_HEADS * HEAD_DIM * 4,
+                                .flops = tokens * BATCH * N_KV_HEADS * GROUP * HEAD_DIM * 4,
+                                .n_kv_heads = N_KV_HEADS,
+                                .group = GROUP,
+                                .mean_tokens = tokens};
+  KvAttentionWork work = {0};
+  kv_kernel_add_decode_attention(device, KV_DTYPE_BF16, &operands, &work);
+  return work.bytes_seconds;
+}
+
+/* Without packed heads each query head reads the cache again: from the second-level cache while one
+ * head's part of all sequences fits there (64 KiB a token here), from memory when twice that does
+ * not. */
+static void test_decodes_beside_prompts_are_read_again(void) {
+  KvDevice device = round_device();
+  device.efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].kernel = KV_ATTENTION_KERNEL_FA2;
+  double once = 8 * 64 * 1024 / (4e12 * 0.9); /* seconds a token */
+  device.l2_bytes = 64 * 1048576.0;
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 1000), 1000 * once, 1e-9);
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 1024), 1024 * once, 1e-9);
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 1536), 1536 * once * 2.5,
+                                 1e-9);
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 4096), 4096 * once * 4,
+                                 1e-9);
+  device.l2_bytes = 0; /* not known */
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 100), 100 * once * 4, 1e-9);
+}
+
 static GArray *synthetic_rows(const KvDevice *device, double noise) {
   KvRandom random;
   kv_random_seed(&random, 7, 0);
@@ -720,6 +752,7 @@ int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/kernels/smooth-max", test_smooth_max);
   g_test_add_func("/kernels/gemm/roofline", test_gemm_is_bound_as_a_roofline_says);
+  g_test_add_func("/kernels/attention/beside-prompts", test_decodes_beside_prompts_are_read_again);
   g_test_add_func("/kernels/gemm/rows", test_gemm_grows_with_rows);
   g_test_add_func("/kernels/gemm/waves", test_gemm_counts_waves);
   g_test_add_func("/kernels/gemm/sustained", test_sustained_rate_slows_many_rows_only);
