@@ -13,9 +13,10 @@ static const char *const weight_dtype_names[] = {"model", "fp32",      "bf16",  
 static const char *const cache_dtype_names[] = {"fp32", "bf16", "fp16", "fp8",
                                                 "int8", "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm", "vllm-v0",
-                                              "vllm-2023", "vllm-2023-mixed", "orca",   "static",
-                                              "flexgen",   "distserve",       "neo",    NULL};
+static const char *const scheduler_names[] = {
+    "vllm-v1",         "sglang", "trtllm",    "vllm-v0", "vllm-2023",
+    "vllm-2023-mixed", "orca",   "static",    "flexgen", "vtensor",
+    "fastserve",       "lamps",  "distserve", "neo",     NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
 static const char *const router_names[] = {"round-robin", "least-loaded",   "prefix", "session",
                                            "connection",  "shortest-queue", NULL};

@@ -26,6 +26,9 @@ extern const KvTechnique kv_technique_block_transformer, kv_technique_dmc, kv_te
     kv_technique_kvquant, kv_technique_lckv, kv_technique_less, kv_technique_mamba,
     kv_technique_minicache, kv_technique_mla, kv_technique_palu, kv_technique_qcqa,
     kv_technique_quarot;
+extern const KvTechnique kv_technique_radixattention, kv_technique_chunkattention;
+extern const KvTechnique kv_technique_vtensor;
+extern const KvTechnique kv_technique_fastserve, kv_technique_lamps, kv_technique_cachedattention;
 
 /* Set *error to "ID: message" and return FALSE. */
 gboolean kv_technique_refuse(const KvTechniqueUse *use, GError **error, const char *format, ...)

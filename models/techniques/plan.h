@@ -198,6 +198,8 @@ typedef struct {
   gboolean paged;             /* FALSE if the layout needs contiguous memory */
   gboolean
       reads_shared_once; /* a prefix that several running sequences share is read once for all */
+  guint shared_readers_over;   /* ... where more than so many share it; 0 as 1 */
+  double shared_partial_bytes; /* ... and what each of them moves instead, per token and layer */
   double
       prefill_peak_layers; /* layers whose uncompressed prompt cache is held at once: all, or 1 */
   double prefill_flops_scale; /* of the attention core in prefill */

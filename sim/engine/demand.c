@@ -99,6 +99,7 @@ static guint64 uneven_blocks(const KvDemand *demand, double n, double prompt, gb
 }
 
 gint64 kv_demand_tokens(const KvDemand *demand, double n, double prompt, gboolean decoding) {
+  n += demand->slack_tokens;
   return demand->law.kind == KV_LAW_ALL && demand->law.kept_prompt <= 0.0
              ? (gint64)n
              : (gint64)ceil(held_tokens(demand, &demand->law, n, prompt, decoding));
@@ -112,6 +113,7 @@ guint64 kv_demand_blocks(const KvDemand *demand, double n, double prompt, gboole
   if (demand->uneven && demand->tier_block_bytes[KV_TIER_HBM] > 0.0)
     return uneven_blocks(demand, n, prompt, decoding);
   double bytes = demand->state_bytes;
+  n += demand->slack_tokens;
   for (guint c = 0; c < demand->n_channels; c++)
     if (demand->bytes[c] > 0.0)
       bytes += demand->bytes[c] * held_tokens(demand, &demand->laws[c], n, prompt, decoding);

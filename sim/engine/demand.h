@@ -31,7 +31,8 @@ typedef struct {
   double tier_bytes[KV_N_TIERS][KV_MAX_CHANNELS];
   double tier_block_bytes[KV_N_TIERS]; /* uneven: of each tier, per block; 0: not known yet */
   double state_bytes;
-  gboolean drops_prompt;         /* a sequence takes fewer blocks once its prompt is done */
+  guint slack_tokens;    /* that a sequence holds room for beyond its own (chunks mapped ahead) */
+  gboolean drops_prompt; /* a sequence takes fewer blocks once its prompt is done */
   double tier_share[KV_N_TIERS]; /* of block_bytes */
   double
       peak_share; /* of what a prompt drops when it is done, held until then: 1, or less where

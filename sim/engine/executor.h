@@ -41,12 +41,15 @@ typedef struct {
 
 /* The decoding sequences of a step, as sums: all that a cost needs. Real executors walk `first`. */
 typedef struct {
-  guint64 n;                  /* sequences */
-  guint64 padding;            /* rows computed for sequences that have finished (static batching) */
-  double context_tokens;      /* sum of contexts at the first repeat, the new token counted */
-  double longest_tokens;      /* the longest context at the first repeat */
-  const double *values;       /* per channel of the plan's curves: sum at the first repeat */
-  const double *slopes;       /* growth of the sum per repeat */
+  guint64 n;             /* sequences */
+  guint64 padding;       /* rows computed for sequences that have finished (static batching) */
+  double context_tokens; /* sum of contexts at the first repeat, the new token counted */
+  double longest_tokens; /* the longest context at the first repeat */
+  const double *values;  /* per channel of the plan's curves: sum at the first repeat */
+  const double *slopes;  /* growth of the sum per repeat */
+  /* Of the contexts, what several of them share: its distinct tokens, and how many reads of them
+   * repeat another's; 0 unless the plan reads shared prefixes once. */
+  double shared_once_tokens, shared_repeated_tokens;
   KvSequence *const *members; /* NULL for executors that need only sums */
 } KvDecodeBatch;
 
@@ -112,6 +115,8 @@ typedef struct {
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
   /* Give up the copies under way for the sequence. Executors that race only; may be NULL. */
   void (*cancel_copies)(KvExecutor *executor, const KvSequence *sequence, double now);
+  /* How long the copy would take alone. May be NULL: not known before it is done. */
+  double (*copy_seconds)(KvExecutor *executor, const KvCopy *copy);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
   double (*next_copy)(KvExecutor *executor);
   gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);

@@ -51,11 +51,15 @@ struct KvBatch {
   guint64 most_repeats; /* the scheduler wants to decide again after so many steps; 0: no limit */
   double *values, *slopes; /* copies: the set moves on while the batch executes */
   double context_tokens, longest_tokens;
+  KvSharedReads shared; /* where the plan asks for it */
+  GArray *stalled;      /* of double: when members that were paused had their last token */
+  double until_seconds; /* the scheduler wants to decide again once a step ends at or after this */
   gboolean open, shortened;
   gboolean reordered;   /* somebody was preempted or swapped in when it was decided */
   double start, end;    /* end: known once closed */
   double due;           /* open: when it is closed and the next batch decided */
   double wait_seconds;  /* extra time before it may start: copies that it waits for */
+  double map_seconds;   /* the same: memory that its prompts need is mapped */
   guint64 taken_blocks; /* open: blocks that its steps so far have taken from the pool
                            (kv_instance_settle) */
   double gap_seconds;   /* CPU time before each further step of a jump; 0 where the GPU hides it */
@@ -75,18 +79,29 @@ struct KvInstance {
   KvPool *pool;   /* paged */
   KvBuddy *buddy; /* reserved: then the pool has no blocks */
   guint64 buddy_blocks;
+  guint64 host_blocks; /* of the swap space, free or not */
   KvDecodeSet *decode;
   guint n_channels; /* of the plan's curves */
   const KvPlanCurves *curves;
-  guint share_multiple; /* tokens at whose multiples a prefix may end */
-  KvQueue waiting, running, swapped;
-  KvQueue left_behind;     /* prefill: holders of blocks that have not been pulled yet */
-  KvQueue bridge, pulling; /* decode: announced to it; on the way to it */
-  guint64 pulled_blocks;   /* of pulled sequences that do not run yet, those on the way counted */
-  guint64 prompt_tokens;   /* of requests whose first token has not been decided yet */
-  GArray *early;           /* of Early: copies found complete while a swap was timed */
-  GPtrArray *prefilling;   /* running sequences with prompt left, in admission order */
-  guint n_running;         /* running, those whose last token is in flight counted */
+  gboolean reads_shared_once; /* of the plan */
+  double block_map_seconds;   /* CPU time until a block can be used: chunks are mapped */
+  guint share_multiple;       /* tokens at whose multiples a prefix may end */
+  KvQueue waiting, running, swapped, paused;
+  KvQueue loading;              /* caches of returned calls that come back from the host */
+  GSequence *calling;           /* of KvSequence, by return; NULL before the first call */
+  guint n_caches_on_host;       /* of those in the queue or loading, with their cache on the host */
+  guint64 n_copies;             /* under way that a step need not wait for */
+  double leaving_until;         /* swapped out beside the steps: when the last copy is over */
+  guint64 leaving_blocks;       /* ... and blocks that are in such copies */
+  gpointer policy;              /* the scheduler's own */
+  struct KvSessionStore *store; /* or NULL */
+  KvQueue left_behind;          /* prefill: holders of blocks that have not been pulled yet */
+  KvQueue bridge, pulling;      /* decode: announced to it; on the way to it */
+  guint64 pulled_blocks; /* of pulled sequences that do not run yet, those on the way counted */
+  guint64 prompt_tokens; /* of requests whose first token has not been decided yet */
+  GArray *early;         /* of Early: copies found complete while a swap was timed */
+  GPtrArray *prefilling; /* running sequences with prompt left, in admission order */
+  guint n_running;       /* running, those whose last token is in flight counted */
   guint n_loading;
   guint depth;         /* batches in flight at most */
   KvBatch *batches[2]; /* the first is the older */
@@ -108,6 +123,9 @@ struct KvInstance {
   double joined_token_seconds; /* decode: sum of their previous tokens' times */
   guint withheld_steps;    /* that prompts have been withheld for (TensorRT-LLM's batch waiting) */
   guint64 busy_since_step; /* decode steps taken when the instance was last idle; SGLang's */
+  guint64 n_iterations;    /* steps taken */
+  guint64 n_left;          /* sequences that have finished or were preempted */
+  guint64 closed_at;       /* SGLang's: n_left + 1 when an admission failed */
   double tokens_held;      /* in caches of running sequences that do not decode */
   void (*finished)(KvInstance *instance, KvSequence *sequence,
                    gpointer user); /* the sequence is freed after it */
@@ -161,6 +179,8 @@ guint64 kv_instance_available(const KvInstance *instance, gboolean decodes);
  * the plan allows sharing. */
 KvPrefixHit kv_instance_lookup(KvInstance *instance, const KvSequence *sequence,
                                guint32 limit_tokens);
+/* Put the waiting queue into this order of all its members. */
+void kv_instance_order_waiting(KvInstance *instance, KvSequence *const *ordered);
 /* Blocks that the sequence needs for `tokens` tokens beyond those it holds. */
 guint64 kv_instance_needed(const KvInstance *instance, const KvSequence *sequence, guint32 tokens);
 /* Reserve contiguous room for the sequence's whole life; FALSE if there is no hole for it now. */

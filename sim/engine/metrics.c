@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "sim/base/format.h"
+#include "sim/engine/session_store.h"
 
 enum { MAX_INTERVALS = 2048, SKETCH_BUCKETS = 4700 };
 
@@ -276,10 +277,17 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     /* Members that joined since the last decode step had their previous token at the last prompt's
      * end. */
     double n = (double)batch->decode_n;
-    double fresh = MIN(n, (double)instance->joined_since_decode), old = n - fresh;
+    guint n_stalled = batch->stalled ? batch->stalled->len : 0;
+    double stalled = n_stalled;
+    double fresh = MIN(n - stalled, (double)instance->joined_since_decode);
+    double old = n - fresh - stalled;
     double first_end = batch->start + cost->first_seconds;
     double old_gap = first_end - instance->last_decode_end;
     double fresh_gap = first_end - instance->last_prefill_end;
+    for (guint i = 0; i < n_stalled; i++) {
+      double gap = first_end - g_array_index(batch->stalled, double, i);
+      sketch_add(&metrics->itl, gap, gap, 1.0, gap);
+    }
     if (instance->role == KV_INSTANCE_DECODE && fresh > 0.0)
       fresh_gap =
           first_end - instance->joined_token_seconds / (double)instance->joined_since_decode;
@@ -322,6 +330,9 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
   if (instance->tier != KV_TIER_HBM)
     state.tier_bytes[instance->tier] =
         (double)kv_pool_tier_blocks(instance->pool) * instance->demand.block_bytes;
+  if (instance->store)
+    for (KvTier t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+      state.tier_bytes[t] = kv_session_store_bytes(instance->store, t);
   spread(metrics, batch->start, batch->end, &state);
   if (metrics->operations)
     kv_output_print(metrics->operations,

@@ -469,9 +469,34 @@ static double gpus_of(const Model *m, const KvReader *reader) {
   return fmin(m->tp, fmax(1.0, reader->n_kv_heads));
 }
 
-/* The kernel, and the fit that its time rests on. */
-static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, double n,
-                        gboolean shares_call, Fit *fit) {
+/* Whether the reader's sequences share what it reads: all of their contexts, some of it in common.
+ */
+static gboolean reads_shared(const KvReader *reader, const KvDecodeBatch *decode) {
+  return decode->shared_repeated_tokens > 0.0 && reader->read[0].kind == KV_LAW_ALL;
+}
+
+/* Attention where prefixes are shared: each is read once, by a call with all its readers' queries;
+ * `own`, the call for the whole contexts, is cut to what nobody shares. What is no longer read
+ * leaves `x`, what the partial results move comes in. */
+static double shared_seconds(const Model *m, const KvReader *reader, const KvDecodeBatch *decode,
+                             double pad, KvDecodeAttention own, Read *x) {
+  double once = decode->shared_once_tokens * pad, repeated = decode->shared_repeated_tokens * pad;
+  double all = once + repeated, n = own.batch, layers_tp = reader->layers * gpus_of(m, reader);
+  double per_token = x->bytes / x->tokens / layers_tp;
+  own.mean_tokens = fmax(1.0, (x->tokens - all) / n);
+  own.read_bytes = own.mean_tokens * n * per_token;
+  own.longest_tokens = 0.0;
+  own.flops *= own.mean_tokens * n / x->tokens;
+  KvCost both = kv_kernel_shared_prefix_attention(m->device, reader->format, &own, all / once,
+                                                  all / n, once * per_token);
+  double partials = all * m->plan->shared_partial_bytes / m->tp;
+  x->bytes += layers_tp * (partials - repeated * per_token);
+  return both.seconds + (partials > 0.0 ? kv_kernel_elementwise(m->device, partials).seconds : 0.0);
+}
+
+/* The kernel's seconds, and the fit that they rest on. */
+static double kernel_seconds(const Model *m, const KvReader *reader, const KvDecodeBatch *decode,
+                             Read *x, double n, gboolean shares_call, Fit *fit) {
   double layers = reader->layers, tp = m->tp, kv_heads = fmax(1.0, reader->n_kv_heads / tp);
   guint group = g_array_index(m->plan->caches, KvCache, reader->cache).group;
   const KvAttention *a = &m->model->groups[group].attention;
@@ -486,13 +511,16 @@ static KvCost kernel_of(const Model *m, const KvReader *reader, const Read *x, d
       .longest_tokens = x->longest_tokens,
       .latent = a->kind == KV_ATTENTION_LATENT,
   };
+  *fit =
+      (Fit){operands.latent ? KV_KERNEL_LATENT_DECODE : KV_KERNEL_DECODE_ATTENTION, reader->format};
+  if (reads_shared(reader, decode))
+    return shared_seconds(m, reader, decode, n / (double)decode->n, operands, x);
   gboolean beside =
       shares_call && !operands.latent && x->tokens > 0.0 && kv_dtype_bytes(reader->format) >= 1.0;
-  *fit = beside ? (Fit){KV_KERNEL_PREFILL_ATTENTION, KV_DTYPE_BF16}
-                : (Fit){operands.latent ? KV_KERNEL_LATENT_DECODE : KV_KERNEL_DECODE_ATTENTION,
-                        reader->format};
-  return beside ? decode_beside_chunks(m, &m->chunk_work[group], &operands)
-                : kv_kernel_decode_attention(m->device, reader->format, &operands);
+  if (!beside)
+    return kv_kernel_decode_attention(m->device, reader->format, &operands).seconds;
+  *fit = (Fit){KV_KERNEL_PREFILL_ATTENTION, KV_DTYPE_BF16};
+  return decode_beside_chunks(m, &m->chunk_work[group], &operands).seconds;
 }
 
 /* A line of decode attention, for the list of kernels. */
@@ -507,12 +535,13 @@ static void trace_line(const Model *m, const char *name, Fit fit, double count, 
 }
 
 /* Add the GPU's kernel for a read, and what is rebuilt before it. */
-static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader, const Read *x,
-                         double n, double run, gboolean shares_call) {
+static void add_gpu_read(const Model *m, Attention *sum, const KvReader *reader,
+                         const KvDecodeBatch *decode, Read *x, double n, double run,
+                         gboolean shares_call) {
   Fit fit;
   double layers = reader->layers;
   double seconds =
-      layers * (kernel_of(m, reader, x, n, shares_call, &fit).seconds / reader->efficiency +
+      layers * (kernel_seconds(m, reader, decode, x, n, shares_call, &fit) / reader->efficiency +
                 reader->fixed_seconds);
   double rebuild = rebuild_seconds(m, reader, x), written = 0.0;
   if (rebuild > 0.0 && reader->rebuild_fused) {
@@ -614,7 +643,7 @@ static Attention price_attention(const Model *m, const KvStep *step, double at) 
     if (m->groups > 1.0)
       split_read(m, &x);
     if (reader->processor == KV_PROCESSOR_GPU)
-      add_gpu_read(m, &sum, reader, &x, n, run, shares_call);
+      add_gpu_read(m, &sum, reader, decode, &x, n, run, shares_call);
     if (m->groups > 1.0 && m->config->combine == KV_COMBINE_RING)
       add_ring(m, &sum, reader, &x, before);
     sum.host_bytes += x.host_bytes;
@@ -1237,6 +1266,12 @@ static void model_cancel_copies(KvExecutor *executor, const KvSequence *sequence
   kv_transfers_cancel(((Model *)executor)->transfers, sequence, now);
 }
 
+static double model_copy_seconds(KvExecutor *executor, const KvCopy *copy) {
+  Model *m = (Model *)executor;
+  double pieces = (double)copy->blocks * (copy->pinned ? 1.0 : 2.0 * kv_model_layers(m->model));
+  return kv_transfers_alone(m->transfers, copy, pieces);
+}
+
 static double model_next_copy(KvExecutor *executor) {
   return kv_transfers_next(((Model *)executor)->transfers);
 }
@@ -1266,6 +1301,7 @@ const KvExecutorClass kv_model_executor_class = {
     .cost = model_cost,
     .copy = model_copy,
     .cancel_copies = model_cancel_copies,
+    .copy_seconds = model_copy_seconds,
     .next_copy = model_next_copy,
     .pop_copy = model_pop_copy,
     .destroy = model_destroy,

@@ -52,13 +52,28 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
     e->reservation = KV_RESERVE_ORACLE;
 }
 
-/* 2 MiB chunks per layer of keys and of values (vAttention, vTensor): tokens that one holds. */
-static guint chunk_tokens(const KvModel *model, double element_bytes) {
+/* Chunks of each layer's keys and values on each GPU (vAttention, vTensor): tokens that one holds.
+ */
+static guint chunk_tokens(const KvModel *model, double element_bytes, double chunk_bytes,
+                          guint tensor_parallel) {
   double per_token = 1.0;
   for (guint g = 0; g < model->n_groups; g++)
     per_token = MAX(per_token, (double)model->groups[g].attention.n_kv_heads *
                                    model->groups[g].attention.head_dim * element_bytes);
-  return (guint)MAX(1.0, floor(2097152.0 / per_token));
+  return (guint)MAX(1.0, floor(chunk_bytes * tensor_parallel / per_token));
+}
+
+/* The session store takes what its technique says, as far as the platform has it; HBM keeps nothing
+ * between turns. */
+static void resolve_store(KvScenario *s, const KvPlatform *platform) {
+  KvEngineConfig *e = &s->engine;
+  double share = (double)platform->n_nodes / s->replicas;
+  if (!e->store.policy)
+    return;
+  e->store.dram_bytes = fmin(e->store.dram_bytes, platform->host_memory->capacity_bytes * share);
+  e->store.ssd_bytes =
+      platform->ssd ? fmin(e->store.ssd_bytes, platform->ssd->capacity_bytes * share) : 0.0;
+  e->prefix_caching = FALSE;
 }
 
 /* What the stack says of the drives that compute. */
@@ -292,11 +307,14 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
     return NULL;
   resolve_engine(s, setup->model, setup->platform);
   set_csd(&s->engine, setup->platform->csd);
+  resolve_store(s, setup->platform);
   if (strcmp(s->engine.allocator, "chunked") == 0) {
-    s->engine.block_tokens = chunk_tokens(setup->model, setup->plan->element_bytes);
-    s->engine.prefix_caching = FALSE;
+    s->engine.block_tokens = chunk_tokens(setup->model, setup->plan->element_bytes,
+                                          s->engine.chunks.chunk_bytes, s->tensor_parallel);
+    s->engine.prefix_caching &= s->engine.chunks.shares;
   }
   kv_demand_init(&setup->demand, &setup->curves, s->engine.block_tokens);
+  setup->demand.slack_tokens = s->engine.chunks.slack_tokens;
   setup->demand.peak_share = peak_share(setup->plan, &s->engine);
   for (guint f = 0; f < setup->n_fleets; f++) {
     KvFleet *fleet = &setup->fleets[f];
@@ -342,6 +360,7 @@ typedef struct {
   double *tokenized;    /* by instance's server: when it has tokenized all that it was given */
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
+  GError *problem; /* with what came */
 } Run;
 
 static void router_finished(Run *run, const KvSequence *sequence, double now) {
@@ -466,6 +485,11 @@ static KvExecutor *new_executor(Run *run, guint i, GError **error) {
   const KvSetup *u = run->setup;
   const KvFleet *fleet = fleet_of(u, i);
   const KvScenario *s = u->scenario;
+  if (strcmp(s->executor, "model") != 0 && s->engine.store.policy) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "executor '%s' has no session store, expected executor model", s->executor);
+    return NULL;
+  }
   if (strcmp(s->executor, "model") != 0 && !check_executed(u, error))
     return NULL;
   if (strcmp(s->executor, "host") == 0)
@@ -482,10 +506,20 @@ static KvExecutor *new_executor(Run *run, guint i, GError **error) {
   return executor;
 }
 
+/* Tokens of the prefix blocks that instances look for. Chunks are as the model makes them: where
+ * they and the trace's blocks do not divide one another, no chunk is named. */
+static guint prefix_block_tokens(const Run *run) {
+  const KvEngineConfig *e = &run->setup->scenario->engine;
+  guint block = e->block_tokens, hash = run->hash_block_tokens;
+  gboolean chunked = strcmp(e->allocator, "chunked") == 0;
+  if (!e->prefix_caching || (chunked && hash > 0 && hash % block != 0 && block % hash != 0))
+    return 0;
+  return hash;
+}
+
 static gboolean check_blocks(Run *run, const char *trace, GError **error) {
-  guint block = run->setup->scenario->engine.block_tokens, hash = run->hash_block_tokens;
-  if (!run->setup->scenario->engine.prefix_caching || hash == 0 || hash % block == 0 ||
-      block % hash == 0)
+  guint block = run->setup->scenario->engine.block_tokens, hash = prefix_block_tokens(run);
+  if (hash == 0 || hash % block == 0 || block % hash == 0)
     return TRUE;
   g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
               "%s: prefix blocks of %u tokens and engine blocks of %u: one must divide the other, "
@@ -501,6 +535,8 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
                                 run->options->operations);
   run->source =
       kv_arrival_source_new(reader, s->arrivals, s->concurrency, s->rate_scale, s->requests, error);
+  if (run->source && s->engine.cache_answers && s->output_scale == 1.0)
+    kv_arrival_source_name_answers(run->source);
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
@@ -518,10 +554,10 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
     if (!(run->executors[i] = new_executor(run, i, error)))
       return FALSE;
     const KvFleet *fleet = fleet_of(run->setup, i);
-    gboolean caches = s->engine.prefix_caching && fleet->role != KV_INSTANCE_DECODE;
-    run->instances[i] = kv_instance_new(i, &fleet->engine, &run->setup->curves, run->executors[i],
-                                        kv_metrics_observer(run->metrics), fleet->memory.blocks,
-                                        caches ? run->hash_block_tokens : 0, run->setup->plan);
+    run->instances[i] = kv_instance_new(
+        i, &fleet->engine, &run->setup->curves, run->executors[i],
+        kv_metrics_observer(run->metrics), fleet->memory.blocks,
+        fleet->role == KV_INSTANCE_DECODE ? 0 : prefix_block_tokens(run), run->setup->plan);
     run->instances[i]->role = fleet->role;
     run->instances[i]->node = nodes[i];
     run->instances[i]->demand = run->setup->demand; /* with the shares of its tiers */
@@ -552,6 +588,10 @@ static void run_end(Run *run) {
       free_queue(&instance->swapped);
       free_queue(&instance->bridge);
       free_queue(&instance->pulling);
+      free_queue(&instance->paused);
+      free_queue(&instance->loading);
+      if (instance->calling)
+        g_sequence_foreach(instance->calling, (GFunc)(void (*)(void))kv_sequence_free, NULL);
       for (guint b = 0; b < instance->n_batches; b++)
         g_ptr_array_foreach(instance->batches[b]->ending, (GFunc)(void (*)(void))kv_sequence_free,
                             NULL);
@@ -617,12 +657,34 @@ static void enter_next(Run *run) {
   enter(run, sequence, sequence->seen_seconds);
 }
 
+/* Calls keep their places in the answer; two that fall together are one after the other. */
+static void scale_output(KvSequence *sequence, double scale) {
+  guint32 n = 0, after = 0;
+  sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
+  for (guint32 i = 0; i < sequence->n_calls; i++) {
+    KvTraceCall call = sequence->calls[i];
+    call.position = (guint32)MAX(after + 1.0, round(call.position * scale));
+    if (call.position >= sequence->output_tokens)
+      break;
+    after = call.position;
+    sequence->calls[n++] = call;
+  }
+  for (; sequence->n_calls > n; sequence->n_calls--)
+    sequence->call_tokens -= sequence->calls[sequence->n_calls - 1].returned_tokens;
+}
+
 /* The engine sees it. */
 static void enter(Run *run, KvSequence *sequence, double now) {
   double scale = run->setup->scenario->output_scale;
   if (scale != 1.0)
-    sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
+    scale_output(sequence, scale);
   kv_metrics_arrived(run->metrics, sequence);
+  if (sequence->n_calls > 0 && !run->executors[0]->class->closed_form && !run->problem)
+    g_set_error(&run->problem, KV_ERROR, KV_ERROR_USAGE,
+                "request %" G_GINT64_FORMAT
+                " has api_calls, whose returned tokens executor '%s' does "
+                "not know, expected executor model",
+                sequence->id, run->executors[0]->class->name);
   guint n = run->setup->fleets[0].instances;
   guint to = n > 1 ? run->router->choose(run->router_state, run->instances, n, sequence) : 0;
   KvInstance *instance = run->instances[to];
@@ -656,6 +718,10 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
     guint source = 0;
     if (!kv_arrival_source_next(run->source, &arrival, error))
       return FALSE;
+    if (run->problem) {
+      g_propagate_error(error, g_steal_pointer(&run->problem));
+      return FALSE;
+    }
     double wake = kv_event_queue_next(run->events, &source);
     double seen = next_seen(run);
     if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE && seen == G_MAXDOUBLE)

@@ -98,6 +98,14 @@ static void flow(Lane *lane, double to) {
   lane->now = MAX(lane->now, to);
 }
 
+double kv_transfers_alone(const KvTransfers *transfers, const KvCopy *copy, double pieces) {
+  const Lane *lane = &transfers->lanes[MIN(copy->from, copy->to)][MAX(copy->from, copy->to)];
+  double rate = copy->to > copy->from ? lane->path.down_Bps : lane->path.up_Bps;
+  return lane->down ? lane->path.latency_seconds + pieces * lane->path.per_copy_seconds +
+                          copy->bytes / rate
+                    : G_MAXDOUBLE;
+}
+
 /* Move the lane's clock to `now`, past any number of changes. */
 static void flow_until(Lane *lane, double now) {
   for (double when; lane->now < now; flow(lane, MIN(when, now))) {
