@@ -57,6 +57,8 @@ typedef struct {
   double bulk_seconds; /* what the protocol of long messages takes longer to start */
   double quick_share;  /* of the long messages' rate, that of the short ones' protocol */
   double crowding;     /* how each GPU's rate falls with their number where the host joins them */
+  gboolean fitted;     /* to this device and type (or one that is the same processor's); else the
+                          efficiency of another one stands in */
   /* How well the fit does, out of sample. */
   double residual;                      /* median |relative error|; 0 if there was none */
   double low_log_error, high_log_error; /* 5th and 95th percentile of log(measured / predicted) */
@@ -71,6 +73,7 @@ typedef enum {
   KV_KERNEL_NCCL,           /* collectives of NCCL */
   KV_KERNEL_LATENT_PREFILL, /* latent attention (MLA) of prompts, every head in full */
   KV_KERNEL_LATENT_DECODE,  /* and of decoding, absorbed: all heads share one latent */
+  KV_KERNEL_MOE, /* all launches of a layer's routed experts; not fitted: bandwidth_share 0 */
   KV_N_KERNELS,
 } KvKernelFamily;
 
@@ -121,6 +124,9 @@ typedef struct {
   double capacity_bytes, read_Bps, write_Bps; /* achievable */
   double latency_seconds, read_iops;          /* per operation; 0 iops = not limited */
   double price_per_GB;
+  /* Storage that computes: what its processor reads inside (achieved, in whole pages) and computes;
+   * 0: it cannot. */
+  double internal_Bps, internal_flops;
 } KvStorage; /* host memory and SSDs alike */
 
 typedef struct {
@@ -132,6 +138,7 @@ typedef struct {
   KvLink *network;        /* between nodes, one port per GPU; NULL for one node */
   KvStorage *host_memory; /* per node */
   KvStorage *ssd;         /* per node; NULL if there is none */
+  KvStorage *csd;         /* per node: computational SSDs, for stacks that attend in them */
   double cpu_flops;       /* one node's processors, sgemm */
   double host_watts;      /* per node beside its GPUs */
   double pue;             /* facility power over IT power */

@@ -6,7 +6,7 @@
 
 const char *const kv_kernel_family_names[] = {
     "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce",
-    "nccl", "latent_prefill",    "latent_decode",    NULL};
+    "nccl", "latent_prefill",    "latent_decode",    "moe",         NULL};
 
 const char *const kv_attention_kernel_names[] = {"fa2",    "fa2-small",  "fa3",
                                                  "trtllm", "flashinfer", NULL};
@@ -164,10 +164,10 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
   const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1,
-                                      1,       a->prefill_attention, a->prefill_attention};
-  const double bytes[KV_N_KERNELS] = {a->memory, a->memory,          a->decode_attention,
-                                      a->memory, all_reduce,         all_reduce,
-                                      a->memory, a->decode_attention};
+                                      1,       a->prefill_attention, a->prefill_attention, 0};
+  const double bytes[KV_N_KERNELS] = {a->memory, a->memory,           a->decode_attention,
+                                      a->memory, all_reduce,          all_reduce,
+                                      a->memory, a->decode_attention, 0};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
     KvEfficiency usual = {.kernel = attention_kernel,
@@ -191,14 +191,23 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
     if (!given)
       continue;
     KvEfficiency e = read_efficiency(json, given, row[stands_for_all[i]]);
-    for (guint d = 0; d < KV_N_DTYPES; d++)
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
       row[d] = e;
+      row[d].fitted = d == KV_DTYPE_BF16 || d == KV_DTYPE_FP16; /* one rate, one traffic */
+    }
     break;
   }
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     json_t *given = kv_json_object(json, family, kv_dtype_names[d], FALSE);
-    if (given)
-      row[d] = read_efficiency(json, given, row[d]);
+    if (!given)
+      continue;
+    row[d] = read_efficiency(json, given, row[d]);
+    row[d].fitted = TRUE;
+  }
+  if (json_object_get(family, kv_dtype_names[KV_DTYPE_FP8]) &&
+      !json_object_get(family, kv_dtype_names[KV_DTYPE_FP8_BLOCK])) {
+    row[KV_DTYPE_FP8_BLOCK] = row[KV_DTYPE_FP8];
+    row[KV_DTYPE_FP8_BLOCK].fitted = FALSE;
   }
 }
 
@@ -220,7 +229,8 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
                                       1,
                                       1,
                                       own->prefill_attention / lent.prefill_attention,
-                                      1};
+                                      1,
+                                      own->gemm / lent.gemm};
   const double bytes[KV_N_KERNELS] = {own->memory / lent.memory,
                                       1,
                                       own->decode_attention / lent.decode_attention,
@@ -228,7 +238,8 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
                                       1,
                                       1,
                                       1,
-                                      own->decode_attention / lent.decode_attention};
+                                      own->decode_attention / lent.decode_attention,
+                                      own->memory / lent.memory};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
     KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
@@ -242,6 +253,7 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
       device->efficiency[k][d].bandwidth_share =
           MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;
+      device->efficiency[k][d].fitted = FALSE;
       uncalibrated_range(&device->efficiency[k][d], k, d);
     }
   }
@@ -272,6 +284,11 @@ static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     device->peak_flops[d] = number(json, peaks, kv_dtype_names[d], 0, TERA);
   }
+  /* Multiplied as fp8. */
+  static const KvDtype eight_bit[] = {KV_DTYPE_FP8_BLOCK, KV_DTYPE_MXFP4_FP8};
+  for (guint i = 0; i < G_N_ELEMENTS(eight_bit); i++)
+    if (device->peak_flops[eight_bit[i]] <= 0)
+      device->peak_flops[eight_bit[i]] = device->peak_flops[KV_DTYPE_FP8];
   double sixteen = MAX(device->peak_flops[KV_DTYPE_BF16], device->peak_flops[KV_DTYPE_FP16]);
   if (sixteen <= 0)
     kv_json_fail(json, object, "dense_TFLOPs",
@@ -517,6 +534,10 @@ static const char *const storage_fields[] = {
     "latency_us",
     "latency_basis",
     "read_kiops",
+    "internal_GBps",
+    "internal_share",
+    "internal_basis",
+    "internal_GFLOPs",
     "usd_per_GB",
     "price_source",
     "extra",
@@ -538,5 +559,8 @@ KvStorage *kv_storage_read(KvJson *json, json_t *object) {
   storage->latency_seconds = number(json, object, "latency_us", KV_JSON_REQUIRED, MICRO);
   storage->read_iops = number(json, object, "read_kiops", 0, 1000);
   storage->price_per_GB = number(json, object, "usd_per_GB", 0, 1);
+  storage->internal_Bps =
+      number(json, object, "internal_GBps", 0, GIGA) * share(json, object, "internal_share", 1);
+  storage->internal_flops = number(json, object, "internal_GFLOPs", 0, GIGA);
   return storage;
 }

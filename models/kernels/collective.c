@@ -1,3 +1,5 @@
+#include <math.h>
+
 #include "models/kernels/roofline.h"
 
 const char *const kv_collective_names[] = {"all-reduce", "all-gather", "reduce-scatter",
@@ -84,5 +86,26 @@ KvCost kv_kernel_send(const KvLink *link, double bytes) {
   return (KvCost){.seconds =
                       link->latency_seconds + bytes / (link->peak_Bps * link->achievable_share),
                   .bytes = bytes,
+                  .bound = KV_BOUND_LINK};
+}
+
+/* Latency grows with the depth of the trees; every byte crosses each level twice, less a rank's own
+ * share (Tree Attention, section 5: NCCL's choice of topology). */
+static double tree_level(const KvLink *link, double bytes, guint ranks) {
+  if (ranks < 2 || !link)
+    return 0.0;
+  double achieved_Bps = link->peak_Bps * link->achievable_share;
+  return link->latency_seconds * ceil(log2(ranks)) +
+         2.0 * (ranks - 1.0) / ranks * bytes / achieved_Bps;
+}
+
+KvCost kv_kernel_tree_reduce(const KvLink *link, const KvLink *network, double bytes,
+                             guint per_node, guint nodes) {
+  double ranks = (double)per_node * nodes;
+  if (ranks < 2.0 || bytes <= 0.0)
+    return (KvCost){0};
+  return (KvCost){.seconds = tree_level(link, bytes, per_node) + tree_level(network, bytes, nodes),
+                  .flops = (ranks - 1.0) * bytes / 2.0,
+                  .bytes = 2.0 * (ranks - 1.0) / ranks * bytes,
                   .bound = KV_BOUND_LINK};
 }

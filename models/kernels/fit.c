@@ -31,6 +31,7 @@ typedef struct {
   }
 
 #define PREFILL (BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_MIXED_ATTENTION))
+#define MOE BIT(KV_OBSERVED_MOE)
 #define DECODE BIT(KV_OBSERVED_DECODE_ATTENTION)
 #define LATENT_PREFILL BIT(KV_OBSERVED_LATENT_PREFILL)
 #define LATENT_DECODE BIT(KV_OBSERVED_LATENT_DECODE)
@@ -89,10 +90,18 @@ static const Parameter parameters[] = {
     IN(LATENT_DECODE, block_exposed, 0.2, 0.01, 1, LATENT_DECODE),
     IN(LATENT_DECODE, combine_seconds, 2e-6, 1e-7, 1e-5, LATENT_DECODE),
     IN(LATENT_DECODE, fill_share, 0.5, 0.1, 1.5, LATENT_DECODE),
+    IN(MOE, fixed_seconds, 2e-5, 1e-6, 2e-4, MOE),
+    IN(MOE, combine_seconds, 1e-6, 1e-8, 2e-5, MOE),
+    IN(MOE, flops_share, 0.5, 0.02, 1, MOE),
+    IN(MOE, bandwidth_share, 0.7, 0.1, 1, MOE),
+    IN(MOE, quantize_share, 0.6, 0.05, 1, MOE),
+    IN(MOE, block_seconds, 3e-7, 1e-9, 2e-5, MOE),
+    IN(MOE, fill_share, 0.5, 0.1, 1.5, MOE),
+    IN(MOE, sharpness, 3, 1, 20, MOE),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM), EAGER),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP), EAGER),
-    MEASURED(l2_speedup, 2, 1, 8, DECODE | LATENT_DECODE, REPEATED),
-    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE | LATENT_DECODE, REPEATED),
+    MEASURED(l2_speedup, 2, 1, 8, DECODE | LATENT_DECODE | MOE, REPEATED),
+    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE | LATENT_DECODE | MOE, REPEATED),
     MEASURED(write_passes, 1, 0.01, 6, BIT(KV_OBSERVED_PREFILL_ATTENTION), REPEATED),
 };
 enum { MOST_DIMENSIONS = G_N_ELEMENTS(parameters) };
@@ -420,9 +429,9 @@ static guint64 family_key(const KvObservation *row) {
       row->head_dim,
       row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
       row->decode_batch,
-      row->hidden,
-      row->expert_intermediate,
-      row->n_experts,
+      row->experts.hidden,
+      row->experts.intermediate,
+      row->experts.n_experts,
       row->bytes * (row->kind == KV_OBSERVED_ALL_REDUCE || row->kind == KV_OBSERVED_NCCL)};
   guint64 hash = 0x2545f4914f6cdd1dull;
   for (guint i = 0; i < G_N_ELEMENTS(fields); i++)

@@ -113,7 +113,8 @@ KvCost kv_kernel_sampling(const KvDevice *device, double rows, double vocab);
  * as uniform. */
 double kv_kernel_experts_touched(double tokens, double n_experts, double n_experts_per_token);
 
-/* The routed experts of one layer for `tokens` tokens: grouped GEMMs over the experts touched. */
+/* The routed experts of one layer for `tokens` tokens, the router's product included: by the fit of
+ * the device's own expert kernels, or composed of products and element-wise kernels. */
 KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
                      double hidden, double expert_intermediate, gboolean gated, double n_experts,
                      double n_experts_per_token);
@@ -123,6 +124,10 @@ KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes,
 KvCost kv_kernel_all_reduce(const KvDevice *device, const KvLink *link, double bytes, guint ranks);
 KvKernelFamily kv_kernel_all_reduce_family(const KvDevice *device, double bytes, guint ranks);
 KvCost kv_kernel_send(const KvLink *link, double bytes);
+/* The same as an all-reduce along trees: within each of `nodes` nodes of `per_node` ranks over
+ * `link`, between them over `network`. */
+KvCost kv_kernel_tree_reduce(const KvLink *link, const KvLink *network, double bytes,
+                             guint per_node, guint nodes);
 
 /* NCCL's collectives. `bytes`: of the whole message that every GPU has before or after; all-to-all:
  * of what one GPU sends to all, itself included. */

@@ -90,7 +90,7 @@ static void unlimit(KvEfficiency *efficiency, double seconds) {
 
 static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
                            const KvObservation *observation) {
-  double element_bytes = kv_dtype_bytes(observation->dtype);
+  double element_bytes = kv_dtype_weight_bytes(observation->dtype);
   double m = observation->m, k = observation->k, n = observation->n;
   KvDevice used = *device;
   double seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
@@ -210,6 +210,19 @@ static double predict_uneven_attention(const KvDevice *device, const KvObservati
   return beside_chunk_seconds(device, row, &operands);
 }
 
+/* A benchmark that runs through a few routings reads the experts of all of them in a round. */
+static double predict_moe(const KvDevice *device, const KvMeasuring *measuring,
+                          const KvObservation *row) {
+  double weight_bytes = kv_dtype_weight_bytes(row->dtype);
+  double experts = MIN(row->experts.n_experts, row->routings * row->expert_load.touched);
+  double bytes = experts * 3 * row->experts.hidden * row->experts.intermediate * weight_bytes;
+  KvResidency residency = residency_of(device, measuring, row, bytes);
+  double read_share = 1 - residency.resident * (1 - 1 / residency.l2_speedup);
+  return kv_moe_cost(device, row->dtype, weight_bytes, &row->experts, row->batch, &row->expert_load,
+                     read_share)
+      .seconds;
+}
+
 double kv_observation_step_seconds(const KvDevice *device, const KvObservation *observation,
                                    double *kernels) {
   const KvStepShape *shape = observation->shape;
@@ -275,11 +288,7 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
                                 observation->bytes, (guint)observation->ranks)
         .seconds;
   case KV_OBSERVED_MOE:
-    return kv_moe_touching(device, observation->dtype, kv_dtype_bytes(observation->dtype),
-                           observation->batch, observation->hidden,
-                           observation->expert_intermediate, TRUE, observation->n_experts,
-                           observation->n_experts_per_token, observation->n_experts)
-        .seconds;
+    return predict_moe(device, measuring, observation);
   case KV_OBSERVED_ELEMENTWISE:
     return kv_kernel_elementwise(device, observation->bytes).seconds;
   case KV_OBSERVED_SEND:

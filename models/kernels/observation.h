@@ -11,7 +11,7 @@
 
 #include <glib.h>
 
-#include "models/kernels/kernels.h"
+#include "models/kernels/moe.h"
 
 typedef enum {
   KV_OBSERVED_GEMM,
@@ -50,8 +50,10 @@ typedef struct {
   double decode_batch, decode_context; /* mixed attention: beside one chunk; uneven: the mean */
   double longest_context;              /* uneven: of a decoding sequence */
   KvCollective collective;             /* NCCL */
-  double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
-                                                                         touch all n_experts */
+  KvMoeShape experts;                  /* MoE: one GPU's, ... */
+  KvExpertLoad expert_load;            /* ... and what `batch` tokens leave to them */
+  double routings;                     /* repeated MoE: different routings of a round */
+  const char *source; /* MoE: the kernel that the table names, interned; NULL: it names none */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
                              */
   double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */

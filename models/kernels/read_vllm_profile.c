@@ -171,13 +171,15 @@ static gboolean observe_dense(const KvColumns *table, const Shape *shape, KvObse
 
 static gboolean observe_moe(const KvColumns *table, const Shape *shape, KvObservation *row,
                             gboolean *known, GError **error) {
+  double touched = 0;
+  if (!kv_columns_number(table, "tokens", &row->batch, error) ||
+      !kv_columns_positive(table, "activated_experts", &touched, error))
+    return FALSE;
   row->kind = KV_OBSERVED_MOE;
-  row->hidden = shape->hidden;
-  row->expert_intermediate = shape->expert_intermediate;
-  row->n_experts_per_token = shape->n_experts_per_token;
+  row->experts = (KvMoeShape){shape->hidden, shape->expert_intermediate, touched, TRUE};
+  kv_moe_add_experts(&row->expert_load, touched, row->batch * shape->n_experts_per_token / touched);
   *known = shape->n_experts_per_token > 0;
-  return kv_columns_number(table, "tokens", &row->batch, error) &&
-         kv_columns_number(table, "activated_experts", &row->n_experts, error);
+  return TRUE;
 }
 
 static gboolean read_table(const char *path, GArray *observations, GError **error) {

@@ -66,6 +66,7 @@ struct KvTechnique {
   const KvParam *params;         /* ends with name NULL */
   const KvFormula *formulas;     /* ends with symbolic NULL */
   const KvQualityPoint *quality; /* ends with model NULL */
+  const char *quality_note;      /* what is known without a figure; NULL and no points: exact */
   const char *composes;          /* what it goes with and what it excludes, in words */
   const char *pitfalls;
   const char *confidence;

@@ -38,15 +38,16 @@ static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPr
     if (a->resident_bytes[t] > 0.0)
       json_object_set_new(tiers, kv_tier_names[t], json_real(a->resident_bytes[t]));
   const KvScenario *s = setup->scenario;
+  g_autofree char *unmeasured = kv_setup_unmeasured(setup);
   KvTimeInterval interval = kv_prediction_interval(setup, a);
   json_t *root = json_pack(
       "{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:o}",
       "model", setup->model->id, "platform", setup->platform->id, "use", s->use, "tensor_parallel",
       (int)s->tensor_parallel, "phase", phase_name(q), "batch", (int)q->batch, "context_tokens",
-      (int)q->context_tokens, "calibrated", setup->platform->device->calibrated, "time_seconds",
-      a->cost.seconds, "time_low_seconds", kv_time_interval_low(&interval), "time_high_seconds",
-      kv_time_interval_high(&interval), "kv_resident_bytes", total_resident(a), "kv_read_bytes",
-      a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
+      (int)q->context_tokens, "calibrated", setup->platform->device->calibrated && !unmeasured,
+      "time_seconds", a->cost.seconds, "time_low_seconds", kv_time_interval_low(&interval),
+      "time_high_seconds", kv_time_interval_high(&interval), "kv_resident_bytes", total_resident(a),
+      "kv_read_bytes", a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
       a->cost.flops * s->tensor_parallel, "hbm_bytes", a->cost.hbm_bytes * s->tensor_parallel,
       "launches", a->cost.launches, "components", components);
   g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
@@ -91,9 +92,13 @@ static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvP
   g_autofree char *read = kv_format(KV_UNIT_BYTES, a->read_bytes);
   g_autofree char *flops =
       kv_format(KV_UNIT_FLOPS, a->cost.flops * setup->scenario->tensor_parallel);
+  g_autofree char *unmeasured = kv_setup_unmeasured(setup);
+  g_autofree char *mark = unmeasured ? g_strdup_printf(" (uncalibrated: %s)", unmeasured)
+                          : setup->platform->device->calibrated ? g_strdup("")
+                                                                : g_strdup(" (uncalibrated)");
   printf("%s on %s%s%s: %s of %u x %u tokens%s\n", setup->model->id, setup->platform->id,
          *setup->scenario->use ? ", " : "", setup->scenario->use, phase_name(q), q->batch,
-         q->context_tokens, setup->platform->device->calibrated ? "" : " (uncalibrated)");
+         q->context_tokens, mark);
   KvTimeInterval interval = kv_prediction_interval(setup, a);
   g_autofree char *low = kv_format(KV_UNIT_SECONDS, kv_time_interval_low(&interval));
   g_autofree char *high = kv_format(KV_UNIT_SECONDS, kv_time_interval_high(&interval));

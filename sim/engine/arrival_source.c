@@ -29,6 +29,7 @@ struct KvArrivalSource {
   double now;                   /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
+  gboolean names_answers;
   KvSequence *ahead;    /* read, not given out */
   GHashTable *sessions; /* by id: Session */
   GPtrArray *deferred;  /* binary heap by arrival: turns whose time is known */
@@ -48,6 +49,11 @@ KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
   s->n_tokens = request->n_tokens;
   s->hashes = g_memdup2(request->hashes, request->n_hashes * sizeof(guint64));
   s->tokens = g_memdup2(request->tokens, request->n_tokens * sizeof(guint32));
+  s->calls = g_memdup2(request->calls, request->n_calls * sizeof *request->calls);
+  s->n_calls = request->n_calls;
+  for (guint i = 0; i < s->n_calls; i++)
+    s->call_tokens += s->calls[i].returned_tokens;
+  s->link.data = s;
   s->arrival_seconds = request->arrival_seconds;
   s->deadline_seconds = request->deadline_seconds;
   s->think_seconds = request->think_seconds;
@@ -61,6 +67,7 @@ void kv_sequence_free(KvSequence *sequence) {
     return;
   g_free(sequence->hashes);
   g_free(sequence->tokens);
+  g_free(sequence->calls);
   g_free(sequence->nodes);
   g_free(sequence->block_ids);
   g_free(sequence->swapped_ids);
@@ -118,6 +125,10 @@ void kv_arrival_source_free(KvArrivalSource *source) {
 
 KvArrivalMode kv_arrival_source_mode(const KvArrivalSource *source) {
   return source->mode;
+}
+
+void kv_arrival_source_name_answers(KvArrivalSource *source) {
+  source->names_answers = TRUE;
 }
 
 static gboolean earlier(const KvSequence *a, const KvSequence *b) {
@@ -179,6 +190,8 @@ static gboolean read_ahead(KvArrivalSource *source, GError **error) {
  * up again while it is active, the turns continue it. */
 static gboolean start_session(KvArrivalSource *source, GError **error) {
   gint64 id = source->ahead->session;
+  KvSequence *before = source->ahead;
+  guint32 block_tokens = kv_trace_reader_block_tokens(source->reader);
   Session *session = g_hash_table_lookup(source->sessions, &id);
   if (!session) {
     KvSequence *first = g_steal_pointer(&source->ahead);
@@ -202,6 +215,9 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
   while (read_ahead(source, error)) {
     if (!source->ahead || source->ahead->session != id)
       return TRUE;
+    if (source->names_answers && before != source->ahead)
+      kv_sequence_name_answer(before, source->ahead, block_tokens);
+    before = source->ahead;
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
   return FALSE;

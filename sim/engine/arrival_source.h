@@ -46,6 +46,11 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source);
 /* A request that this source gave has finished or was rejected at `now`. */
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now);
 
+/* Name the blocks of answers as the next turn does, in traces of sessions, whose next turn is
+ * known.
+ */
+void kv_arrival_source_name_answers(KvArrivalSource *source);
+
 KvArrivalMode kv_arrival_source_mode(const KvArrivalSource *source);
 
 KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index);

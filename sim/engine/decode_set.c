@@ -176,14 +176,14 @@ static void remove_piece(KvDecodeSet *set, KvSequence *sequence) {
 }
 
 void kv_decode_set_join(KvDecodeSet *set, KvSequence *sequence) {
-  g_assert(sequence->emitted_tokens < sequence->output_tokens);
+  g_assert(sequence->emitted_tokens < kv_sequence_stop(sequence));
   if (set->n == set->size) {
     set->size = MAX(64, 2 * set->size);
     set->heap = g_renew(KvSequence *, set->heap, set->size);
   }
   sequence->state = KV_SEQUENCE_DECODE;
   sequence->join_step = set->step;
-  sequence->finish_step = set->step + (sequence->output_tokens - sequence->emitted_tokens);
+  sequence->finish_step = set->step + (kv_sequence_stop(sequence) - sequence->emitted_tokens);
   heap_up(set, set->n++, sequence);
   double n = sequence->computed_tokens;
   set->context += n;

@@ -29,6 +29,10 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
  * has worked out already shared with it. Not for use in another thread than `like`. */
 KvExecutor *kv_model_executor_twin(KvExecutor *like);
 
+/* The executor's instance pulls caches from others, over `ports` GPUs' links at once: within a node
+ * over the links between GPUs, between nodes over the network. */
+void kv_model_executor_set_ports(KvExecutor *executor, guint ports);
+
 /* One line of a step's price, for `predict` and `explain`: what was computed, how often, and which
  * bound held. */
 typedef struct {

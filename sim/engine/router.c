@@ -24,6 +24,16 @@ static guint least_loaded(gpointer state, KvInstance *const *instances, guint n,
   return best;
 }
 
+/* DistServe's dispatch of prompts: the least work queued, the first of the smallest. */
+static guint shortest_queue(gpointer state, KvInstance *const *instances, guint n,
+                            const KvSequence *sequence) {
+  guint best = 0;
+  for (guint i = 1; i < n; i++)
+    if (instances[i]->prompt_tokens < instances[best]->prompt_tokens)
+      best = i;
+  return best;
+}
+
 /* What an instance has of a sequence's prompt. */
 typedef struct {
   guint64 tokens;
@@ -152,6 +162,9 @@ const KvRouterClass kv_routers[] = {
      .state_new = connections_new,
      .state_free = connections_free,
      .finished = connection_finished},
+    {.name = "shortest-queue",
+     .description = "fewest prompt tokens that wait or are being computed",
+     .choose = shortest_queue},
     {.name = NULL},
 };
 

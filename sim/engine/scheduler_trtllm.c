@@ -11,7 +11,7 @@
 #include "sim/engine/schedulers.h"
 
 static guint64 whole_blocks(const KvInstance *instance, const KvSequence *sequence) {
-  double tokens = (double)sequence->input_tokens + sequence->output_tokens;
+  double tokens = (double)kv_sequence_end_tokens(sequence);
   return MAX(
       kv_demand_blocks(&instance->demand, tokens, sequence->input_tokens, TRUE),
       kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE));

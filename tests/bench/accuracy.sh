@@ -40,6 +40,33 @@ score() {
   "$kvsim" calibrate --device "$scored" --like "$like" --from "$@" | rows "$scored, $like"
 }
 
+# The rows of a table whose type (gemm_dtype, moe_dtype) matches a pattern, as a file of their own.
+pick() {
+  zcat "$kernels/$1" | awk -F, -v types="$2" 'NR == 1 || $6 ~ types' >"$work/$3"
+  echo "$work/$3"
+}
+
+# Tables of experts and of quantized products, each fitted on its own: of vLLM where it has one that
+# was not bound by the host.
+further_tables_of() {
+  case $1 in
+  a100-80gb)
+    pick a100_sxm/gemm/gemm_perf.trtllm-1.0.0.csv.gz '^(sq|int4_wo)$' a100-quantized.csv
+    echo "$kernels/a100_sxm/moe/moe_perf.sglang-0.5.10.csv.gz"
+    ;;
+  h100-sxm)
+    pick h100_sxm/gemm/gemm_perf.sglang-0.5.14.csv.gz '^fp8_block$' h100-block.csv
+    echo "$kernels/h100_sxm/moe/moe_perf.vllm-0.24.0.csv.gz"
+    ;;
+  b200)
+    pick b200_sxm/gemm/gemm_perf.sglang-0.5.14.csv.gz '^fp8_block$' b200-block.csv
+    pick b200_sxm/moe/moe_perf.vllm-0.24.0.csv.gz '^[^_]*(_block|_wo|16_mxfp4)?$' b200-experts.csv
+    pick b200_sxm/moe/moe_perf.sglang-0.5.14.csv.gz '^w4a8_mxfp4_mxfp8$' b200-experts-w4a8.csv
+    ;;
+  l40s) echo "$kernels/l40s/moe/moe_perf.vllm-0.24.0.csv.gz" ;;
+  esac
+}
+
 # Rows "kind dtype n median p95 bias low .. high covers" of kvsim calibrate as rows of a page.
 rows() {
   awk -v device="$1" '/ \.\. / {
@@ -64,6 +91,9 @@ section() {
   for device in a100-80gb h100-sxm h200 b200 l40s rtx-pro-6000-server rtx-4090; do
     # shellcheck disable=SC2046
     "$kvsim" calibrate --device $device --from $(tables_of $device) | rows $device
+    for table in $(further_tables_of $device); do
+      "$kvsim" calibrate --device $device --from "$table" | rows $device
+    done
   done
   echo
   echo "### Without any measurement of the device: its data sheet and another device's efficiencies"
@@ -75,6 +105,12 @@ section() {
     # shellcheck disable=SC2046
     "$kvsim" calibrate --device "$device" --like "${pair#*,}" --from $(tables_of "$device") |
       rows "$device, ${pair#*,}"
+  done
+  for pair in a100-80gb,h100-sxm h100-sxm,a100-80gb h100-sxm,b200 b200,h100-sxm l40s,h100-sxm; do
+    device=${pair%,*}
+    # shellcheck disable=SC2046
+    "$kvsim" calibrate --device "$device" --like "${pair#*,}" --from \
+      $(further_tables_of "$device" | grep 'moe\|experts') | rows "$device, ${pair#*,}"
   done
   echo
   echo "### Latent attention: another engine's kernels (SGLang), and absorbed projections; nothing fitted to them"
@@ -114,7 +150,8 @@ section() {
 }
 
 text=$(mktemp)
-trap 'rm -f "$text" "$text.page"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$text" "$text.page" "$work"' EXIT
 section >"$text"
 awk -v text="$text" '
   /<!-- rung 1: end -->/ { inside = 0 }

@@ -208,28 +208,6 @@ static void test_decode_is_smooth_in_context(void) {
   }
 }
 
-static void test_experts_touched(void) {
-  assert_near(kv_kernel_experts_touched(1, 256, 8), 8, 1e-9);
-  assert_near(kv_kernel_experts_touched(2, 8, 2), 8 * (1 - 0.75 * 0.75), 1e-12);
-  assert_near(kv_kernel_experts_touched(1e5, 256, 8), 256, 1e-9);
-  assert_near(kv_kernel_experts_touched(3, 4, 4), 4, 0);
-  assert_near(kv_kernel_experts_touched(0, 8, 2), 0, 0);
-}
-
-static void test_moe_reads_the_experts_it_touches(void) {
-  KvDevice device = round_device();
-  KvCost one = kv_kernel_moe(&device, KV_DTYPE_BF16, 2, 1, 4096, 14336, TRUE, 8, 2);
-  double expert_bytes = 2. * 3 * 4096 * 14336;
-  assert_near(one.bytes, 2 * expert_bytes, 0.01);
-  KvCost many = kv_kernel_moe(&device, KV_DTYPE_BF16, 2, 64, 4096, 14336, TRUE, 8, 2);
-  assert_near(many.bytes, 8 * expert_bytes, 0.03);
-  g_assert_cmpfloat(many.seconds, >, 3.5 * one.seconds);
-  /* Enough tokens are bound by multiplication: k experts a token. */
-  KvCost prefill = kv_kernel_moe(&device, KV_DTYPE_BF16, 2, 16384, 4096, 14336, TRUE, 8, 2);
-  g_assert_cmpint(prefill.bound, ==, KV_BOUND_COMPUTE);
-  assert_near(prefill.seconds, 16384 * 2 * expert_bytes / 8e14, 0.1);
-}
-
 static void test_all_reduce_takes_the_better_algorithm(void) {
   KvDevice device = round_device();
   device.link_Bps = 450e9;
@@ -546,7 +524,7 @@ static void test_tables_are_read(void) {
       rows));
   g_assert_null(read_table("table.csv",
                            "op_name,gemm_dtype,m,n,k,latency\ngemm,fp8,128,4096,2048,0.012\n"
-                           "gemm,nvfp4,128,4096,2048,0.01\n",
+                           "gemm,w2a2,128,4096,2048,0.01\n",
                            rows));
   g_assert_null(
       read_table("decode.csv",
@@ -762,8 +740,6 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/decode/bandwidth", test_decode_reads_the_cache_at_bandwidth);
   g_test_add_func("/kernels/decode/shared-prefix", test_a_shared_prefix_is_read_once);
   g_test_add_func("/kernels/decode/smooth", test_decode_is_smooth_in_context);
-  g_test_add_func("/kernels/moe/touched", test_experts_touched);
-  g_test_add_func("/kernels/moe/bytes", test_moe_reads_the_experts_it_touches);
   g_test_add_func("/kernels/all-reduce", test_all_reduce_takes_the_better_algorithm);
   g_test_add_func("/kernels/nccl", test_nccl_passes_rings);
   g_test_add_func("/kernels/all-reduce-or-nccl", test_engines_leave_large_all_reduces_to_nccl);

@@ -94,12 +94,12 @@ static void test_interval_is_of_each_family_and_type(void) {
   const KvDevice *device = setup->platform->device;
   KvPrediction decode = predict(setup, &(KvStepQuestion){TRUE, 64, 4096, 0});
   double above[KV_N_KERNELS] = {0}, squares = 0;
-  gboolean fp8 = FALSE;
+  gboolean fp8_block = FALSE;
   for (guint i = 0; i < decode.kernels->len; i++) {
     const KvPricedKernel *k = &g_array_index(decode.kernels, KvPricedKernel, i);
     if (k->family == KV_N_KERNELS)
       continue;
-    fp8 |= k->family == KV_KERNEL_GEMM && k->dtype == KV_DTYPE_FP8;
+    fp8_block |= k->family == KV_KERNEL_GEMM && k->dtype == KV_DTYPE_FP8_BLOCK;
     above[k->family] +=
         k->cost.seconds * expm1(device->efficiency[k->family][k->dtype].high_log_error);
   }
@@ -108,7 +108,8 @@ static void test_interval_is_of_each_family_and_type(void) {
   KvTimeInterval interval = kv_prediction_interval(setup, &decode);
   assert_near(interval.seconds, decode.cost.seconds, 1e-9);
   assert_near(kv_time_interval_high(&interval), decode.cost.seconds + sqrt(squares), 1e-9);
-  g_assert_true(fp8);
+  g_assert_true(fp8_block);
+  g_assert_cmpfloat(above[KV_KERNEL_MOE], >, 0);
   g_assert_cmpfloat(above[KV_KERNEL_LATENT_DECODE], >, 0);
   g_assert_cmpfloat(above[KV_KERNEL_ALL_REDUCE], >, 0);
   /* fp8 products are less certain than bf16 ones. */
