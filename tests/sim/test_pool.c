@@ -479,7 +479,8 @@ static void act(World *w) {
     release(w, a, TRUE);
   } else if (what < 19) {
     release(w, a, FALSE);
-  } else if (!w->explicit_ids && !g_ptr_array_find(a->nodes, NULL, NULL) &&
+  } else if ((!w->explicit_ids || a->sequence.n_nodes == 0) &&
+             !g_ptr_array_find(a->nodes, NULL, NULL) &&
              a->sequence.computed_tokens == a->sequence.target_tokens) {
     guint64 blocks = (guint64)kv_random_integer(&w->random, 0, 1 + a->table->len);
     guint64 held = kv_pool_held(w->pool, &a->sequence);
