@@ -199,6 +199,7 @@ const KvTechnique kv_technique_quest = {
         "layer instead of one lose at short contexts. The summaries follow the mean of n/p pages, "
         "not whole ones.",
     .confidence = "high: paper, code and figures were read",
+    .executed = TRUE, /* impl=ideal */
     .plan = quest_plan,
     .engine = quest_engine,
 };

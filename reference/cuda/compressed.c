@@ -256,10 +256,10 @@ static gboolean fill_tables(KvCudaCompressed *c, guint prompts, GError **error) 
 
 static gboolean upload_tables(KvCudaCompressed *c, GError **error) {
   if (c->words->len > c->table_words) {
-    if (!grow(c, &c->tables, 0, 2 * c->words->len * sizeof(guint32), "the tables of prompts",
+    if (!grow(c, &c->tables, 0, 2 * (gsize)c->words->len * sizeof(guint32), "the tables of prompts",
               error))
       return FALSE;
-    c->table_words = 2 * c->words->len;
+    c->table_words = 2 * (gsize)c->words->len;
   }
   return c->words->len == 0 || kv_cuda_upload(c->device, c->tables, c->words->data,
                                               c->words->len * sizeof(guint32), error);

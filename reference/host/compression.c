@@ -40,6 +40,19 @@ static gboolean init_snapkv(KvHostCompression *c, const KvTechniqueUse *use, GEr
   return TRUE;
 }
 
+static gboolean init_quest(KvHostCompression *c, const KvTechniqueUse *use,
+                           const KvEngineConfig *engine, GError **error) {
+  guint page = (guint)kv_technique_value(use, "page_size");
+  c->format = KV_HOST_QUEST;
+  c->pages = (guint)kv_technique_value(use, "token_budget") / page;
+  c->dense_layers = (guint)kv_technique_value(use, "skip_layers");
+  if (kv_technique_value(use, "impl") == 1.0)
+    return refuse(error, "quest", "impl=released", "impl=ideal");
+  if (engine->block_tokens != page)
+    return refuse(error, "quest", "a page_size that is not engine.block_tokens", "both equal");
+  return TRUE;
+}
+
 static gboolean check_layers(const KvHostCompression *c, const char *id, const KvModel *model,
                              GError **error) {
   for (guint g = 0; g < model->n_groups; g++) {
@@ -69,12 +82,15 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
   for (guint i = 0; i < stack->uses->len; i++) {
     const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, i);
     gboolean kivi = strcmp(use->technique->id, "kivi") == 0;
-    if (!kivi && strcmp(use->technique->id, "snapkv") != 0)
+    gboolean quest = strcmp(use->technique->id, "quest") == 0;
+    if (!kivi && !quest && strcmp(use->technique->id, "snapkv") != 0)
       continue;
     if (c->format != KV_HOST_EXACT)
       return refuse(error, use->technique->id, "a second change of the cache", "one of them alone");
     id = use->technique->id;
-    if (!(kivi ? init_kivi(c, use, engine, error) : init_snapkv(c, use, error)))
+    if (!(kivi    ? init_kivi(c, use, engine, error)
+          : quest ? init_quest(c, use, engine, error)
+                  : init_snapkv(c, use, error)))
       return FALSE;
   }
   return c->format == KV_HOST_EXACT || check_layers(c, id, model, error);
@@ -257,4 +273,66 @@ void kv_host_snapkv_compact(const KvHostCompression *c, const KvHostPages *pages
       memmove(to + pages->key_offset, source + pages->key_offset, bytes);
       memmove(to + pages->value_offset, source + pages->value_offset, bytes);
     }
+}
+
+/* --- quest ----------------------------------------------------------------------------------- */
+
+/* The most that a key of the page could score with one of the queries. */
+static float page_bound(const float *q, const KvHostPages *pages, const guint32 *block_table,
+                        guint head, guint group, guint32 page) {
+  guint d = pages->head_dim;
+  const float *keys =
+      slot_of(pages, block_table, head, page * pages->block_tokens) + pages->key_offset;
+  float most = -INFINITY;
+  for (guint h = 0; h < group; h++, q += d) {
+    float bound = 0.0f;
+    for (guint i = 0; i < d; i++) {
+      float low = keys[i], high = keys[i];
+      for (guint t = 1; t < pages->block_tokens; t++) {
+        low = MIN(low, keys[t * d + i]);
+        high = MAX(high, keys[t * d + i]);
+      }
+      bound += MAX(q[i] * low, q[i] * high);
+    }
+    most = MAX(most, bound);
+  }
+  return most;
+}
+
+void kv_host_quest_choose(const KvHostCompression *c, guint32 *chosen, const float *q,
+                          const KvHostPages *pages, const guint32 *block_table, guint head,
+                          guint group, guint32 n) {
+  guint32 last = (n - 1) / pages->block_tokens;
+  g_autofree Candidate *candidates = g_new(Candidate, last);
+  for (guint32 p = 0; p < last; p++)
+    candidates[p] = (Candidate){page_bound(q, pages, block_table, head, group, p), p};
+  qsort(candidates, last, sizeof *candidates, by_votes);
+  for (guint32 i = 0; i + 1 < c->pages; i++)
+    chosen[i] = candidates[i].position;
+  qsort(chosen, c->pages - 1, sizeof *chosen, by_position);
+  chosen[c->pages - 1] = last;
+}
+
+void kv_host_quest_attention(const KvHostCompression *c, float *out, const float *q,
+                             const KvHostPages *pages, const guint32 *block_table, guint32 n,
+                             guint n_heads, float *scores) {
+  guint32 last = (n - 1) / pages->block_tokens;
+  guint group = n_heads / pages->n_kv_heads;
+  gsize width = (gsize)group * pages->head_dim;
+  if (last < c->pages) {
+    kv_host_attention(out, q, pages, block_table, n - 1, 1, n_heads, 0, scores);
+    return;
+  }
+  g_autofree guint32 *chosen = g_new(guint32, c->pages), *table = g_new(guint32, c->pages);
+  for (guint h = 0; h < pages->n_kv_heads; h++, q += width, out += width) {
+    KvHostPages one = *pages; /* this head's part of every block */
+    one.n_kv_heads = 1;
+    one.key_offset += (gsize)h * pages->block_tokens * pages->head_dim;
+    one.value_offset += (gsize)h * pages->block_tokens * pages->head_dim;
+    kv_host_quest_choose(c, chosen, q, pages, block_table, h, group, n);
+    for (guint i = 0; i < c->pages; i++)
+      table[i] = block_table[chosen[i]];
+    guint32 held = (c->pages - 1) * pages->block_tokens + (n - 1) % pages->block_tokens;
+    kv_host_attention(out, q, &one, table, held, 1, group, 0, scores);
+  }
 }

@@ -11,6 +11,10 @@
  * order in its first slots; later tokens follow. So position i stands in slot i - dropped, and a
  * slot of the prompt belongs to a token of its own in each head.
  *
+ * quest: Tang et al., "Quest" (2024). Nothing is dropped; a decoding token's KV head reads the last
+ * page and those of the others (a page is a block) whose keys could score highest with one of the
+ * head's queries, by the least and greatest value of each channel; the first layers read all.
+ *
  * One of them at a time; kv_host_compression_init() says what of them is not executed.
  */
 #ifndef KV_REFERENCE_HOST_COMPRESSION_H
@@ -21,13 +25,20 @@
 #include "models/techniques/technique.h"
 #include "reference/host/kernels.h"
 
-typedef enum { KV_HOST_EXACT, KV_HOST_FP8, KV_HOST_KIVI, KV_HOST_SNAPKV } KvHostFormat;
+typedef enum {
+  KV_HOST_EXACT,
+  KV_HOST_FP8,
+  KV_HOST_KIVI,
+  KV_HOST_SNAPKV,
+  KV_HOST_QUEST
+} KvHostFormat;
 
 typedef struct {
   KvHostFormat format;
   guint bits, group, residual;  /* kivi: 2 or 4, G, R */
   guint budget, window, kernel; /* snapkv */
   gboolean max_pooling;
+  guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
 } KvHostCompression;
 
 /* What the stack and the cache's type ask for on an engine with that configuration. FALSE with
@@ -73,5 +84,16 @@ void kv_host_snapkv_select(const KvHostCompression *compression, guint32 *kept, 
 void kv_host_snapkv_compact(const KvHostCompression *compression, const KvHostPages *pages,
                             const guint32 *block_table, const guint32 *kept, guint32 prompt,
                             guint32 tokens);
+
+/* chosen[pages], ascending: the pages of a context of n tokens, more than so many, that the head
+ * reads for its queries q[group][d]; of equals the lowest. */
+void kv_host_quest_choose(const KvHostCompression *compression, guint32 *chosen, const float *q,
+                          const KvHostPages *pages, const guint32 *block_table, guint head,
+                          guint group, guint32 n);
+/* One query over a context of n tokens, q[H][d]: attention to the pages that each head chooses.
+ * scores: scratch of n floats. */
+void kv_host_quest_attention(const KvHostCompression *compression, float *out, const float *q,
+                             const KvHostPages *pages, const guint32 *block_table, guint32 n,
+                             guint n_heads, float *scores);
 
 #endif

@@ -154,14 +154,21 @@ static double tokens_attended(const KvHostSpan *span, guint window) {
   return sum;
 }
 
-static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages) {
+static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages, guint l) {
   const KvAttention *a = &layer->attention;
   guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
   gsize width = (gsize)a->n_heads * a->head_dim, r = 0;
+  const KvHostCompression *c = &pass->cache->compression;
+  gboolean chooses = c->format == KV_HOST_QUEST && l >= c->dense_layers;
   for (guint s = 0; s < pass->n_spans; s++) {
     const KvHostSpan *span = &pass->spans[s];
-    kv_host_attention(pass->attended + r * width, pass->q + r * width, pages, span->block_table,
-                      span->past - span->dropped, span->n_tokens, a->n_heads, window, pass->scores);
+    if (chooses && span->decoding)
+      kv_host_quest_attention(c, pass->attended + r * width, pass->q + r * width, pages,
+                              span->block_table, span->past + 1, a->n_heads, pass->scores);
+    else
+      kv_host_attention(pass->attended + r * width, pass->q + r * width, pages, span->block_table,
+                        span->past - span->dropped, span->n_tokens, a->n_heads, window,
+                        pass->scores);
     r += span->n_tokens;
     double read = tokens_attended(span, window);
     pass->work->bytes += 2.0 * read * a->n_kv_heads * a->head_dim * sizeof(float);
@@ -275,7 +282,7 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
     const KvHostLayer *layer = &weights->layers[l];
     project_inputs(&pass, layer);
     store(&pass, layer, &cache->layers[l]);
-    attend(&pass, layer, &cache->layers[l]);
+    attend(&pass, layer, &cache->layers[l], l);
     compress(&pass, layer, &cache->layers[l], l);
     add_residual(&pass);
     feed_forward(&pass, layer);

@@ -18,13 +18,13 @@
 #include "reference/cuda/forward.h"
 #endif
 
-enum { BLOCK_TOKENS = 128, SEED = 1 };
+enum { SEED = 1 };
 
 typedef struct {
   const char *executor, *model_name, *use, *cache;
   KvModel *model;
   KvHostCompression compression;
-  guint prompt, decoded, chunk, n_blocks;
+  guint prompt, decoded, chunk, block_tokens, n_blocks;
   guint32 *tokens, *table;
   KvHostAgreement agreement;
 } Job;
@@ -49,13 +49,13 @@ static gboolean find_dtype(const char *name, KvDtype *dtype, GError **error) {
 /* The technique's plan must accept the model; what the executors take of it is checked after. */
 static gboolean read_technique(Job *job, GError **error) {
   KvDtype dtype;
-  KvEngineConfig engine = {.block_tokens = BLOCK_TOKENS};
+  KvEngineConfig engine = {.block_tokens = strstr(job->use, "kivi") ? 128 : 16}; /* G divides it */
   g_autoptr(KvStack) stack = kv_stack_parse(strcmp(job->use, "-") == 0 ? "" : job->use, error);
   if (!stack || !find_dtype(job->cache, &dtype, error))
     return FALSE;
   g_autoptr(KvPlan) plan = kv_stack_apply(stack, job->model, dtype, &engine, error);
   engine.prefix_caching = FALSE;
-  engine.block_tokens = BLOCK_TOKENS;
+  job->block_tokens = engine.block_tokens;
   return plan &&
          kv_host_compression_init(&job->compression, stack, job->model, dtype, &engine, error);
 }
@@ -81,7 +81,7 @@ static gboolean job_init(Job *job, int argc, char **argv, GError **error) {
   job->tokens = g_new(guint32, job->prompt);
   for (guint i = 0; i < job->prompt; i++)
     job->tokens[i] = (guint32)kv_random_integer(&random, 0, job->model->vocab - 1);
-  job->n_blocks = (job->prompt + job->decoded) / BLOCK_TOKENS + 1;
+  job->n_blocks = (job->prompt + job->decoded) / job->block_tokens + 1;
   job->table = g_new(guint32, job->n_blocks);
   for (guint i = 0; i < job->n_blocks; i++) /* backwards */
     job->table[i] = job->n_blocks - 1 - i;
@@ -119,9 +119,9 @@ static gboolean run_host(Job *job, GError **error) {
   g_autoptr(KvHostWeights) weights = folder ? kv_host_weights_load(job->model, folder, error)
                                             : kv_host_weights_new(job->model, SEED, error);
   g_autoptr(KvHostCache) whole =
-      weights ? kv_host_cache_new(weights, BLOCK_TOKENS, job->n_blocks, 0, error) : NULL;
+      weights ? kv_host_cache_new(weights, job->block_tokens, job->n_blocks, 0, error) : NULL;
   g_autoptr(KvHostCache) compressed =
-      whole ? kv_host_cache_new(weights, BLOCK_TOKENS, job->n_blocks, 0, error) : NULL;
+      whole ? kv_host_cache_new(weights, job->block_tokens, job->n_blocks, 0, error) : NULL;
   if (!compressed)
     return FALSE;
   compressed->compression = job->compression;
@@ -148,8 +148,8 @@ static gboolean cuda_init(Cuda *cuda, const Job *job, KvCudaDevice *device, KvCu
                           const KvHostCompression *compression, GError **error) {
   cuda->device = device;
   cuda->vocab = job->model->vocab;
-  return (cuda->cache = kv_cuda_cache_new_compressed(device, weights, BLOCK_TOKENS, job->n_blocks,
-                                                     0, compression, error)) &&
+  return (cuda->cache = kv_cuda_cache_new_compressed(device, weights, job->block_tokens,
+                                                     job->n_blocks, 0, compression, error)) &&
          (cuda->engine =
               kv_cuda_engine_new(device, weights, cuda->cache, job->prompt + job->decoded, error));
 }

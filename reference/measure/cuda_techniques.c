@@ -103,7 +103,7 @@ static gboolean case_init(Case *c, GError **error) {
                            .n_kv_heads = c->n_kv_heads,
                            .head_dim = c->head_dim};
   if (!upload_words(c, error) ||
-      !(c->pool = random_memory(b, c->copies * c->blocks * c->block_bytes, error)) ||
+      !(c->pool = random_memory(b, (gsize)c->copies * c->blocks * c->block_bytes, error)) ||
       !(c->ring = random_memory(b, 2 * c->packed.ring_elements * c->sequences + 256, error)) ||
       !(c->q = random_memory(b, c->sequences * row, error)) ||
       !(c->out = random_memory(b, c->sequences * row, error)) ||

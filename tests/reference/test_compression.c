@@ -66,6 +66,30 @@ static void test_select(void) {
   g_assert_cmpmem(kept, sizeof kept, alone, sizeof alone);
 }
 
+/* Two pages of the three before the last: the one with the key that scores most, whatever its sign,
+ * and of two that are equal the first. */
+static void test_quest_chooses_pages(void) {
+  enum { TOKENS = 13 };
+  const KvHostCompression c = {.format = KV_HOST_QUEST, .pages = 3};
+  float pool[4 * 2 * 4] = {0};
+  const KvHostPages pages = {.pool = pool,
+                             .block_floats = 8,
+                             .value_offset = 4,
+                             .block_tokens = 4,
+                             .n_kv_heads = 1,
+                             .head_dim = 1};
+  static const guint32 table[] = {3, 1, 0, 2};
+  const float q[2] = {1.0f, -0.5f};
+  guint32 chosen[3];
+  for (guint32 t = 0; t < TOKENS; t++) {
+    const float key = t == 6 ? -9.0f : t == 2 || t == 9 ? 2.0f : 0.0f, value = 1.0f;
+    kv_host_pages_write(&pages, table, t, &key, &value);
+  }
+  kv_host_quest_choose(&c, chosen, q, &pages, table, 0, 2, TOKENS);
+  static const guint32 expected[] = {0, 1, 3};
+  g_assert_cmpmem(chosen, sizeof chosen, expected, sizeof expected);
+}
+
 /* --- agreement with the whole cache ----------------------------------------------------------- */
 
 typedef struct {
@@ -105,7 +129,9 @@ static void test_a_budget_that_covers_everything_changes_nothing(void) {
   const KvHostCompression all[] = {
       {.format = KV_HOST_EXACT},
       {.format = KV_HOST_SNAPKV, .budget = PROMPT, .window = 8, .kernel = 5},
-      {.format = KV_HOST_KIVI, .bits = 2, .group = 8, .residual = 128}};
+      {.format = KV_HOST_KIVI, .bits = 2, .group = 8, .residual = 128},
+      {.format = KV_HOST_QUEST, .pages = (PROMPT + DECODED) / BLOCK_TOKENS + 1},
+      {.format = KV_HOST_QUEST, .pages = 3, .dense_layers = 2}};
   for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
     KvHostAgreement a = agreement_of(&llama, &all[i], 17);
     g_assert_cmpfloat(a.divergence_sum, ==, 0.0);
@@ -121,8 +147,11 @@ static void test_less_memory_agrees_less(void) {
   const KvHostCompression snapkv[] = {
       {.format = KV_HOST_SNAPKV, .budget = 56, .window = 8, .kernel = 5},
       {.format = KV_HOST_SNAPKV, .budget = 12, .window = 8, .kernel = 5}};
+  const KvHostCompression quest[] = {{.format = KV_HOST_QUEST, .pages = 8},
+                                     {.format = KV_HOST_QUEST, .pages = 3}};
   const KvHostCompression fp8 = {.format = KV_HOST_FP8};
-  const KvHostCompression *const pairs[][2] = {{&kivi[0], &kivi[1]}, {&snapkv[0], &snapkv[1]}};
+  const KvHostCompression *const pairs[][2] = {
+      {&kivi[0], &kivi[1]}, {&snapkv[0], &snapkv[1]}, {&quest[0], &quest[1]}};
   for (guint i = 0; i < G_N_ELEMENTS(pairs); i++) {
     double less = agreement_of(&llama, pairs[i][0], PROMPT).divergence_sum;
     double more = agreement_of(&llama, pairs[i][1], PROMPT).divergence_sum;
@@ -282,6 +311,9 @@ static void test_what_is_refused(void) {
   check_refused("snapkv,kivi", KV_DTYPE_BF16, 32, FALSE, "expected one of them alone");
   check_refused("kivi", KV_DTYPE_BF16, 16, FALSE, "expected engine.block_tokens=32");
   check_refused("kivi", KV_DTYPE_BF16, 32, TRUE, "expected engine.prefix_caching=false");
+  check_refused("quest", KV_DTYPE_BF16, 16, TRUE, NULL);
+  check_refused("quest:impl=released", KV_DTYPE_BF16, 16, TRUE, "expected impl=ideal");
+  check_refused("quest", KV_DTYPE_BF16, 32, TRUE, "expected both equal");
   check_refused("kivi:impl=released", KV_DTYPE_BF16, 32, FALSE, "expected impl=ideal");
   check_refused("kivi", KV_DTYPE_BF16, 32, FALSE, "heads that are not a multiple of G");
 }
@@ -291,6 +323,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/compression/small-floats", test_small_floats);
   g_test_add_func("/reference/compression/group", test_a_group_keeps_its_ends);
   g_test_add_func("/reference/compression/select", test_select);
+  g_test_add_func("/reference/compression/quest-pages", test_quest_chooses_pages);
   g_test_add_func("/reference/compression/full-budget",
                   test_a_budget_that_covers_everything_changes_nothing);
   g_test_add_func("/reference/compression/order", test_less_memory_agrees_less);
