@@ -53,6 +53,8 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
     pages->block_shift = shift;
     pages->n_kv_heads = a->n_kv_heads;
     pages->head_dim = a->head_dim;
+    if (cache->compression.format == KV_HOST_QUEST) /* least and greatest keys */
+      pages->block_elements += 2 * (gsize)a->n_kv_heads * a->head_dim;
     if (cache->packed && !lay_out_packed(cache, l, error))
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);

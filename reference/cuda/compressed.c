@@ -4,6 +4,8 @@
 
 #include "sim/base/error.h"
 
+/* CHOICE_SPLIT: tokens of chosen pages that one block attends to. */
+enum { CHOICE_SPLIT = 4 * KV_CUDA_SPLIT_UNIT };
 enum { MOST_ROWS = 8192, FIRST_RINGS = 64, NO_RING = -1 };
 
 /* What belongs to a sequence. */
@@ -12,6 +14,15 @@ typedef struct {
   GArray *exact;   /* of guint32: blocks of the exact pool */
   KvBf16 **window; /* [layers]: queries of the prompt's window, device; one piece of memory */
 } Owner;
+
+/* Where decoding tokens choose their pages. */
+typedef struct {
+  guint sequences, most_pages, max_splits; /* room for */
+  guint32 *table, *contexts, *starts, *split;
+  float *bounds;
+  KvBf16 *queries;
+  void *scratch;
+} Choice;
 
 struct KvCudaCompressed {
   KvCudaDevice *device;
@@ -34,6 +45,7 @@ struct KvCudaCompressed {
   void *scratch; /* of cutting */
   gsize scratch_bytes;
   gboolean warm;
+  Choice choice;
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -75,6 +87,13 @@ KvCudaCompressed *kv_cuda_compressed_new(KvCudaDevice *device, const KvCudaWeigh
   return c;
 }
 
+static void choice_clear(Choice *y) {
+  void *memory[] = {y->table, y->contexts, y->starts, y->split, y->bounds, y->queries, y->scratch};
+  for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
+    kv_cuda_free(memory[i]);
+  *y = (Choice){0};
+}
+
 static gboolean shares_exact(const KvCudaCompressed *c) {
   return c->settings->format == KV_HOST_FP8;
 }
@@ -87,6 +106,7 @@ void kv_cuda_compressed_free(KvCudaCompressed *c) {
     kv_cuda_free(c->exact[l].pool);
   for (guint l = 0; c->cache->packed && l < c->weights->n_layers; l++)
     g_clear_pointer(&c->cache->packed[l].ring, kv_cuda_free);
+  choice_clear(&c->choice);
   kv_cuda_free(c->rings);
   kv_cuda_free(c->tables);
   kv_cuda_free(c->scratch);
@@ -282,6 +302,55 @@ static gboolean begin_kivi(KvCudaCompressed *c, gboolean *moved, GError **error)
          kv_cuda_upload(c->device, c->rings, rings, decoding * sizeof *rings, error);
 }
 
+/* Room for so many decoding sequences and pages. */
+static gboolean make_choice(KvCudaCompressed *c, guint sequences, guint most_pages, gboolean *moved,
+                            GError **error) {
+  Choice *y = &c->choice, need = {0};
+  guint heads = 0, kv = 0, d = 0, chosen = c->settings->pages;
+  if (sequences <= y->sequences && most_pages <= y->most_pages)
+    return TRUE;
+  for (guint l = 0; l < c->weights->n_layers; l++) {
+    const KvAttention *a = &c->weights->layers[l].attention;
+    heads = MAX(heads, a->n_heads);
+    kv = MAX(kv, a->n_kv_heads);
+    d = MAX(d, a->head_dim);
+  }
+  need.sequences = MAX(2 * sequences, y->sequences);
+  need.most_pages = MAX(2 * most_pages, y->most_pages);
+  need.max_splits = (chosen * c->cache->block_tokens + CHOICE_SPLIT - 1) / CHOICE_SPLIT;
+  gsize ones = (gsize)need.sequences * kv;
+  if (!kv_cuda_wait(c->device, error))
+    return FALSE;
+  choice_clear(y);
+  *moved = TRUE;
+  const char *what = "the choice of pages";
+  *y = need;
+  g_autofree guint32 *starts = g_new(guint32, ones);
+  for (gsize i = 0; i < ones; i++)
+    starts[i] = (guint32)i * chosen;
+  const guint32 split = CHOICE_SPLIT;
+  return (y->table = kv_cuda_alloc(ones * chosen * sizeof(guint32), what, error)) &&
+         (y->contexts = kv_cuda_alloc(ones * sizeof(guint32), what, error)) &&
+         (y->starts = kv_cuda_alloc(ones * sizeof(guint32), what, error)) &&
+         (y->split = kv_cuda_alloc(sizeof split, what, error)) &&
+         (y->bounds = kv_cuda_alloc(ones * need.most_pages * sizeof(float), what, error)) &&
+         (y->queries =
+              kv_cuda_alloc((gsize)need.sequences * heads * d * sizeof(KvBf16), what, error)) &&
+         (y->scratch =
+              kv_cuda_alloc(kv_cuda_decode_scratch_bytes(need.sequences, heads, d, need.max_splits),
+                            what, error)) &&
+         kv_cuda_upload(c->device, y->starts, starts, ones * sizeof *starts, error) &&
+         kv_cuda_upload(c->device, y->split, &split, sizeof split, error);
+}
+
+/* The engine fills a batch up to one that it has a graph of: by fewer than 8 rows. */
+static gboolean begin_quest(KvCudaCompressed *c, guint decoding, gboolean *moved, GError **error) {
+  guint most = 1;
+  for (guint s = 0; s < c->n_spans; s++)
+    most = MAX(most, blocks_of(c, &c->spans[s]));
+  return decoding == 0 || make_choice(c, decoding + 7, most, moved, error);
+}
+
 gboolean kv_cuda_compressed_begin(KvCudaCompressed *c, const KvHostSpan *spans, guint n,
                                   gboolean *moved, GError **error) {
   guint prompts = 0;
@@ -303,6 +372,8 @@ gboolean kv_cuda_compressed_begin(KvCudaCompressed *c, const KvHostSpan *spans, 
         return FALSE;
     return TRUE;
   }
+  if (c->settings->format == KV_HOST_QUEST)
+    return begin_quest(c, n - prompts, moved, error);
   if (c->settings->format == KV_HOST_KIVI && !begin_kivi(c, moved, error))
     return FALSE;
   return fill_tables(c, prompts, error) && upload_tables(c, error);
@@ -358,12 +429,15 @@ cudaError_t kv_cuda_compressed_store(KvCudaCompressed *c, guint layer, const KvC
   default:
     status = kv_cuda_store(r->qkv, &c->cache->layers[layer], &r->tables, r->row_sequences, r->slots,
                            r->rows, r->n_heads, stream);
+    if (status == cudaSuccess && c->settings->format == KV_HOST_QUEST)
+      return kv_cuda_summarize(&c->cache->layers[layer], &r->tables, r->row_sequences, r->slots,
+                               r->rows, stream);
     return status != cudaSuccess ? status : keep_windows(c, layer, r);
   }
 }
 
 cudaError_t kv_cuda_compressed_prefill(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
-  gboolean cut = c->settings->format == KV_HOST_SNAPKV;
+  gboolean cut = !c->cache->packed; /* snapkv, quest: the engine's own blocks */
   const KvCudaPages *pages = cut ? &c->cache->layers[layer] : &c->exact[layer];
   KvCudaTables tables = cut ? r->tables : exact_tables(c);
   if (c->settings->format == KV_HOST_FP8) {
@@ -377,10 +451,38 @@ cudaError_t kv_cuda_compressed_prefill(KvCudaCompressed *c, guint layer, const K
                                    r->n_tiles, r->n_heads, r->window, c->device->stream);
 }
 
+/* Each KV head of each sequence is a sequence of its own, over the pages that it chose. */
+static cudaError_t decode_chosen(KvCudaCompressed *c, guint layer, const KvCudaRows *r,
+                                 const KvCudaTables *tables, KvBf16 *out, const KvBf16 *q) {
+  const Choice *y = &c->choice;
+  const KvCudaPages *pages = &c->cache->layers[layer];
+  KvCudaPages parts = *pages;
+  KvCudaTables chosen = {y->table, y->starts};
+  guint group = r->n_heads / pages->n_kv_heads;
+  gsize width = (gsize)r->n_heads * r->head_dim, bytes = sizeof(KvBf16);
+  cudaStream_t stream = c->device->stream;
+  parts.block_elements = r->head_dim;
+  parts.n_kv_heads = 1;
+  cudaError_t status = kv_cuda_choose_pages(y->table, y->contexts, y->bounds, q, r->stride, pages,
+                                            tables, r->contexts, r->decode, r->n_heads,
+                                            c->settings->pages, y->most_pages, stream);
+  if (status == cudaSuccess) /* rows side by side, so that heads follow one another everywhere */
+    status = cudaMemcpy2DAsync(y->queries, width * bytes, q, r->stride * bytes, width * bytes,
+                               r->decode, cudaMemcpyDeviceToDevice, stream);
+  return status != cudaSuccess
+             ? status
+             : kv_cuda_decode_attention(out, y->queries, (gsize)group * r->head_dim, &parts,
+                                        &chosen, y->contexts, r->decode * pages->n_kv_heads, group,
+                                        0, y->split, y->max_splits, r->counters, y->scratch,
+                                        stream);
+}
+
 cudaError_t kv_cuda_compressed_decode(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
   KvCudaTables tables = decode_tables(r);
   KvBf16 *out = r->attended + (gsize)r->prefill_rows * r->n_heads * r->head_dim;
   const KvBf16 *q = r->qkv + r->prefill_rows * r->stride;
+  if (c->settings->format == KV_HOST_QUEST && layer >= c->settings->dense_layers)
+    return decode_chosen(c, layer, r, &tables, out, q);
   if (!c->cache->packed)
     return kv_cuda_decode_attention(out, q, r->stride, &c->cache->layers[layer], &tables,
                                     r->contexts, r->decode, r->n_heads, r->window, r->split_tokens,

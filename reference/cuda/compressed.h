@@ -8,6 +8,8 @@
  * the plan, which cuts a layer before the next begins, does not count. Pool and rings grow as
  * needed. snapkv: the engine's own blocks, bf16; the queries of a prompt's window are kept until it
  * is done.
+ * quest: the engine's own blocks with a summary behind each; a decoding token's KV heads attend
+ * each to a table of their own, of the pages that it chose.
  *
  * Packing and cutting follow the pass and are timed apart, so that a pass may be run twice. What
  * belongs to a sequence hangs on its span's owner until it is forgotten.

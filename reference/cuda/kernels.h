@@ -196,6 +196,23 @@ cudaError_t kv_cuda_gather_kept(KvBf16 *scratch, const KvCudaPages *pages, const
 cudaError_t kv_cuda_scatter_kept(const KvCudaPages *pages, const uint32_t *table,
                                  const KvBf16 *scratch, uint32_t count, cudaStream_t stream);
 
+/* quest: behind the values of each block stand the least and the greatest key of each channel,
+ * [Hkv][2][d], so block_elements is 2 Hkv d more. Bring up to date the pages (blocks) that the rows
+ * wrote to, row r in slot slots[r]; rows of a sequence are together, in order. */
+cudaError_t kv_cuda_summarize(const KvCudaPages *pages, const KvCudaTables *tables,
+                              const uint32_t *row_sequences, const uint32_t *slots, uint32_t rows,
+                              cudaStream_t stream);
+/* For each sequence and KV head, the last page and those with the greatest bounds, `chosen`
+ * together (2 to 1024), or all: chosen_table[S][Hkv][chosen], and the tokens in them,
+ * chosen_contexts[S][Hkv]. They address that head's part of a block as a block of its own: decode
+ * attention with S Hkv sequences, one KV head, H / Hkv heads, and block_elements = d.
+ * bounds[S][Hkv][most], for contexts of at most `most` pages. */
+cudaError_t kv_cuda_choose_pages(uint32_t *chosen_table, uint32_t *chosen_contexts, float *bounds,
+                                 const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
+                                 const KvCudaTables *tables, const uint32_t *contexts,
+                                 uint32_t sequences, uint32_t n_heads, uint32_t chosen,
+                                 uint32_t most, cudaStream_t stream);
+
 /* --- attention_prefill.cu ------------------------------------------------------------------ */
 
 /* A tile of one sequence's queries: tokens first .. first + count - 1 of its chunk. */

@@ -1,6 +1,7 @@
 /* A prompt cut to the tokens that its last queries look at most (snapkv): scores of the window's
  * queries on all keys, their softmax summed into votes, votes pooled, the best of each KV head, and
- * those tokens brought together. Twins: kv_host_snapkv_vote(), _select(), _compact(). */
+ * those tokens brought together; and of a decoding context the pages that may hold the greatest
+ * scores (quest). Twins: kv_host_snapkv_vote(), _select(), _compact(), kv_host_quest_choose(). */
 #include "reference/cuda/mma.cuh"
 
 enum { THREADS = 128, MAX_HEAD = 128, MAX_WINDOW = 64 };
@@ -150,23 +151,21 @@ static __device__ uint32_t sum_before(uint32_t x, uint32_t *total) {
   return before + sum - x;
 }
 
-/* Votes are not negative, so their bits are in their order. The bits of the best-th are found a
- * byte at a time; then a walk from the lowest token takes those above it, and of its equals the
- * first. grid (Hkv) */
-static __global__ void __launch_bounds__(SELECTORS)
-    select_best(uint32_t *kept, const float *pooled, uint32_t voted, uint32_t best,
-                uint32_t window) {
+/* The `best` greatest of key(0) .. key(n - 1), of equals the first: take(place, i) for each, in
+ * ascending order. The bits of the best-th are found a byte at a time; then a walk from the lowest
+ * takes those above it, and of its equals the first. Every thread of a block of SELECTORS comes
+ * here; best is at most n. */
+template <typename Key, typename Take>
+static __device__ void choose(uint32_t n, uint32_t best, Key key, Take take) {
   __shared__ uint32_t counts[256], found[2];
-  const uint32_t *bits = (const uint32_t *)(pooled + (uint64_t)blockIdx.x * voted);
   uint32_t prefix = 0, wanted = best; /* of those that share the prefix */
-  kept += (uint64_t)blockIdx.x * (best + window);
   for (int shift = 24; shift >= 0; shift -= 8) {
     if (threadIdx.x < 256)
       counts[threadIdx.x] = 0;
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < voted; i += SELECTORS)
-      if (shift == 24 || bits[i] >> (shift + 8) == prefix)
-        atomicAdd(&counts[bits[i] >> shift & 255], 1);
+    for (uint32_t i = threadIdx.x; i < n; i += SELECTORS)
+      if (shift == 24 || key(i) >> (shift + 8) == prefix)
+        atomicAdd(&counts[key(i) >> shift & 255], 1);
     __syncthreads();
     if (threadIdx.x == 0) {
       uint32_t byte = 255, left = wanted;
@@ -181,17 +180,28 @@ static __global__ void __launch_bounds__(SELECTORS)
     __syncthreads();
   }
   uint32_t taken = 0, equal = 0; /* before this stretch */
-  for (uint32_t first = 0; first < voted; first += SELECTORS) {
-    uint32_t i = first + threadIdx.x, x = i < voted ? bits[i] : 0, total;
-    bool is_equal = i < voted && x == prefix;
+  for (uint32_t first = 0; first < n; first += SELECTORS) {
+    uint32_t i = first + threadIdx.x, x = i < n ? key(i) : 0, total;
+    bool is_equal = i < n && x == prefix;
     uint32_t equals = equal + sum_before(is_equal, &total);
     equal += total;
-    bool take = i < voted && (x > prefix || (is_equal && equals < wanted));
-    uint32_t place = taken + sum_before(take, &total);
+    bool wants = i < n && (x > prefix || (is_equal && equals < wanted));
+    uint32_t place = taken + sum_before(wants, &total);
     taken += total;
-    if (take)
-      kept[place] = i;
+    if (wants)
+      take(place, i);
   }
+}
+
+/* Votes are not negative, so their bits are in their order. grid (Hkv) */
+static __global__ void __launch_bounds__(SELECTORS)
+    select_best(uint32_t *kept, const float *pooled, uint32_t voted, uint32_t best,
+                uint32_t window) {
+  const uint32_t *bits = (const uint32_t *)(pooled + (uint64_t)blockIdx.x * voted);
+  kept += (uint64_t)blockIdx.x * (best + window);
+  choose(
+      voted, best, [&](uint32_t i) { return bits[i]; },
+      [&](uint32_t place, uint32_t i) { kept[place] = i; });
   if (threadIdx.x < window)
     kept[best + threadIdx.x] = voted + threadIdx.x;
 }
@@ -244,5 +254,127 @@ cudaError_t kv_cuda_scatter_kept(const KvCudaPages *pages, const uint32_t *table
                                  const KvBf16 *scratch, uint32_t count, cudaStream_t stream) {
   dim3 grid(count, pages->n_kv_heads, 2);
   scatter<<<grid, pages->head_dim, 0, stream>>>(*pages, table, scratch);
+  return cudaGetLastError();
+}
+
+/* --- pages (quest) --------------------------------------------------------------------------- */
+
+/* Least, then greatest key of each channel of a block's head. */
+static __device__ __forceinline__ KvBf16 *summary_of(const KvCudaPages &pages, uint32_t block,
+                                                     uint32_t head) {
+  return pages.pool + block * pages.block_elements + 2 * pages.value_offset +
+         (uint64_t)head * 2 * pages.head_dim;
+}
+
+/* Of each page that the rows wrote to, by the last of them. grid (R, Hkv), d threads */
+static __global__ void summarize(const KvCudaPages pages, const KvCudaTables tables,
+                                 const uint32_t *row_sequences, const uint32_t *slots) {
+  uint32_t row = blockIdx.x, head = blockIdx.y, sequence = row_sequences[row];
+  uint32_t mask = (1u << pages.block_shift) - 1, slot = slots[row];
+  if (sequence == UINT32_MAX ||
+      ((slot & mask) != mask && row + 1 < gridDim.x && row_sequences[row + 1] == sequence))
+    return;
+  const uint32_t *table = tables.table + tables.table_starts[sequence];
+  const KvBf16 *key = key_row(pages, table, head, slot & ~mask) + threadIdx.x;
+  float low = to_float(key[0]), high = low;
+  for (uint32_t t = 1; t <= (slot & mask); t++) {
+    float x = to_float(key[(uint64_t)t * pages.head_dim]);
+    low = fminf(low, x);
+    high = fmaxf(high, x);
+  }
+  KvBf16 *summary = summary_of(pages, table[slot >> pages.block_shift], head) + threadIdx.x;
+  summary[0] = to_bf16(low);
+  summary[pages.head_dim] = to_bf16(high);
+}
+
+cudaError_t kv_cuda_summarize(const KvCudaPages *pages, const KvCudaTables *tables,
+                              const uint32_t *row_sequences, const uint32_t *slots, uint32_t rows,
+                              cudaStream_t stream) {
+  if (rows == 0)
+    return cudaSuccess;
+  summarize<<<dim3(rows, pages->n_kv_heads), pages->head_dim, 0, stream>>>(*pages, *tables,
+                                                                           row_sequences, slots);
+  return cudaGetLastError();
+}
+
+static __device__ __forceinline__ uint32_t pages_of(const KvCudaPages &pages, uint32_t context) {
+  return (context + (1u << pages.block_shift) - 1) >> pages.block_shift;
+}
+
+/* A warp is a page. bounds[S][Hkv][most], of all pages but the last, where there are more than
+ * `chosen`. grid (some, Hkv, S) */
+static __global__ void __launch_bounds__(THREADS)
+    bound_pages(float *bounds, const KvBf16 *q, uint64_t row_stride, const KvCudaPages pages,
+                const KvCudaTables tables, const uint32_t *contexts, uint32_t group,
+                uint32_t chosen, uint32_t most) {
+  uint32_t head = blockIdx.y, s = blockIdx.z, lane = threadIdx.x % 32, d = pages.head_dim;
+  uint32_t n = pages_of(pages, contexts[s]), stride = gridDim.x * (THREADS / 32);
+  if (n <= chosen)
+    return;
+  const uint32_t *table = tables.table + tables.table_starts[s];
+  q += s * row_stride + (uint64_t)head * group * d;
+  for (uint32_t page = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; page < n - 1;
+       page += stride) {
+    const KvBf16 *summary = summary_of(pages, table[page], head);
+    float best = -INFINITY;
+    for (uint32_t h = 0; h < group; h++) {
+      float sum = 0.0f;
+      for (uint32_t i = lane; i < d; i += 32) {
+        float x = to_float(q[h * d + i]);
+        sum += fmaxf(x * to_float(summary[i]), x * to_float(summary[d + i]));
+      }
+      best = fmaxf(best, warp_sum(sum));
+    }
+    if (lane == 0)
+      bounds[((uint64_t)s * gridDim.y + head) * most + page] = best;
+  }
+}
+
+/* Bits in the order of the numbers. */
+static __device__ __forceinline__ uint32_t ordered(float x) {
+  uint32_t bits = __float_as_uint(x);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* grid (Hkv, S) */
+static __global__ void __launch_bounds__(SELECTORS)
+    choose_pages(uint32_t *chosen_table, uint32_t *chosen_contexts, const float *bounds,
+                 const KvCudaPages pages, const KvCudaTables tables, const uint32_t *contexts,
+                 uint32_t chosen, uint32_t most) {
+  uint32_t head = blockIdx.x, s = blockIdx.y, one = s * gridDim.x + head;
+  uint32_t context = contexts[s], n = pages_of(pages, context), shift = pages.block_shift;
+  const uint32_t *table = tables.table + tables.table_starts[s];
+  chosen_table += (uint64_t)one * chosen;
+  bounds += (uint64_t)one * most;
+  auto put = [&](uint32_t place, uint32_t page) {
+    chosen_table[place] =
+        table[page] * (uint32_t)(pages.block_elements / pages.head_dim) + (head << shift);
+  };
+  if (threadIdx.x == 0) {
+    chosen_contexts[one] = n <= chosen ? context : context - ((n - chosen) << shift);
+    if (n > chosen)
+      put(chosen - 1, n - 1);
+  }
+  if (n > chosen)
+    choose(
+        n - 1, chosen - 1, [&](uint32_t i) { return ordered(bounds[i]); }, put);
+  else if (threadIdx.x < n)
+    put(threadIdx.x, threadIdx.x);
+}
+
+cudaError_t kv_cuda_choose_pages(uint32_t *chosen_table, uint32_t *chosen_contexts, float *bounds,
+                                 const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
+                                 const KvCudaTables *tables, const uint32_t *contexts,
+                                 uint32_t sequences, uint32_t n_heads, uint32_t chosen,
+                                 uint32_t most, cudaStream_t stream) {
+  if (sequences == 0)
+    return cudaSuccess;
+  if (chosen < 2 || chosen > SELECTORS)
+    return cudaErrorInvalidValue;
+  uint32_t some = (most + THREADS / 32 - 1) / (THREADS / 32), kv = pages->n_kv_heads;
+  bound_pages<<<dim3(some < 64 ? some : 64, kv, sequences), THREADS, 0, stream>>>(
+      bounds, q, row_stride, *pages, *tables, contexts, n_heads / kv, chosen, most);
+  choose_pages<<<dim3(kv, sequences), SELECTORS, 0, stream>>>(
+      chosen_table, chosen_contexts, bounds, *pages, *tables, contexts, chosen, most);
   return cudaGetLastError();
 }

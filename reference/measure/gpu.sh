@@ -36,12 +36,17 @@ cuda qwen2.5-0.5b kivi:bits=4 bf16 1000 64 300
 cuda qwen2.5-0.5b kivi:bits=2 bf16 1000 200 1000
 cuda qwen2.5-0.5b snapkv:budget=512 bf16 1000 64 1000
 cuda qwen2.5-0.5b snapkv:budget=512 bf16 1000 64 300
+cuda qwen2.5-0.5b quest:token_budget=2048 bf16 1000 32 1000
+cuda qwen2.5-0.5b quest:token_budget=512 bf16 1000 64 1000
+cuda qwen2.5-0.5b quest:token_budget=512 bf16 1000 64 300
 cuda opt-125m - fp8 200 16 200
 host opt-125m - fp8 200 16 200
 cuda opt-125m kivi:bits=2 bf16 200 16 200
 host opt-125m kivi:bits=2 bf16 200 16 200
 cuda opt-125m snapkv:budget=128 bf16 200 16 200
 host opt-125m snapkv:budget=128 bf16 200 16 200
+cuda opt-125m quest:token_budget=64 bf16 200 16 200
+host opt-125m quest:token_budget=64 bf16 200 16 200
 END
   return $failed
 }

@@ -916,6 +916,87 @@ static void test_snapkv_cache(void) {
     }
 }
 
+/* Keys in bf16 with room for summaries: store, summarize, choose, attend, beside the twin. */
+static void check_quest(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
+                        const guint32 *contexts, guint n, guint chosen) {
+  const KvHostCompression k = {.format = KV_HOST_QUEST, .pages = chosen};
+  gsize d = head_dim, width = n_heads * d, stride = width + (gsize)2 * n_kv_heads * d, total = 0;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, contexts, n, TRUE);
+  KvCudaPages pages = c.gpu;
+  pages.block_elements += (gsize)2 * n_kv_heads * d;
+  pages.pool = poisoned(pages.block_elements * c.n_blocks * sizeof(KvBf16));
+  guint32 most = 1;
+  for (guint s = 0; s < n; s++) {
+    total += contexts[s];
+    most = MAX(most, (contexts[s] + block_tokens - 1) / block_tokens);
+  }
+  g_autofree float *rows = random_floats(total * stride, 1.0), *expected = g_new0(float, n *width);
+  g_autofree guint32 *sequences = g_new(guint32, total), *slots = g_new(guint32, total);
+  gsize r = 0;
+  for (guint s = 0; s < n; s++)
+    for (guint32 t = 0; t < contexts[s]; t++, r++) {
+      row_of_token(rows + r * stride, &c, n_heads, s, t);
+      sequences[r] = s;
+      slots[r] = t;
+    }
+  KvBf16 *qkv = upload_bf16(rows, total * stride);
+  guint32 *gpu_sequences = on_device(sequences, total * sizeof *sequences);
+  guint32 *gpu_slots = on_device(slots, total * sizeof *slots);
+  LAUNCHED(kv_cuda_store(qkv, &pages, &c.tables, gpu_sequences, gpu_slots, (guint)total, n_heads,
+                         device->stream));
+  LAUNCHED(
+      kv_cuda_summarize(&pages, &c.tables, gpu_sequences, gpu_slots, (guint)total, device->stream));
+  g_autofree float *queries = random_floats(n * stride, 1.0);
+  g_autofree float *dense = g_new(float, n *width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree float *scores = g_new(float, contexts[s] + 1);
+    memcpy(dense + s * width, queries + s * stride, width * sizeof *dense);
+    if (contexts[s])
+      kv_host_quest_attention(&k, expected + s * width, dense + s * width, &c.host,
+                              c.table + c.starts[s], contexts[s], n_heads, scores);
+  }
+  gsize ones = (gsize)n * n_kv_heads, counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  g_autofree guint32 *starts = g_new(guint32, ones);
+  for (gsize i = 0; i < ones; i++)
+    starts[i] = (guint32)i * chosen;
+  const guint32 split = 64, splits = (chosen * block_tokens + split - 1) / split;
+  guint32 *table = poisoned(ones * chosen * sizeof *table), *held = poisoned(ones * sizeof *held);
+  LAUNCHED(kv_cuda_choose_pages(table, held, poisoned(ones * most * sizeof(float)),
+                                upload_bf16(queries, n * stride), stride, &pages, &c.tables,
+                                on_device(contexts, n * sizeof *contexts), n, n_heads, chosen, most,
+                                device->stream));
+  KvCudaPages parts = pages;
+  parts.block_elements = d;
+  parts.n_kv_heads = 1;
+  guint32 *counters = on_device(NULL, counter_bytes);
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
+  KvBf16 *out = poisoned(n * width * 2);
+  const KvCudaTables tables = {table, on_device(starts, ones * sizeof *starts)};
+  LAUNCHED(kv_cuda_decode_attention(
+      out, upload_bf16(dense, n * width), n_heads / n_kv_heads * d, &parts, &tables, held,
+      (guint)ones, n_heads / n_kv_heads, 0, on_device(&split, sizeof split), splits, counters,
+      poisoned(kv_cuda_decode_scratch_bytes((guint)ones, n_heads / n_kv_heads, head_dim, splits)),
+      device->stream));
+  g_autofree float *got = download_bf16(out, n * width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree char *what =
+        g_strdup_printf("quest H %u Hkv %u d %u page %u chosen %u context %u", n_heads, n_kv_heads,
+                        head_dim, block_tokens, chosen, contexts[s]);
+    assert_close(what, got + s * width, expected + s * width, width, TOLERANCE);
+  }
+  cache_clear(&c);
+}
+
+static void test_quest_cache(void) {
+  static const guint32 contexts[] = {1, 0, 16, 17, 48, 63, 64, 65, 333, 1000};
+  static const guint pages[] = {16, 8, 64}, chosen[] = {3, 10};
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+    for (guint i = 0; i < G_N_ELEMENTS(chosen); i++)
+      check_quest(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], pages[(h + i) % 3],
+                  contexts, G_N_ELEMENTS(contexts), chosen[i]);
+}
+
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
@@ -958,6 +1039,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/fp8-cache", test_fp8_cache);
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
+  g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
   g_ptr_array_unref(allocated);
