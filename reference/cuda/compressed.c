@@ -44,7 +44,7 @@ struct KvCudaCompressed {
   guint n_spans;
   void *scratch; /* of cutting */
   gsize scratch_bytes;
-  gboolean warm;
+  gboolean warm, all_fit; /* all_fit: no context of the pass has more pages than are chosen */
   Choice choice;
 };
 
@@ -347,8 +347,13 @@ static gboolean make_choice(KvCudaCompressed *c, guint sequences, guint most_pag
 static gboolean begin_quest(KvCudaCompressed *c, guint decoding, gboolean *moved, GError **error) {
   guint most = 1;
   for (guint s = 0; s < c->n_spans; s++)
-    most = MAX(most, blocks_of(c, &c->spans[s]));
-  return decoding == 0 || make_choice(c, decoding + 7, most, moved, error);
+    if (c->spans[s].decoding)
+      most = MAX(most, blocks_of(c, &c->spans[s]));
+  if (decoding == 0)
+    return TRUE;
+  *moved = c->all_fit != (most <= c->settings->pages);
+  c->all_fit = most <= c->settings->pages;
+  return make_choice(c, decoding + 7, most, moved, error);
 }
 
 gboolean kv_cuda_compressed_begin(KvCudaCompressed *c, const KvHostSpan *spans, guint n,
@@ -481,7 +486,7 @@ cudaError_t kv_cuda_compressed_decode(KvCudaCompressed *c, guint layer, const Kv
   KvCudaTables tables = decode_tables(r);
   KvBf16 *out = r->attended + (gsize)r->prefill_rows * r->n_heads * r->head_dim;
   const KvBf16 *q = r->qkv + r->prefill_rows * r->stride;
-  if (c->settings->format == KV_HOST_QUEST && layer >= c->settings->dense_layers)
+  if (c->settings->format == KV_HOST_QUEST && layer >= c->settings->dense_layers && !c->all_fit)
     return decode_chosen(c, layer, r, &tables, out, q);
   if (!c->cache->packed)
     return kv_cuda_decode_attention(out, q, r->stride, &c->cache->layers[layer], &tables,

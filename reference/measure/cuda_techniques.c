@@ -28,13 +28,16 @@ typedef struct {
 typedef struct {
   Bench *bench;
   guint n_heads, n_kv_heads, head_dim, sequences, context;
-  guint bits, group, residual, budget; /* budget: the context that is left */
+  guint bits, group, residual, budget; /* budget: the context that is left, or that is read */
+  gboolean chooses;                    /* quest: pages of BLOCK_TOKENS */
   guint copies, blocks, max_splits;
   gsize block_bytes;
   void *pool, *ring, *q, *out, *scratch;
   guint32 *words, *counters; /* table, starts, contexts, slots, split */
   KvCudaPacked packed;
   KvCudaPages pages;
+  guint32 *chosen, *held, *starts; /* quest */
+  float *bounds;
 } Case;
 
 static void *random_memory(Bench *b, gsize bytes, GError **error) {
@@ -47,7 +50,8 @@ static void *random_memory(Bench *b, gsize bytes, GError **error) {
 }
 
 static void case_clear(Case *c) {
-  void *memory[] = {c->pool, c->ring, c->q, c->out, c->scratch, c->words, c->counters};
+  void *memory[] = {c->pool,     c->ring,   c->q,    c->out,    c->scratch, c->words,
+                    c->counters, c->chosen, c->held, c->starts, c->bounds};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
 }
@@ -68,9 +72,10 @@ static gboolean upload_words(Case *c, GError **error) {
     words[j] = swapped;
   }
   guint held = c->budget ? MIN(c->budget, c->context) : c->context;
+  guint context = c->chooses ? c->context : held;
   for (guint s = 0; s < S; s++) {
     words[n + s] = s * (n / S);
-    words[n + S + s] = held;
+    words[n + S + s] = context;
     words[n + 2 * S + s] = s;
   }
   c->max_splits = kv_cuda_decode_max_splits(S, c->n_kv_heads, c->bench->device->multiprocessors);
@@ -79,6 +84,19 @@ static gboolean upload_words(Case *c, GError **error) {
   c->words = kv_cuda_alloc(count * sizeof *words, "tables", error);
   return c->words &&
          kv_cuda_upload(c->bench->device, c->words, words, count * sizeof *words, error);
+}
+
+static gboolean choice_init(Case *c, GError **error) {
+  gsize ones = (gsize)c->sequences * c->n_kv_heads, pages = c->budget / BLOCK_TOKENS;
+  g_autofree guint32 *starts = g_new(guint32, ones);
+  for (gsize i = 0; i < ones; i++)
+    starts[i] = (guint32)(i * pages);
+  return (c->chosen = kv_cuda_alloc(ones * pages * sizeof(guint32), "pages", error)) &&
+         (c->held = kv_cuda_alloc(ones * sizeof(guint32), "pages", error)) &&
+         (c->starts = kv_cuda_alloc(ones * sizeof(guint32), "pages", error)) &&
+         (c->bounds =
+              kv_cuda_alloc(ones * (c->blocks / c->sequences) * sizeof(float), "pages", error)) &&
+         kv_cuda_upload(c->bench->device, c->starts, starts, ones * sizeof *starts, error);
 }
 
 static gboolean case_init(Case *c, GError **error) {
@@ -94,10 +112,11 @@ static gboolean case_init(Case *c, GError **error) {
                              .head_dim = c->head_dim};
   if (c->bits < 16)
     kv_cuda_packed_lay_out(&c->packed);
-  c->block_bytes = c->bits < 16 ? c->packed.block_bytes : 2 * half * sizeof(KvBf16);
+  gsize summary = c->chooses ? 2 * (gsize)c->n_kv_heads * c->head_dim : 0;
+  c->block_bytes = c->bits < 16 ? c->packed.block_bytes : (2 * half + summary) * sizeof(KvBf16);
   c->blocks = (c->context + BLOCK_TOKENS - 1) / BLOCK_TOKENS * c->sequences;
   c->copies = 1 + (guint)MIN(400, 3 * b->device->l2_bytes / (c->blocks * c->block_bytes));
-  c->pages = (KvCudaPages){.block_elements = 2 * half,
+  c->pages = (KvCudaPages){.block_elements = 2 * half + summary,
                            .value_offset = half,
                            .block_shift = SHIFT,
                            .n_kv_heads = c->n_kv_heads,
@@ -113,18 +132,42 @@ static gboolean case_init(Case *c, GError **error) {
       !(c->counters = kv_cuda_alloc(counters, "counters", error)))
     return FALSE;
   c->packed.ring = c->ring;
+  if (c->chooses && !choice_init(c, error))
+    return FALSE;
   return kv_cuda_fill(b->device, c->counters, 0, counters, error);
+}
+
+/* Choice, and attention to what was chosen. */
+static cudaError_t choose_and_decode(const Case *c, const KvCudaPages *pages,
+                                     const KvCudaTables *tables, const guint32 *contexts,
+                                     const guint32 *split) {
+  cudaStream_t stream = c->bench->device->stream;
+  guint group = c->n_heads / c->n_kv_heads;
+  KvCudaPages parts = *pages;
+  const KvCudaTables chosen = {c->chosen, c->starts};
+  parts.block_elements = c->head_dim;
+  parts.n_kv_heads = 1;
+  cudaError_t status = kv_cuda_choose_pages(
+      c->chosen, c->held, c->bounds, c->q, (gsize)c->n_heads * c->head_dim, pages, tables, contexts,
+      c->sequences, c->n_heads, c->budget / BLOCK_TOKENS, c->blocks / c->sequences, stream);
+  return status != cudaSuccess
+             ? status
+             : kv_cuda_decode_attention(c->out, c->q, (gsize)group * c->head_dim, &parts, &chosen,
+                                        c->held, c->sequences * c->n_kv_heads, group, 0, split,
+                                        c->max_splits, c->counters, c->scratch, stream);
 }
 
 static cudaError_t decode_once(const Case *c, guint i) {
   KvCudaTables tables = {c->words, c->words + c->blocks};
   const guint32 *contexts = tables.table_starts + c->sequences, *slots = contexts + c->sequences;
   const guint32 *split = slots + c->sequences;
-  char *pool = (char *)c->pool + i % c->copies * c->blocks * c->block_bytes;
+  char *pool = (char *)c->pool + (gsize)(i % c->copies) * c->blocks * c->block_bytes;
   gsize width = (gsize)c->n_heads * c->head_dim;
   if (c->bits == 16) {
     KvCudaPages pages = c->pages;
     pages.pool = (KvBf16 *)(void *)pool;
+    if (c->chooses)
+      return choose_and_decode(c, &pages, &tables, contexts, split);
     return kv_cuda_decode_attention(c->out, c->q, width, &pages, &tables, contexts, c->sequences,
                                     c->n_heads, 0, split, c->max_splits, c->counters, c->scratch,
                                     c->bench->device->stream);
@@ -162,6 +205,8 @@ static gboolean time_case(const Case *c, double *seconds, GError **error) {
 static double bytes_read(const Case *c) {
   double held = c->budget ? MIN(c->budget, c->context) : c->context;
   double elements = (double)c->n_kv_heads * c->head_dim, per = c->bits / 8.0;
+  if (c->chooses) /* summaries of all pages, and the chosen ones */
+    return 4.0 * c->sequences * elements * (held + (double)c->context / BLOCK_TOKENS);
   if (c->residual == 0)
     return 2.0 * c->sequences * held * elements * per;
   double keys = c->context / c->residual * c->residual;
@@ -174,12 +219,14 @@ static double bytes_read(const Case *c) {
 static const struct {
   const char *name;
   guint bits, group, residual, budget;
-} techniques[] = {{"bf16", 16, 1, 0, 0},
-                  {"fp8", 8, 1, 0, 0},
-                  {"kivi:bits=4", 4, 32, 128, 0},
-                  {"kivi:bits=2", 2, 32, 128, 0},
-                  {"kivi:bits=2:G=64", 2, 64, 128, 0},
-                  {"snapkv:budget=1024", 16, 1, 0, 1024}};
+  gboolean chooses;
+} techniques[] = {{"bf16", 16, 1, 0, 0, FALSE},
+                  {"fp8", 8, 1, 0, 0, FALSE},
+                  {"kivi:bits=4", 4, 32, 128, 0, FALSE},
+                  {"kivi:bits=2", 2, 32, 128, 0, FALSE},
+                  {"kivi:bits=2:G=64", 2, 64, 128, 0, FALSE},
+                  {"snapkv:budget=1024", 16, 1, 0, 1024, FALSE},
+                  {"quest:token_budget=1024:page_size=32", 16, 1, 0, 1024, TRUE}};
 
 static const struct {
   guint n_heads, n_kv_heads, head_dim, sequences, context;
@@ -200,7 +247,8 @@ static gboolean bench_shape(Bench *b, guint i, GError **error) {
                       .bits = techniques[t].bits,
                       .group = techniques[t].group,
                       .residual = techniques[t].residual,
-                      .budget = techniques[t].budget};
+                      .budget = techniques[t].budget,
+                      .chooses = techniques[t].chooses};
     if (!case_init(&c, error) || !time_case(&c, &seconds, error))
       return FALSE;
     double bytes = bytes_read(&c), rate = bytes / seconds;
@@ -216,7 +264,7 @@ static gboolean bench_shape(Bench *b, guint i, GError **error) {
                     c.sequences, c.context, 1e6 * seconds, bytes, 1e-9 * rate, rate / base_Bps,
                     base_seconds / seconds);
     b->separator = ",\n";
-    printf("%2u/%-2u d %3u batch %3u context %6u %-20s %9.1f us %7.0f GB/s  %3.0f %% of bf16's "
+    printf("%2u/%-2u d %3u batch %3u context %6u %-36s %9.1f us %7.0f GB/s  %3.0f %% of bf16's "
            "rate, %.2f times its speed\n",
            c.n_heads, c.n_kv_heads, c.head_dim, c.sequences, c.context, techniques[t].name,
            1e6 * seconds, 1e-9 * rate, 100.0 * rate / base_Bps, base_seconds / seconds);
