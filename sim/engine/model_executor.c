@@ -664,7 +664,8 @@ static const Dense *layers_unpadded(Model *m, const KvStep *step, guint64 size, 
 /* Everything of a step but decode attention and what hangs on it. */
 static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 rows = 0, tokens = fullest_rank(m, step, &rows);
-  priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens;
+  priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens &&
+                  (m->config->cuda_graph_prompts || step->n_chunks == 0);
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;

@@ -141,6 +141,7 @@ typedef struct {
   double tokenized;     /* when the prompt that came last is tokenized */
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
+  gint64 wall_origin; /* pace_wall: the wall's microseconds at the run's second 0; 0: not begun */
 } Run;
 
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
@@ -185,8 +186,10 @@ static KvExecutor *new_host_executor(Run *run, GError **error) {
                                                          u->memory.blocks, dram_blocks(run),
                                                          run->hash_block_tokens, error)
                              : NULL;
-  if (host)
+  if (host) {
     kv_host_executor_set_sink(host, run->options->generated, run->options->user);
+    kv_host_executor_set_measured(host, run->options->pace_wall);
+  }
   return host;
 }
 
@@ -215,13 +218,24 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
   return kv_cuda_executor_new(&settings, error);
 }
 
+/* An executor that carries the work out, as the caller wants to see it. */
+static KvExecutor *wrapped(Run *run, KvExecutor *real) {
+  return real && run->options->wrap ? run->options->wrap(real, run->options->user) : real;
+}
+
 static KvExecutor *new_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
   if (strcmp(s->executor, "host") == 0)
-    return new_host_executor(run, error);
+    return wrapped(run, new_host_executor(run, error));
   if (strcmp(s->executor, "cuda") == 0)
-    return new_cuda_executor(run, error);
+    return wrapped(run, new_cuda_executor(run, error));
+  if (run->options->pace_wall) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "pace 'wall': the model executor has no real time, expected --executor cuda or "
+                "host");
+    return NULL;
+  }
   if (run->executors[0])
     return kv_model_executor_twin(run->executors[0]);
   return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
@@ -372,6 +386,25 @@ static void report_progress(Run *run, KvTraceReader *reader) {
   run->options->progress(share, requests, kv_metrics_now(run->metrics), run->options->user);
 }
 
+/* Real time: the run's clock is the wall's from the first event on. */
+static double wall_now(const Run *run) {
+  return (double)(g_get_monotonic_time() - run->wall_origin) * 1e-6;
+}
+
+/* Sleep until the wall's clock shows `when`, in pieces so that the user can stop it. */
+static void wait_for_wall(Run *run, double when) {
+  static const double longest_sleep = 0.05;
+  if (when == G_MAXDOUBLE)
+    return;
+  if (!run->wall_origin)
+    run->wall_origin = g_get_monotonic_time() - (gint64)(when * 1e6);
+  for (double left; (left = when - wall_now(run)) > 0.0;) {
+    if (run->options->interrupted && g_atomic_int_get(run->options->interrupted))
+      return;
+    g_usleep((gulong)(1e6 * MIN(left, longest_sleep)) + 1);
+  }
+}
+
 static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
   for (guint64 events = 0;; events++) {
     double arrival;
@@ -382,6 +415,11 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
     double seen = next_seen(run);
     if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE && seen == G_MAXDOUBLE)
       break;
+    if (run->options->pace_wall) {
+      wait_for_wall(run, MIN(arrival, MIN(wake, seen)));
+      if (wake < G_MAXDOUBLE) /* what the host needed has passed, too */
+        wake = MAX(wake, wall_now(run));
+    }
     if (seen <= wake && seen <= arrival) {
       enter_next(run);
     } else if (arrival <=

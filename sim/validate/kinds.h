@@ -8,5 +8,6 @@ extern const KvMeasuredKind kv_measured_vllm_log;     /* read_vllm_log.c */
 extern const KvMeasuredKind kv_measured_inferencemax; /* read_inferencemax.c */
 extern const KvMeasuredKind kv_measured_silicon;      /* read_silicon.c */
 extern const KvMeasuredKind kv_measured_vllm_bench;   /* read_vllm_bench.c */
+extern const KvMeasuredKind kv_measured_reference;    /* read_reference.c */
 
 #endif
