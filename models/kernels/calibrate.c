@@ -83,7 +83,7 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
                "those of rows that the scoring fit did not see, of 10 us and more.");
   g_option_context_set_description(
       context,
-      "Examples:\n  kvsim calibrate --device h200 --from ceilings.json steps.json -o h200.json\n"
+      "Example:\n  kvsim calibrate --device h200 --from ceilings.json steps.json -o h200.json\n"
       "  kvsim calibrate --measure --table kernels.csv -o this-gpu.json\n");
   g_option_context_add_main_entries(context, entries, NULL);
   g_autoptr(GError) problem = NULL;

@@ -56,9 +56,36 @@ static gboolean read_operands(const KvColumns *table, KvObservation *row, GError
   }
 }
 
+/* Measured too, and fitting nothing. */
+static const char *const beside[] = {"copy inside", "copy to the GPU", "copy from the GPU",
+                                     "launch",      "graph node",      NULL};
+
 static gboolean is_fitted(KvObserved kind) {
   return kind == KV_OBSERVED_GEMM || kind == KV_OBSERVED_ELEMENTWISE ||
          kind == KV_OBSERVED_PREFILL_ATTENTION || kind == KV_OBSERVED_DECODE_ATTENTION;
+}
+
+/* Append the row that the table is at, unless its operation is one that fits nothing. */
+static gboolean read_row(const char *path, const KvColumns *table, GArray *observations,
+                         GError **error) {
+  const char *operation = kv_columns_text(table, "kvsim_operation");
+  const char *dtype = kv_columns_text(table, "dtype");
+  KvObservation row = {.kind = find(operation, kv_observed_names),
+                       .dtype = find(dtype, kv_dtype_names)};
+  if (g_strv_contains(beside, operation))
+    return TRUE;
+  if (!is_fitted(row.kind) || row.dtype >= KV_N_DTYPES) {
+    kv_error_at(error, path, 0,
+                "operation '%s' of type '%s' is none that is measured, expected gemm, prefill "
+                "attention, decode attention, element-wise, a copy, launch or graph node",
+                operation, dtype);
+    return FALSE;
+  }
+  if (!kv_columns_positive(table, "us", &row.seconds, error) || !read_operands(table, &row, error))
+    return FALSE;
+  row.seconds *= 1e-6;
+  g_array_append_val(observations, row);
+  return TRUE;
 }
 
 static gboolean read_table(const char *path, GArray *observations, GError **error) {
@@ -66,16 +93,8 @@ static gboolean read_table(const char *path, GArray *observations, GError **erro
   GError *problem = NULL;
   if (!table)
     return FALSE;
-  while (!problem && kv_columns_next(table, &problem)) {
-    KvObservation row = {.kind = find(kv_columns_text(table, "kvsim_operation"), kv_observed_names),
-                         .dtype = find(kv_columns_text(table, "dtype"), kv_dtype_names)};
-    if (is_fitted(row.kind) && row.dtype < KV_N_DTYPES &&
-        kv_columns_positive(table, "us", &row.seconds, &problem) &&
-        read_operands(table, &row, &problem)) {
-      row.seconds *= 1e-6;
-      g_array_append_val(observations, row);
-    }
-  }
+  while (kv_columns_next(table, &problem) && read_row(path, table, observations, &problem))
+    continue;
   if (problem)
     g_propagate_error(error, problem);
   return !problem;
