@@ -86,7 +86,6 @@ gboolean kv_cli_pace(const char *name, gboolean *wall, GError **error) {
   *wall = name && strcmp(name, "wall") == 0;
   if (!name || g_strv_contains(paces, name))
     return TRUE;
-  g_autofree char *unknown = kv_names_unknown("pace", name, paces);
-  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--pace: %s, expected virtual or wall", unknown);
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--pace '%s': expected virtual or wall", name);
   return FALSE;
 }
