@@ -217,7 +217,7 @@ static gboolean time_graph(KvCudaTimer *timer, Elementwise *tiny, double *second
 gboolean kv_cuda_time_launch(KvCudaTimer *timer, gboolean graph, double *seconds, GError **error) {
   enum { WIDTH = 64 };
   Elementwise tiny = {.timer = timer, .rows = 1, .width = WIDTH, .copies = 1};
-  gboolean done = (tiny.in = kv_cuda_random(timer, 2 * WIDTH, 1.0f, error)) &&
+  gboolean done = (tiny.in = kv_cuda_random(timer, 2 * (guint64)WIDTH, 1.0f, error)) &&
                   (tiny.out = kv_cuda_random(timer, WIDTH, 1.0f, error)) &&
                   (tiny.gain = kv_cuda_random(timer, WIDTH, 1.0f, error)) &&
                   norm_once(&tiny, 0, error) && /* loaded before a capture */
