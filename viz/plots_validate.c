@@ -239,7 +239,7 @@ static void write_run(GString *html, const KvComparison *c, guint index) {
   text(html, "<section><pre>", table, "</pre></section>");
 }
 
-static void write_log(GString *html, const KvStepLog *log) {
+static void write_log(GString *html, const KvStepLog *log, guint index) {
   GString *script = g_string_new(NULL);
   if (kv_validate_steps_script(script, log))
     figure(
@@ -253,13 +253,13 @@ static void write_log(GString *html, const KvStepLog *log) {
 }
 
 gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArray *comparisons,
-                                  const KvStepLog *log, GError **error) {
+                                  const GPtrArray *logs, GError **error) {
   g_autoptr(GString) html = g_string_new(
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>kvsim validate"
       "</title>\n<style>" KV_REPORT_STYLE "</style></head><body><main>\n"
       "<p class=\"eyebrow\">kvsim &middot; validation</p><h1>Predicted beside measured</h1>\n");
-  if (log)
-    write_log(html, log);
+  for (guint i = 0; i < logs->len; i++)
+    write_log(html, g_ptr_array_index(logs, i), i);
   g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons, FALSE);
   g_autofree char *table = kv_accuracy_table(accuracy, FALSE);
   GString *scatter = g_string_new(NULL);
@@ -269,7 +269,8 @@ gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArr
            "dotted ones it is off by at most a tenth.");
   else
     g_string_free(scatter, TRUE);
-  text(html, "<section><pre>", table, "</pre></section>");
+  if (comparisons->len > 0)
+    text(html, "<section><pre>", table, "</pre></section>");
   for (guint i = 0, drawn = 0; i < comparisons->len && drawn < MOST_RUN_PICTURES; i++) {
     const KvComparison *c = g_ptr_array_index(comparisons, i);
     if (c->run->requests || comparisons->len <= MOST_RUN_PICTURES) {

@@ -22,8 +22,8 @@ gboolean kv_validate_scatter_script(GString *script, const GPtrArray *comparison
 gboolean kv_validate_steps_script(GString *script, const KvStepLog *log);
 
 /* Write report.html with pictures inline, and comparisons.json, into the folder; with the steps of
- * `log` if it is not NULL. Without gnuplot the page says which picture is missing. */
+ * `logs` (KvStepLog, priced). Without gnuplot the page says which picture is missing. */
 gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArray *comparisons,
-                                  const KvStepLog *log, GError **error);
+                                  const GPtrArray *logs, GError **error);
 
 #endif

@@ -141,23 +141,25 @@ static void print_tables(const Options *o, const GPtrArray *comparisons) {
   printf("%u runs, error of the prediction:\n%s", comparisons->len, table);
 }
 
-static gboolean write_report(const Options *o, const GPtrArray *comparisons, GError **error) {
+static gboolean write_report(const Options *o, const GPtrArray *comparisons, const GPtrArray *logs,
+                             GError **error) {
   g_autoptr(KvRunDirectory) directory = kv_run_directory_begin(o->directory, error);
   if (!directory)
     return FALSE;
   /* An earlier report in its place is known by the two files together. */
   g_autofree char *scenario = kv_run_directory_file(directory, "scenario.json");
   return kv_output_write_file(scenario, "{}\n", -1, error) &&
-         kv_validate_report_write(directory, comparisons, NULL, error) &&
+         kv_validate_report_write(directory, comparisons, logs, error) &&
          kv_run_directory_commit(g_steal_pointer(&directory), error);
 }
 
-/* A log of a real executor's steps. */
-static char *log_table(const Options *o, const char *path, GError **error) {
+/* A log of a real executor's steps, which `logs` takes over. */
+static char *log_table(const Options *o, const char *path, GPtrArray *logs, GError **error) {
   const char *platform = kv_scenario_options_value(&o->scenario, "platform");
-  g_autoptr(KvStepLog) log = kv_step_log_read(path, platform, error);
+  KvStepLog *log = kv_step_log_read(path, platform, error);
   if (!log)
     return NULL;
+  g_ptr_array_add(logs, log);
   char **set = o->scenario.set;
   for (guint i = 0; set && set[i]; i++)
     if (!kv_scenario_set(log->scenario, set[i], error))
@@ -165,22 +167,28 @@ static char *log_table(const Options *o, const char *path, GError **error) {
   return kv_step_log_price(log, error) ? kv_step_log_table(log, o->each) : NULL;
 }
 
-static char *steps_table(const Options *o, const char *path, GError **error) {
+static char *steps_table(const Options *o, const char *path, GPtrArray *logs, GError **error) {
   if (kv_step_log_recognise(path))
-    return log_table(o, path, error);
+    return log_table(o, path, logs, error);
   const char *platform = kv_scenario_options_value(&o->scenario, "platform");
   g_autoptr(GArray) steps = kv_measured_steps(path, platform, error);
   return steps ? kv_measured_steps_table(steps, o->each) : NULL;
 }
 
-static gboolean compare_steps(const Options *o, GError **error) {
+static gboolean compare_steps(const Options *o, GPtrArray *logs, GError **error) {
   for (guint i = 0; o->steps && o->steps[i]; i++) {
-    g_autofree char *table = steps_table(o, o->steps[i], error);
+    g_autofree char *table = steps_table(o, o->steps[i], logs, error);
     if (!table)
       return FALSE;
     puts(table);
   }
-  return TRUE;
+  if (!o->directory || o->measured || !o->steps || logs->len > 0)
+    return TRUE;
+  g_set_error(
+      error, KV_ERROR, KV_ERROR_USAGE,
+      "validate: --output: whole-model steps have no report, expected --measured or a run's "
+      "steps.csv");
+  return FALSE;
 }
 
 static gboolean compare_trace(const Options *o, const char *trace, GError **error) {
@@ -200,28 +208,14 @@ static gboolean compare_trace(const Options *o, const char *trace, GError **erro
   return kv_validate_trace(&asked, error);
 }
 
-gboolean kv_command_validate(int argc, char **argv, GError **error) {
-  g_auto(Options) o = {0};
-  if (!parse(&o, &argc, &argv, error) || !compare_steps(&o, error))
-    return FALSE;
-  if (argc == 2)
-    return compare_trace(&o, argv[1], error);
-  if (!o.measured)
-    return TRUE;
-  KvMeasuredOptions options = {(const char *const *)o.traces,
-                               kv_scenario_options_value(&o.scenario, "platform")};
-  g_autoptr(GPtrArray) runs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_measured_run_free);
-  for (guint i = 0; o.measured[i]; i++)
-    if (!kv_measured_read(o.measured[i], &options, runs, error))
-      return FALSE;
-  g_autoptr(GPtrArray) comparisons =
-      g_ptr_array_new_with_free_func((GDestroyNotify)kv_comparison_free);
-  g_autoptr(GPtrArray) skipped = g_ptr_array_new_with_free_func(g_free);
+/* Simulate the runs that are wanted; what cannot be simulated is said. */
+static gboolean compare_runs(const Options *o, GPtrArray *runs, GPtrArray *comparisons,
+                             GPtrArray *skipped, GError **error) {
   for (guint i = 0; i < runs->len; i++) {
     KvMeasuredRun *run = g_ptr_array_index(runs, i);
-    if (!wanted(&o, run))
+    if (!wanted(o, run))
       continue;
-    if (!apply(&o, run, error))
+    if (!apply(o, run, error))
       return FALSE;
     g_autoptr(GError) problem = NULL;
     KvComparison *comparison = kv_comparison_new(run, &kv_interrupted, &problem);
@@ -236,8 +230,32 @@ gboolean kv_command_validate(int argc, char **argv, GError **error) {
       return FALSE;
     }
   }
-  if (o.directory && !write_report(&o, comparisons, error))
+  return TRUE;
+}
+
+gboolean kv_command_validate(int argc, char **argv, GError **error) {
+  g_auto(Options) o = {0};
+  g_autoptr(GPtrArray) logs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_step_log_free);
+  if (!parse(&o, &argc, &argv, error))
     return FALSE;
+  if (argc == 2)
+    return compare_trace(&o, argv[1], error);
+  if (!compare_steps(&o, logs, error))
+    return FALSE;
+  KvMeasuredOptions options = {(const char *const *)o.traces,
+                               kv_scenario_options_value(&o.scenario, "platform")};
+  g_autoptr(GPtrArray) runs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_measured_run_free);
+  for (guint i = 0; o.measured && o.measured[i]; i++)
+    if (!kv_measured_read(o.measured[i], &options, runs, error))
+      return FALSE;
+  g_autoptr(GPtrArray) comparisons =
+      g_ptr_array_new_with_free_func((GDestroyNotify)kv_comparison_free);
+  g_autoptr(GPtrArray) skipped = g_ptr_array_new_with_free_func(g_free);
+  if (!compare_runs(&o, runs, comparisons, skipped, error) ||
+      (o.directory && !write_report(&o, comparisons, logs, error)))
+    return FALSE;
+  if (!o.measured)
+    return TRUE;
   if (o.as_json)
     print_json(comparisons, skipped);
   else

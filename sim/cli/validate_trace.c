@@ -63,12 +63,14 @@ static gboolean write_directory(KvRunDirectory *directory, const KvScenario *sce
   g_autofree char *of_run = kv_run_directory_file(directory, "measured.json");
   g_autofree char *of_requests = kv_run_directory_file(directory, "requests.csv");
   g_autoptr(GPtrArray) comparisons = g_ptr_array_new();
+  g_autoptr(GPtrArray) logs = g_ptr_array_new();
   g_ptr_array_add(comparisons, (gpointer)c->comparison);
+  g_ptr_array_add(logs, c->reference->log);
   return write_scenario(scenario, of_scenario, error) &&
          kv_step_log_write(c->reference->log, of_steps, error) &&
          kv_reference_run_write(c->reference, of_run, error) &&
          write_requests(c, of_requests, error) &&
-         kv_validate_report_write(directory, comparisons, c->reference->log, error);
+         kv_validate_report_write(directory, comparisons, logs, error);
 }
 
 static void print(const Compared *c, const KvValidateTrace *asked) {
