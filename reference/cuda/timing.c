@@ -176,20 +176,19 @@ gboolean kv_cuda_time_activation(KvCudaTimer *timer, guint rows, guint width, do
 
 enum { NODES = 500 };
 
+typedef struct {
+  KvCudaTimer *timer;
+  cudaGraphExec_t graph;
+} Replay;
+
 static gboolean replay_once(gpointer what, guint i, GError **error) {
-  const struct {
-    KvCudaTimer *timer;
-    cudaGraphExec_t graph;
-  } *replay = what;
+  const Replay *replay = what;
   return KV_CUDA_OK(cudaGraphLaunch(replay->graph, replay->timer->device->stream), error);
 }
 
 /* Seconds of one of many tiny kernels in one graph. */
 static gboolean time_graph(KvCudaTimer *timer, Elementwise *tiny, double *seconds, GError **error) {
-  struct {
-    KvCudaTimer *timer;
-    cudaGraphExec_t graph;
-  } replay = {timer, NULL};
+  Replay replay = {timer, NULL};
   cudaGraph_t graph = NULL;
   gboolean captured = KV_CUDA_OK(
       cudaStreamBeginCapture(timer->device->stream, cudaStreamCaptureModeThreadLocal), error);

@@ -74,7 +74,7 @@ for part; do
   case $part in
   tests) grep -E '^(not )?ok|^# .*(error|expected)|Bail' "$out/tests.log" | cut -c1-200 | head -60 ;;
   run) cat "$out/run.log"; head -c 1500 "$out/run.json" ;;
-  *) tail -n 80 "$out/$part.log" ;;
+  *) tail -n 130 "$out/$part.log" ;;
   esac
 done
 nvidia-smi --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader >>"$out/gpu.csv" 2>&1
