@@ -15,8 +15,8 @@ static const char opening[] = "# {\"kvsim_steps\":";
 
 /* "qkv_projection_us" of "qkv projection"; newly allocated. */
 static char *part_column(guint component) {
-  g_autofree char *name = g_strdup(kv_component_names[component]);
-  return g_strdup_printf("%s_us", g_strdelimit(g_ascii_strdown(name, -1), " -", '_'));
+  g_autofree char *name = g_ascii_strdown(kv_component_names[component], -1);
+  return g_strdup_printf("%s_us", g_strdelimit(name, " -", '_'));
 }
 
 /* --- writing --------------------------------------------------------------------------------- */
