@@ -9,25 +9,72 @@ static int by_value(const void *a, const void *b) {
   return x < y ? -1 : x > y;
 }
 
+/* A round of launches. */
+typedef struct {
+  KvCudaTimer *timer;
+  KvCudaTimed work;
+  gpointer what;
+  guint inner, launched;
+  cudaGraphExec_t graph; /* NULL: launched one by one */
+} Round;
+
+static gboolean launch_all(Round *r, GError **error) {
+  for (guint i = 0; i < r->inner; i++)
+    if (!r->work(r->what, r->launched++, error))
+      return FALSE;
+  return TRUE;
+}
+
+static gboolean capture(Round *r, GError **error) {
+  cudaStream_t stream = r->timer->device->stream;
+  cudaGraph_t graph = NULL;
+  if (!kv_cuda_wait(r->timer->device, error) ||
+      !KV_CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), error))
+    return FALSE;
+  gboolean launched = launch_all(r, error);
+  /* A capture is ended whatever went wrong in it, and what went wrong first is what is said. */
+  gboolean ended = KV_CUDA_OK(cudaStreamEndCapture(stream, &graph), launched ? error : NULL);
+  gboolean made = launched && ended && KV_CUDA_OK(cudaGraphInstantiate(&r->graph, graph, 0), error);
+  if (graph)
+    (void)cudaGraphDestroy(graph);
+  return made;
+}
+
+static gboolean run_round(Round *r, GError **error) {
+  return r->graph ? KV_CUDA_OK(cudaGraphLaunch(r->graph, r->timer->device->stream), error)
+                  : launch_all(r, error);
+}
+
+static gboolean time_round(Round *r, double *seconds, GError **error) {
+  KvCudaDevice *device = r->timer->device;
+  return (!r->graph || run_round(r, error)) && kv_cuda_clock_start(device, error) &&
+         run_round(r, error) && kv_cuda_clock_stop(device, seconds, error);
+}
+
+static gboolean time_rounds(Round *r, double *seconds, GError **error) {
+  double rounds[KV_CUDA_REPEATS], warm = 0.0, once;
+  if (!launch_all(r, error) || (r->timer->replayed && !capture(r, error)))
+    return FALSE;
+  while (warm < r->timer->warm_seconds) {
+    if (!time_round(r, &once, error))
+      return FALSE;
+    warm += once;
+  }
+  for (guint i = 0; i < KV_CUDA_REPEATS; i++)
+    if (!time_round(r, &rounds[i], error))
+      return FALSE;
+  qsort(rounds, KV_CUDA_REPEATS, sizeof *rounds, by_value);
+  *seconds = rounds[KV_CUDA_REPEATS / 2] / r->inner;
+  return TRUE;
+}
+
 gboolean kv_cuda_time(KvCudaTimer *timer, KvCudaTimed work, gpointer what, guint inner,
                       double *seconds, GError **error) {
-  double rounds[KV_CUDA_REPEATS];
-  guint launch = 0;
-  for (guint i = 0; i < inner; i++)
-    if (!work(what, launch++, error))
-      return FALSE;
-  for (guint r = 0; r < KV_CUDA_REPEATS; r++) {
-    if (!kv_cuda_clock_start(timer->device, error))
-      return FALSE;
-    for (guint i = 0; i < inner; i++)
-      if (!work(what, launch++, error))
-        return FALSE;
-    if (!kv_cuda_clock_stop(timer->device, &rounds[r], error))
-      return FALSE;
-  }
-  qsort(rounds, KV_CUDA_REPEATS, sizeof *rounds, by_value);
-  *seconds = rounds[KV_CUDA_REPEATS / 2] / inner;
-  return TRUE;
+  Round round = {.timer = timer, .work = work, .what = what, .inner = inner};
+  gboolean done = time_rounds(&round, seconds, error);
+  if (round.graph)
+    (void)cudaGraphExecDestroy(round.graph);
+  return done;
 }
 
 KvBf16 *kv_cuda_random(KvCudaTimer *timer, guint64 n, float reach, GError **error) {
@@ -174,55 +221,14 @@ gboolean kv_cuda_time_activation(KvCudaTimer *timer, guint rows, guint width, do
   return time_elementwise(timer, activate_once, rows, width, seconds, error);
 }
 
-enum { NODES = 500 };
-
-typedef struct {
-  KvCudaTimer *timer;
-  cudaGraphExec_t graph;
-} Replay;
-
-static gboolean replay_once(gpointer what, guint i, GError **error) {
-  const Replay *replay = what;
-  return KV_CUDA_OK(cudaGraphLaunch(replay->graph, replay->timer->device->stream), error);
-}
-
-/* Seconds of one of many tiny kernels in one graph. */
-static gboolean time_graph(KvCudaTimer *timer, Elementwise *tiny, double *seconds, GError **error) {
-  Replay replay = {timer, NULL};
-  cudaGraph_t graph = NULL;
-  gboolean captured = KV_CUDA_OK(
-      cudaStreamBeginCapture(timer->device->stream, cudaStreamCaptureModeThreadLocal), error);
-  if (!captured)
-    return FALSE;
-  for (guint i = 0; captured && i < NODES; i++)
-    captured = norm_once(tiny, i, error);
-  GError *problem = NULL; /* a capture is ended whatever went wrong in it */
-  if (!KV_CUDA_OK(cudaStreamEndCapture(timer->device->stream, &graph), &problem)) {
-    if (captured)
-      g_propagate_error(error, problem);
-    else
-      g_error_free(problem);
-    return FALSE;
-  }
-  gboolean done = captured && KV_CUDA_OK(cudaGraphInstantiate(&replay.graph, graph, 0), error) &&
-                  kv_cuda_time(timer, replay_once, &replay, 2, seconds, error);
-  *seconds /= NODES;
-  (void)cudaGraphDestroy(graph);
-  if (replay.graph)
-    (void)cudaGraphExecDestroy(replay.graph);
-  return done;
-}
-
 gboolean kv_cuda_time_launch(KvCudaTimer *timer, gboolean graph, double *seconds, GError **error) {
-  enum { WIDTH = 64 };
-  Elementwise tiny = {.timer = timer, .rows = 1, .width = WIDTH, .copies = 1};
+  enum { WIDTH = 64, LAUNCHES = 500 };
+  KvCudaTimer used = {.device = timer->device, .gemm = timer->gemm, .replayed = graph};
+  Elementwise tiny = {.timer = &used, .rows = 1, .width = WIDTH, .copies = 1};
   gboolean done = (tiny.in = kv_cuda_random(timer, 2 * (guint64)WIDTH, 1.0f, error)) &&
                   (tiny.out = kv_cuda_random(timer, WIDTH, 1.0f, error)) &&
                   (tiny.gain = kv_cuda_random(timer, WIDTH, 1.0f, error)) &&
-                  norm_once(&tiny, 0, error) && /* loaded before a capture */
-                  kv_cuda_wait(timer->device, error) &&
-                  (graph ? time_graph(timer, &tiny, seconds, error)
-                         : kv_cuda_time(timer, norm_once, &tiny, NODES, seconds, error));
+                  kv_cuda_time(&used, norm_once, &tiny, LAUNCHES, seconds, error);
   kv_cuda_free(tiny.in);
   kv_cuda_free(tiny.out);
   kv_cuda_free(tiny.gain);

@@ -1,8 +1,8 @@
 /* How long one operation takes on the GPU, alone and warm: what the benchmark and `kvsim calibrate
  * --measure` are made of.
  *
- * Times are the GPU's, medians of KV_CUDA_REPEATS rounds after a warm one, in seconds. What is
- * timed alternates among buffers larger together than the second-level cache, and holds random
+ * Times are the GPU's, medians of KV_CUDA_REPEATS rounds after warm ones, in seconds. What is timed
+ * alternates among buffers larger together than the second-level cache, and holds random
  * numbers. Every call allocates what it times and frees it again; memory that does not suffice is
  * an error.
  */
@@ -17,12 +17,15 @@ enum { KV_CUDA_REPEATS = 11, KV_CUDA_BENCH_BLOCK_TOKENS = 16 };
 typedef struct {
   KvCudaDevice *device;
   KvCudaGemm *gemm;
+  double warm_seconds; /* of work before rounds are timed: under load clocks fall; 0: one round */
+  gboolean replayed; /* a round is one graph, queued behind another of the same: no launch from the
+                        host is in it */
 } KvCudaTimer;
 
 /* One launch of what is measured, the i-th. */
 typedef gboolean (*KvCudaTimed)(gpointer what, guint i, GError **error);
 
-/* Seconds of one launch: the median of rounds of `inner` launches. */
+/* Seconds of one launch: the median of rounds of `inner` launches. `work` allocates nothing. */
 gboolean kv_cuda_time(KvCudaTimer *timer, KvCudaTimed work, gpointer what, guint inner,
                       double *seconds, GError **error);
 

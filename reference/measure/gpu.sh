@@ -63,7 +63,7 @@ for part; do
   bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1 ;;
   run) ours timeout 120 "$bundle/kvsim" run "$bundle/chat.jsonl" --executor cuda --requests 40 --model qwen2.5-0.5b \
     --set engine.num_blocks=4096 --json -n >"$out/run.json" 2>"$out/run.log" ;;
-  calibrate) ours timeout 200 "$bundle/kvsim" calibrate --measure --table "$out/kernels.csv" -o "$out/h200-kvsim.json" \
+  calibrate) ours timeout 240 "$bundle/kvsim" calibrate --measure --table "$out/kernels.csv" -o "$out/h200-kvsim.json" \
     >"$out/calibrate.log" 2>&1 ;;
   validate) mkdir -p "$out/validate" && validate >"$out/validate.log" 2>&1 ;;
   *) echo "no part $part: tests, logits, bench, run, calibrate or validate"; exit 2 ;;
