@@ -7,14 +7,19 @@
 #include "sim/base/json.h"
 #include "sim/base/names.h"
 
-static const char *const weight_dtype_names[] = {"model", "fp32", "bf16", "fp16", "fp8",
-                                                 "int8",  "fp4",  "int4", NULL};
+static const char *const weight_dtype_names[] = {"model", "fp32",      "bf16",      "fp16",
+                                                 "fp8",   "int8",      "fp4",       "int4",
+                                                 "mxfp4", "mxfp4-fp8", "fp8-block", NULL};
+static const char *const cache_dtype_names[] = {"fp32", "bf16", "fp16", "fp8",
+                                                "int8", "fp4",  "int4", NULL};
 static const char *const tier_names[] = {"none", "dram", "ssd", NULL};
-static const char *const scheduler_names[] = {"vllm-v1",   "sglang",          "trtllm",
-                                              "vllm-2023", "vllm-2023-mixed", "orca",
-                                              "static",    "flexgen",         NULL};
+static const char *const scheduler_names[] = {
+    "vllm-v1",         "sglang", "trtllm",    "vllm-v0", "vllm-2023",
+    "vllm-2023-mixed", "orca",   "static",    "flexgen", "vtensor",
+    "fastserve",       "lamps",  "distserve", "neo",     NULL};
 static const char *const allocator_names[] = {"paged", "chunked", "reserved", NULL};
-static const char *const router_names[] = {"round-robin", "least-loaded", "prefix", NULL};
+static const char *const router_names[] = {"round-robin", "least-loaded",   "prefix", "session",
+                                           "connection",  "shortest-queue", NULL};
 static const char *const executor_names[] = {"model", "host", "cuda", NULL};
 
 #define AT(member) G_STRUCT_OFFSET(KvScenario, member)
@@ -44,9 +49,32 @@ const KvScenarioField kv_scenario_fields[] = {
      "GPUs, of all instances, that whole experts are spread over; 0: split as other weights"},
     {"deployment", "router", KV_FIELD_NAME, ENGINE(router), 0, 0, router_names,
      "which instance a request goes to"},
+    {"deployment", "context_parallel", KV_FIELD_COUNT, ENGINE(context_parallel), 0, 1024, NULL,
+     "groups of tensor_parallel GPUs over which a sequence's cache is split along its tokens; 0: all"},
+    {"deployment", "combine", KV_FIELD_CHOICE, ENGINE(combine), 0, 0, kv_combine_names,
+     "how the groups' attention of a step becomes one"},
+    {"deployment", "combine_fused", KV_FIELD_FLAG, ENGINE(combine_fused), 0, 0, NULL,
+     "tree: sums of weights are reduced with the outputs, two reductions a layer and not three"},
+    {"deployment", "prefill_instances", KV_FIELD_COUNT, ENGINE(prefill_instances), 0, 4096, NULL,
+     "instances that compute prompts only; 0: each replica does everything"},
+    {"deployment", "decode_instances", KV_FIELD_COUNT, ENGINE(decode_instances), 0, 4096, NULL,
+     "instances that decode only, from caches that they pull"},
+    {"deployment", "prefill_tensor_parallel", KV_FIELD_COUNT, ENGINE(prefill_tensor_parallel), 0,
+     1024, NULL, "GPUs of a prefill instance; 0: tensor_parallel"},
+    {"deployment", "decode_tensor_parallel", KV_FIELD_COUNT, ENGINE(decode_tensor_parallel), 0,
+     1024, NULL, "GPUs of a decode instance; 0: tensor_parallel"},
+    {"deployment", "decode_max_seqs", KV_FIELD_COUNT, ENGINE(decode_max_seqs), 0, 1e6, NULL,
+     "running sequences of a decode instance; 0: engine.max_seqs"},
+    {"deployment", "pull_share", KV_FIELD_REAL, ENGINE(pull_share), 1e-6, 1, NULL,
+     "a decode instance pulls while what waits there takes less than this share of its blocks"},
+    {"deployment", "pull_in_node", KV_FIELD_FLAG, ENGINE(pull_in_node), 0, 0, NULL,
+     "a prompt goes to a decode instance of the same node, where there is one"},
     {"precision", "weights", KV_FIELD_CHOICE, AT(weight_dtype), 0, 0, weight_dtype_names,
      "element type of weights; model: as published"},
-    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, kv_dtype_names,
+    {"precision", "experts", KV_FIELD_CHOICE, AT(expert_dtype), 0, 0, weight_dtype_names,
+     "element type of routed experts, and how they are multiplied; model: as the weights or as "
+     "published"},
+    {"precision", "cache", KV_FIELD_CHOICE, AT(cache_dtype), 0, 0, cache_dtype_names,
      "element type of the unchanged KV cache"},
     {"engine", "scheduler", KV_FIELD_NAME, ENGINE(scheduler), 0, 0, scheduler_names,
      "kvsim list schedulers"},
@@ -90,10 +118,18 @@ const KvScenarioField kv_scenario_fields[] = {
      "what the reserved allocator sets aside"},
     {"engine", "swap_bytes", KV_FIELD_REAL, ENGINE(swap_bytes), 0, 1e15, NULL,
      "host memory for swapped blocks, bytes per instance"},
+    {"engine", "swap_in_below", KV_FIELD_REAL, ENGINE(swap_in_below), 0, 1, NULL,
+     "neo: share of the GPU's blocks in use below which sequences come back from the CPU"},
+    {"engine", "least_step_tokens", KV_FIELD_COUNT, ENGINE(least_step_tokens), 0, 1e6, NULL,
+     "neo: prompts are not put off while the step would have fewer tokens"},
+    {"engine", "host_launch_seconds", KV_FIELD_REAL, ENGINE(host_launch_seconds), 0, 1, NULL,
+     "neo: added to each layer's attention of a sub-batch on the CPU"},
     {"engine", "num_blocks", KV_FIELD_COUNT64, ENGINE(num_blocks), 0, 1e12, NULL,
      "blocks of an instance; 0: what memory allows"},
     {"engine", "step_gap_seconds", KV_FIELD_REAL, ENGINE(step_gap_seconds), 0, 10, NULL,
      "CPU time from a step's end to the next one's launch"},
+    {"engine", "between_steps_seconds", KV_FIELD_REAL, ENGINE(between_steps_seconds), -1, 10, NULL,
+     "GPU time between two steps that no scheduling hides; negative: the scheduler's"},
     {"engine", "eager_kernel_seconds", KV_FIELD_REAL, ENGINE(eager_kernel_seconds), 0, 1, NULL,
      "CPU time to launch a kernel outside CUDA graphs; the slower of CPU and GPU decides"},
     {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL,
@@ -110,10 +146,20 @@ const KvScenarioField kv_scenario_fields[] = {
      "where prefix blocks go beside HBM"},
     {"prefix_cache", "tier_GB", KV_FIELD_REAL, AT(tier_GB), 0, 1e9, NULL,
      "its size per instance, 1e9 bytes; 0: all the platform has"},
+    {"prefix_cache", "race", KV_FIELD_FLAG, ENGINE(load_race), 0, 0, NULL,
+     "compute a prefix from its start while it loads from its end (vllm-v1 only)"},
+    {"prefix_cache", "load_chunk_tokens", KV_FIELD_COUNT, ENGINE(load_chunk_tokens), 1, 1e6, NULL,
+     "race: tokens of a step, and of a load"},
+    {"prefix_cache", "load_Bps", KV_FIELD_REAL, ENGINE(load_Bps), 0, 1e15, NULL,
+     "bytes per second at which the tier is read; 0: its own rate"},
+    {"prefix_cache", "load_share", KV_FIELD_REAL, ENGINE(load_share), 0.01, 1, NULL,
+     "bytes of the stored form over those of the cache"},
+    {"prefix_cache", "tier_only", KV_FIELD_FLAG, ENGINE(tier_only), 0, 0, NULL,
+     "load every hit from the lower tier, as LMCache does beside an engine without prefix caching"},
     {"arrivals", "mode", KV_FIELD_CHOICE, AT(arrivals), 0, 0, kv_arrival_mode_names,
      "auto: what the trace says"},
     {"arrivals", "concurrency", KV_FIELD_COUNT, AT(concurrency), 1, 1e6, NULL,
-     "requests (closed) or sessions in flight"},
+     "requests (closed, limited) or sessions in flight"},
     {"arrivals", "requests", KV_FIELD_COUNT64, AT(requests), 0, 1e15, NULL,
      "stop after so many; 0: all"},
     {"arrivals", "rate_scale", KV_FIELD_REAL, AT(rate_scale), 1e-6, 1e6, NULL,

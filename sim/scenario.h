@@ -18,6 +18,7 @@ typedef struct {
   char *label, *model, *platform, *use, *executor;
   guint replicas, tensor_parallel;
   guint weight_dtype; /* 0: as the model's; else 1 + KvDtype */
+  guint expert_dtype; /* of routed experts; 0: as published or as weight_dtype */
   guint cache_dtype;  /* KvDtype */
   KvEngineConfig engine;
   guint tier;     /* of the prefix cache below HBM: 0 none, 1 dram, 2 ssd */

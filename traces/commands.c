@@ -345,13 +345,14 @@ static gboolean run_repeat(GOptionContext *context, int argc, char **argv, GErro
 
 typedef struct {
   char *preset, *rate, *arrivals, *cv, *shape, *input, *output, *turn_input, *lengths, *turns,
-      *think, *zipf, *out;
+      *think, *zipf, *out, *calls, *call_seconds, *call_tokens;
   gint64 n, seed, block, shared, shared_tokens, header, limit, compact;
 } Wanted;
 
 static void wanted_clear(Wanted *w) {
-  char *texts[] = {w->preset, w->rate,       w->arrivals, w->cv,    w->shape, w->input, w->output,
-                   w->out,    w->turn_input, w->lengths,  w->turns, w->think, w->zipf};
+  char *texts[] = {w->preset, w->rate,  w->arrivals,     w->cv,         w->shape, w->input,
+                   w->output, w->out,   w->turn_input,   w->lengths,    w->turns, w->think,
+                   w->zipf,   w->calls, w->call_seconds, w->call_tokens};
   for (guint i = 0; i < G_N_ELEMENTS(texts); i++)
     g_free(texts[i]);
 }
@@ -389,12 +390,13 @@ static gboolean set_arrivals(const Wanted *w, KvTraceGenerator *g, GError **erro
 }
 
 /* MEAN or MEAN:P50, in seconds. */
-static gboolean set_think(const char *text, KvTraceGenerator *g, GError **error) {
+static gboolean set_seconds(const char *text, const char *option, double *mean, double *p50,
+                            GError **error) {
   if (!text)
     return TRUE;
   g_auto(GStrv) parts = g_strsplit(text, ":", 2);
-  return number(parts[0] ? parts[0] : "", "think", 0, &g->think_mean_seconds, error) &&
-         number(parts[0] ? parts[1] : NULL, "think", 0, &g->think_p50_seconds, error);
+  return number(parts[0] ? parts[0] : "", option, 0, mean, error) &&
+         number(parts[0] ? parts[1] : NULL, option, 0, p50, error);
 }
 
 static gboolean set_generator(const Wanted *w, KvTraceGenerator *g, GError **error) {
@@ -411,7 +413,13 @@ static gboolean set_generator(const Wanted *w, KvTraceGenerator *g, GError **err
     g->n_requests = (guint64)w->n;
   g->seed = (guint64)w->seed;
   g->lengths_path = w->lengths;
-  return set_arrivals(w, g, error) && set_think(w->think, g, error) &&
+  return set_arrivals(w, g, error) &&
+         set_seconds(w->think, "think", &g->think_mean_seconds, &g->think_p50_seconds, error) &&
+         number(w->calls, "calls", g->calls_mean, &g->calls_mean, error) &&
+         set_seconds(w->call_seconds, "call-seconds", &g->call_mean_seconds, &g->call_p50_seconds,
+                     error) &&
+         (!w->call_tokens ||
+          kv_lengths_parse(w->call_tokens, "--call-tokens", &g->call_tokens, error)) &&
          number(w->turns, "turns", g->turns_mean, &g->turns_mean, error) &&
          number(w->zipf, "zipf", g->zipf, &g->zipf, error) &&
          (!w->input || kv_lengths_parse(w->input, "--input", &g->input_tokens, error)) &&
@@ -463,6 +471,12 @@ static gboolean run_generate(GOptionContext *context, int argc, char **argv, GEr
       {"turn-input", 0, 0, G_OPTION_ARG_STRING, &w.turn_input, "New tokens of a later turn",
        "LENGTHS"},
       {"think", 0, 0, G_OPTION_ARG_STRING, &w.think, "Think time in seconds", "MEAN[:P50]"},
+      {"calls", 0, 0, G_OPTION_ARG_STRING, &w.calls,
+       "Mean API calls in the middle of an answer (default 0)", "MEAN"},
+      {"call-seconds", 0, 0, G_OPTION_ARG_STRING, &w.call_seconds, "How long one takes (default 2)",
+       "MEAN[:P50]"},
+      {"call-tokens", 0, 0, G_OPTION_ARG_STRING, &w.call_tokens,
+       "Tokens that one returns (default fixed:64)", "LENGTHS"},
       {"shared-prompts", 0, 0, G_OPTION_ARG_INT64, &w.shared, "Number of system prompts", "N"},
       {"shared-tokens", 0, 0, G_OPTION_ARG_INT64, &w.shared_tokens, "Length of a system prompt",
        "N"},

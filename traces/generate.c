@@ -17,7 +17,7 @@ typedef struct {
 
 typedef struct {
   KvTraceGenerator spec;
-  KvRandom arrivals, lengths, sessions, sharing;
+  KvRandom arrivals, lengths, sessions, sharing, calling;
   GArray *pairs;      /* Pair, or NULL */
   double *popularity; /* cumulative share of the shared prompts, or NULL */
   KvBlockHistory history;
@@ -25,6 +25,7 @@ typedef struct {
   double start_seconds; /* of the present session */
   guint64 turn, n_turns;
   guint64 prompt_tokens, answer_tokens; /* of the last turn */
+  GArray *calls;                        /* KvTraceCall, of the present request */
   guint64 shared;                       /* which prompt the session shares */
 } State;
 
@@ -39,6 +40,8 @@ void kv_trace_generator_default(KvTraceGenerator *generator) {
       .turns_mean = 1,
       .turn_input_tokens = {.kind = KV_LENGTHS_FIXED, .a = 64},
       .think_mean_seconds = 60,
+      .call_mean_seconds = 2,
+      .call_tokens = {.kind = KV_LENGTHS_FIXED, .a = 64},
   };
 }
 
@@ -134,6 +137,40 @@ static guint64 draw_turns(State *g) {
   return 1 + (guint64)floor(kv_random_exponential(&g->sessions) / -log1p(-1 / mean));
 }
 
+static int by_position(gconstpointer a, gconstpointer b) {
+  guint32 x = ((const KvTraceCall *)a)->position, y = ((const KvTraceCall *)b)->position;
+  return x < y ? -1 : x > y;
+}
+
+/* Calls at places of the answer drawn evenly; two at one place are one. */
+static void draw_calls(State *g, KvTraceRequest *request) {
+  const KvTraceGenerator *s = &g->spec;
+  g_array_set_size(g->calls, 0);
+  if (s->calls_mean <= 0 || request->output_tokens < 2)
+    return;
+  /* Geometric from 0 on, of the mean asked for. */
+  double n = floor(kv_random_exponential(&g->calling) / log1p(1 / s->calls_mean));
+  for (guint i = 0; i < (guint)MIN(n, request->output_tokens - 1.0); i++) {
+    KvTraceCall call = {
+        .position = (guint32)kv_random_integer(&g->calling, 1, (gint64)request->output_tokens - 1)};
+    call.duration_seconds =
+        s->call_p50_seconds > 0
+            ? draw_lognormal(&g->calling, s->call_mean_seconds, s->call_p50_seconds)
+            : s->call_mean_seconds * kv_random_exponential(&g->calling);
+    call.returned_tokens = (guint32)draw_length(&g->calling, &s->call_tokens);
+    g_array_append_val(g->calls, call);
+  }
+  g_array_sort(g->calls, by_position);
+  for (guint i = 1; i < g->calls->len;)
+    if (g_array_index(g->calls, KvTraceCall, i).position ==
+        g_array_index(g->calls, KvTraceCall, i - 1).position)
+      g_array_remove_index(g->calls, i);
+    else
+      i++;
+  request->n_calls = g->calls->len;
+  request->calls = (const KvTraceCall *)(const void *)g->calls->data;
+}
+
 /* The trace */
 
 /* The blocks of the prompt, if any are asked for. */
@@ -199,12 +236,14 @@ static gboolean next(gpointer state, KvTraceRequest *request, GError **error) {
     request->n_hashes = g->history.names->len;
     request->hashes = (const guint64 *)g->history.names->data;
   }
+  draw_calls(g, request);
   return TRUE;
 }
 
 static void destroy(gpointer state) {
   State *g = state;
   g_clear_pointer(&g->pairs, g_array_unref);
+  g_array_unref(g->calls);
   g_free(g->popularity);
   kv_block_history_clear(&g->history);
   g_free(g);
@@ -263,7 +302,8 @@ static const char *wrong_lengths(const KvLengths *l) {
 
 /* What is wrong with the specification, as what was expected; NULL if it is sound. */
 static const char *wrong(const KvTraceGenerator *s) {
-  const KvLengths *lengths[] = {&s->input_tokens, &s->output_tokens, &s->turn_input_tokens};
+  const KvLengths *lengths[] = {&s->input_tokens, &s->output_tokens, &s->turn_input_tokens,
+                                s->calls_mean > 0 ? &s->call_tokens : &s->input_tokens};
   const KvArrivals *a = &s->arrivals;
   for (guint i = 0; i < G_N_ELEMENTS(lengths); i++)
     if (wrong_lengths(lengths[i]))
@@ -281,6 +321,11 @@ static const char *wrong(const KvTraceGenerator *s) {
   if (!(s->think_mean_seconds >= 0 && isfinite(s->think_mean_seconds)) ||
       !(s->think_p50_seconds >= 0 && s->think_p50_seconds <= s->think_mean_seconds))
     return "a mean think time not below its median (p50)";
+  if (!(s->calls_mean >= 0 && s->calls_mean <= 1e4))
+    return "0 to 10,000 API calls in an answer";
+  if (!(s->call_mean_seconds >= 0 && isfinite(s->call_mean_seconds)) ||
+      !(s->call_p50_seconds >= 0 && s->call_p50_seconds <= s->call_mean_seconds))
+    return "a mean time of a call not below its median (p50)";
   if (s->shared_prompts > 1 << 24)
     return "at most 2^24 shared prompts";
   if ((guint64)s->shared_tokens + s->header_tokens > LARGEST_TOKENS / 2)
@@ -309,6 +354,8 @@ KvTraceReader *kv_trace_generate(const KvTraceGenerator *generator, GError **err
   kv_random_seed(&g->lengths, generator->seed, 2);
   kv_random_seed(&g->sessions, generator->seed, 3);
   kv_random_seed(&g->sharing, generator->seed, 4);
+  kv_random_seed(&g->calling, generator->seed, 5);
+  g->calls = g_array_new(FALSE, FALSE, sizeof(KvTraceCall));
   kv_block_history_begin(&g->history, MAX(generator->block_tokens, 1));
   if (generator->shared_prompts > 1) {
     g->popularity = g_new(double, generator->shared_prompts);

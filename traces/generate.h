@@ -63,6 +63,10 @@ typedef struct {
   /* A later prompt over the limit is cut to compact_tokens, of which only the shared prompt is as
    * it was. */
   guint32 context_limit_tokens, compact_tokens;
+
+  double calls_mean; /* API calls in an answer, geometric; 0: none. Anywhere in it */
+  double call_mean_seconds, call_p50_seconds; /* log-normal; p50 0: exponential */
+  KvLengths call_tokens;                      /* that a call returns */
 } KvTraceGenerator;
 
 /* Poisson at 1/s, 1,000 requests of 512 and 128 tokens, blocks of 16 tokens. */

@@ -5,7 +5,11 @@
  *     timestamp      ms from the start; absent from lists of lengths
  *     input_length   tokens of the prompt          output_length   tokens of the answer
  *     hash_ids       names of the prompt's prefix blocks, one for each block_tokens tokens begun
- *     id, session_id, turn, parent_id, think_ms, priority, deadline_ms, token_ids    optional
+ *     id, session_id, turn, parent_id, think_ms, priority, deadline_ms, token_ids, api_calls
+ * optional
+ *
+ * api_calls are objects {"position": 40, "duration_ms": 900, "returned_tokens": 64}: after so many
+ * tokens of the answer a call that takes so long and gives back so much; positions ascend.
  *
  * A first line {"kvsim_trace":1,"block_tokens":512,"timing":"timed|sessions|untimed"} may say how
  * the rest is meant; without it blocks have 512 tokens and the first request decides the timing. In
@@ -28,7 +32,7 @@ typedef struct {
   double last_ms;
   gboolean pending; /* create() has read the first request into `first` */
   KvTraceRequest first;
-  GArray *hashes, *tokens;
+  GArray *hashes, *tokens, *calls;
 } Native;
 
 /* Which optional fields a record has. */
@@ -40,6 +44,7 @@ typedef enum {
   HAS_TOKENS = 1 << 4,
   HAS_THINK = 1 << 5,
   HAS_HEADER = 1 << 6,
+  HAS_CALLS = 1 << 7,
 } Has;
 
 typedef struct {
@@ -67,6 +72,50 @@ static void read_hashes(Record *r, const char *field) {
 static void read_tokens(Record *r, const char *field) {
   g_array_set_size(r->native->tokens, 0);
   kv_scan_array_u32(&r->scan, field, r->native->tokens);
+}
+/* One call; its members in any order, each once. */
+static void read_call(Record *r, KvTraceCall *call) {
+  static const char *const names[] = {"position", "duration_ms", "returned_tokens"};
+  const char *key;
+  gsize length;
+  guint count = 0, seen = 0;
+  if (!kv_scan_open(&r->scan, '{', "api_calls"))
+    return;
+  while (kv_scan_member(&r->scan, &count, &key, &length)) {
+    guint i = 0;
+    while (i < G_N_ELEMENTS(names) && !kv_scan_is(key, length, names[i]))
+      i++;
+    if (i == G_N_ELEMENTS(names) || seen & 1U << i) {
+      kv_scan_fail(&r->scan, "api_calls",
+                   "'%.*s' found, expected position, duration_ms and returned_tokens, each once",
+                   (int)MIN(length, 40), key);
+      return;
+    }
+    seen |= 1U << i;
+    if (i == 0)
+      call->position = (guint32)kv_scan_whole(&r->scan, "api_calls: position", 1, G_MAXINT32);
+    else if (i == 1)
+      call->duration_seconds =
+          kv_scan_number(&r->scan, "api_calls: duration_ms", 0, LATEST_MS) / 1e3;
+    else
+      call->returned_tokens =
+          (guint32)kv_scan_whole(&r->scan, "api_calls: returned_tokens", 0, G_MAXINT32);
+  }
+  if (!r->scan.failed && seen != 7)
+    kv_scan_fail(&r->scan, "api_calls", "%s is missing", names[seen & 1 ? (seen & 2 ? 2 : 1) : 0]);
+}
+static void read_calls(Record *r, const char *field) {
+  guint count = 0;
+  g_array_set_size(r->native->calls, 0);
+  if (!kv_scan_open(&r->scan, '[', field))
+    return;
+  while (kv_scan_element(&r->scan, &count, field)) {
+    KvTraceCall call = {0};
+    read_call(r, &call);
+    if (r->scan.failed)
+      return;
+    g_array_append_val(r->native->calls, call);
+  }
 }
 static void read_id(Record *r, const char *field) {
   r->request->id = kv_scan_name(&r->scan, field);
@@ -127,6 +176,7 @@ static const Field request_fields[] = {
     {"hash_ids", read_hashes, HAS_HASHES},
     {"token_ids", read_tokens, HAS_TOKENS},
     {"think_ms", read_think, HAS_THINK},
+    {"api_calls", read_calls, HAS_CALLS},
     {"id", read_id, 0},
     {"session_id", read_session, 0},
     {"turn", read_turn, 0},
@@ -136,7 +186,6 @@ static const Field request_fields[] = {
     /* Known, and of no effect on a request as a reader gives it. */
     {"parent_id", read_and_ignore, 0},
     {"tenant", read_and_ignore, 0},
-    {"api_calls", read_and_ignore, 0},
     {"images", read_and_ignore, 0},
     {"draft", read_and_ignore, 0},
     {"type", read_and_ignore, 0},
@@ -209,6 +258,25 @@ static void check_time(Record *r) {
   }
 }
 
+static void check_calls(Record *r) {
+  const GArray *calls = r->native->calls;
+  guint32 after = 0;
+  for (guint i = 0; i < calls->len; i++) {
+    const KvTraceCall *call = &g_array_index(calls, KvTraceCall, i);
+    if (call->position <= after || call->position >= r->request->output_tokens) {
+      kv_scan_fail(&r->scan, "api_calls",
+                   "position %u found, expected one from %u to %u: they ascend, and the answer "
+                   "(output_length %u) goes on after the last",
+                   call->position, after + 1, r->request->output_tokens - 1,
+                   r->request->output_tokens);
+      return;
+    }
+    after = call->position;
+  }
+  r->request->n_calls = calls->len;
+  r->request->calls = (const KvTraceCall *)(const void *)calls->data;
+}
+
 /* Fields that must agree with one another. */
 static void check(Record *r) {
   Native *n = r->native;
@@ -241,6 +309,8 @@ static void check(Record *r) {
     q->n_tokens = n->tokens->len;
     q->tokens = (const guint32 *)n->tokens->data;
   }
+  if (r->has & HAS_CALLS)
+    check_calls(r);
 }
 
 /* Take the text of the next object: a line, or an element of the array. */
@@ -300,6 +370,7 @@ static void destroy(gpointer state) {
   Native *n = state;
   g_array_unref(n->hashes);
   g_array_unref(n->tokens);
+  g_array_unref(n->calls);
   g_free(n);
 }
 
@@ -332,6 +403,7 @@ static gpointer create(KvTraceStream *stream, GError **error) {
   n->block_tokens = DEFAULT_BLOCK_TOKENS;
   n->hashes = g_array_new(FALSE, FALSE, sizeof(guint64));
   n->tokens = g_array_new(FALSE, FALSE, sizeof(guint32));
+  n->calls = g_array_new(FALSE, FALSE, sizeof(KvTraceCall));
   gsize length, blank = 0;
   const char *head = kv_trace_stream_head(stream, &length, error);
   while (head && blank < length && g_ascii_isspace(head[blank]))

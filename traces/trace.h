@@ -29,6 +29,14 @@ typedef enum {
   KV_TRACE_UNTIMED,  /* lengths only */
 } KvTraceTiming;
 
+/* A call of a tool or an API in the middle of an answer: after `position` tokens of it the request
+ * waits for so long, and what comes back is read like a prompt before the answer goes on. */
+typedef struct {
+  guint32 position;        /* 1 <= position < output_tokens; ascending in a request */
+  guint32 returned_tokens; /* 0 and more */
+  double duration_seconds;
+} KvTraceCall;
+
 typedef struct {
   guint64 line;           /* where it stands in the file, from 1 */
   double arrival_seconds; /* see KvTraceTiming; 0 where the trace has none */
@@ -38,8 +46,10 @@ typedef struct {
   guint32 n_tokens; /* input_tokens if the ids are known, else 0 */
   const guint64 *hashes; /* valid until the next call on the reader */
   const guint32 *tokens; /* token ids, likewise */
-  gint64 session;        /* -1 if it belongs to none; otherwise turns of a session share it */
-  guint32 turn;          /* 0 is the first of its session */
+  guint32 n_calls;
+  const KvTraceCall *calls; /* likewise */
+  gint64 session;           /* -1 if it belongs to none; otherwise turns of a session share it */
+  guint32 turn;             /* 0 is the first of its session */
   double session_start_seconds; /* KV_TRACE_SESSIONS: when its session starts; 0 where the trace has
                                    none */
   double think_seconds;    /* from the end of the previous turn's answer to this turn's arrival */

@@ -156,6 +156,7 @@ static void hold(GArray *held, const KvTraceRequest *request) {
   KvTraceRequest own = *request;
   own.hashes = g_memdup2(request->hashes, request->n_hashes * sizeof *request->hashes);
   own.tokens = g_memdup2(request->tokens, request->n_tokens * sizeof *request->tokens);
+  own.calls = g_memdup2(request->calls, request->n_calls * sizeof *request->calls);
   g_array_append_val(held, own);
 }
 
@@ -164,6 +165,7 @@ static void release(GArray *held, guint n) {
     KvTraceRequest *request = &g_array_index(held, KvTraceRequest, i);
     g_free((gpointer)request->hashes);
     g_free((gpointer)request->tokens);
+    g_free((gpointer)request->calls);
   }
   if (n > 0)
     g_array_remove_range(held, 0, n);

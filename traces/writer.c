@@ -130,6 +130,21 @@ static void put_session(KvTraceWriter *w, const KvTraceRequest *request) {
   }
 }
 
+static void put_calls(GString *line, const KvTraceRequest *request) {
+  put_field(line, "api_calls");
+  for (guint32 i = 0; i < request->n_calls; i++) {
+    const KvTraceCall *call = &request->calls[i];
+    g_string_append(line, i ? ", {\"position\": " : "[{\"position\": ");
+    put_u64(line, call->position);
+    g_string_append(line, ", \"duration_ms\": ");
+    put_ms(line, call->duration_seconds);
+    g_string_append(line, ", \"returned_tokens\": ");
+    put_u64(line, call->returned_tokens);
+    g_string_append_c(line, '}');
+  }
+  g_string_append_c(line, ']');
+}
+
 void kv_trace_writer_write(KvTraceWriter *w, const KvTraceRequest *request) {
   GString *line = w->line;
   g_string_append_c(line, '{');
@@ -156,6 +171,8 @@ void kv_trace_writer_write(KvTraceWriter *w, const KvTraceRequest *request) {
     put_field(line, "deadline_ms");
     put_ms(line, request->deadline_seconds);
   }
+  if (request->n_calls > 0)
+    put_calls(line, request);
   if (request->n_hashes > 0)
     put_blocks(w, request);
   if (request->n_tokens > 0) {

@@ -81,6 +81,13 @@ char *kv_words_limit(const KvSummary *run) {
 
 char *kv_words_platform(const KvSummary *run) {
   GString *text = g_string_new(run->platform ? run->platform : "?");
+  for (guint r = 0; r < run->n_roles; r++) {
+    const KvRoleSummary *role = &run->roles[r];
+    g_string_append_printf(text, "%s%u for %s of TP %u", r ? " and " : ", ", role->instances,
+                           r ? "answers" : "prompts", role->tensor_parallel);
+  }
+  if (run->n_roles > 0)
+    return g_string_free(text, FALSE);
   if (run->n_instances > 1)
     g_string_append_printf(text, ", %u replicas", run->n_instances);
   if (run->tensor_parallel > 1)

@@ -53,6 +53,13 @@ typedef struct {
   double tail_waves;      /* prefill: of a wave, what its drain costs */
   double lone_factor;     /* prefill: time of a column in a block that has its multiprocessor
                              alone, over its share when blocks are many */
+  /* NCCL: models/kernels/collective.c. */
+  double step_seconds; /* from one GPU of a ring to the next */
+  double bulk_seconds; /* what the protocol of long messages takes longer to start */
+  double quick_share;  /* of the long messages' rate, that of the short ones' protocol */
+  double crowding;     /* how each GPU's rate falls with their number where the host joins them */
+  gboolean fitted;     /* to this device and type (or one that is the same processor's); else the
+                          efficiency of another one stands in */
   /* How well the fit does, out of sample. */
   double residual;                      /* median |relative error|; 0 if there was none */
   double low_log_error, high_log_error; /* 5th and 95th percentile of log(measured / predicted) */
@@ -63,7 +70,11 @@ typedef enum {
   KV_KERNEL_PREFILL_ATTENTION,
   KV_KERNEL_DECODE_ATTENTION,
   KV_KERNEL_ELEMENTWISE,
-  KV_KERNEL_ALL_REDUCE,
+  KV_KERNEL_ALL_REDUCE,     /* the serving engines' own kernels */
+  KV_KERNEL_NCCL,           /* collectives of NCCL */
+  KV_KERNEL_LATENT_PREFILL, /* latent attention (MLA) of prompts, every head in full */
+  KV_KERNEL_LATENT_DECODE,  /* and of decoding, absorbed: all heads share one latent */
+  KV_KERNEL_MOE, /* all launches of a layer's routed experts; not fitted: bandwidth_share 0 */
   KV_N_KERNELS,
 } KvKernelFamily;
 
@@ -85,13 +96,17 @@ typedef struct {
   double launch_seconds;    /* one kernel launch from a stream, eager */
   double graph_node_seconds; /* one kernel inside a CUDA graph */
   double idle_watts_share, decode_watts_share,
-      prefill_watts_share; /* of TDP, at full load of that kind */
-  double price_per_hour;   /* USD for one GPU, on demand, median of the price table; 0 if unknown */
+      prefill_watts_share;         /* of TDP, at full load of that kind */
+  double flop_joules, byte_joules; /* of a bf16 FLOP at the full clock, of a byte from memory; 0:
+                                      not known, or limits are in the efficiencies already */
+  double price_per_hour; /* USD for one GPU, on demand, median of the price table; 0 if unknown */
   char *price_source, *power_source;
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];
   guint tile_m, tile_n;         /* output tile of the large GEMM kernel, for wave quantization */
   gboolean scaled_tile_by_rows; /* GEMMs of scaled 8-bit operands: tile chosen by the rows alone */
+  double own_all_reduce_bytes[3]; /* engines reduce smaller messages of 2, up to 4, more GPUs by
+                                     their own kernels, larger ones through NCCL */
 } KvDevice;
 
 typedef struct {
@@ -110,6 +125,9 @@ typedef struct {
   double capacity_bytes, read_Bps, write_Bps; /* achievable */
   double latency_seconds, read_iops;          /* per operation; 0 iops = not limited */
   double price_per_GB;
+  /* Storage that computes: what its processor reads inside (achieved, in whole pages) and computes;
+   * 0: it cannot. */
+  double internal_Bps, internal_flops;
 } KvStorage; /* host memory and SSDs alike */
 
 typedef struct {
@@ -121,6 +139,7 @@ typedef struct {
   KvLink *network;        /* between nodes, one port per GPU; NULL for one node */
   KvStorage *host_memory; /* per node */
   KvStorage *ssd;         /* per node; NULL if there is none */
+  KvStorage *csd;         /* per node: computational SSDs, for stacks that attend in them */
   double cpu_flops;       /* one node's processors, sgemm */
   double host_watts;      /* per node beside its GPUs */
   double pue;             /* facility power over IT power */

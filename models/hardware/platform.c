@@ -23,6 +23,8 @@ static const char *const platform_fields[] = {
     "host_memory_GB",
     "ssd",
     "ssds_per_node",
+    "csd",
+    "csds_per_node",
     "cpu_TFLOPs",
     "host_watts",
     "pue",
@@ -64,6 +66,8 @@ static void multiply(KvStorage *storage, double n) {
   storage->read_Bps *= n;
   storage->write_Bps *= n;
   storage->read_iops *= n;
+  storage->internal_Bps *= n;
+  storage->internal_flops *= n;
 }
 
 static double economics(const char *key) {
@@ -132,6 +136,8 @@ static void complete(KvPlatform *p, double host_memory_GB) {
     p->ssd = built_in(&kv_storage_kind, rule_text(server, "ssd"));
     multiply(p->ssd, n * rule(rules, "ssds_per_gpu"));
   }
+  if (!p->csd) /* no usual server has one: it stands in where a stack attends in storage */
+    p->csd = built_in(&kv_storage_kind, rule_text(rules, "csd"));
   if (p->cpu_flops <= 0)
     p->cpu_flops = rule(server, "cpu_TFLOPs_per_socket") * 1e12 * sockets_of(n);
   if (p->host_watts <= 0)
@@ -185,6 +191,14 @@ KvPlatform *kv_platform_read(KvJson *json, json_t *object) {
   double n_ssds = kv_json_number(json, object, "ssds_per_node", 1, 1, 1024);
   if (p->ssd)
     multiply(p->ssd, n_ssds);
+  p->csd = kv_hardware_member(&kv_storage_kind, json, object, "csd");
+  double n_csds = kv_json_number(json, object, "csds_per_node", 1, 1, 1024);
+  if (p->csd && p->csd->internal_Bps <= 0.0)
+    kv_json_fail(json, object, "csd",
+                 "'%s' cannot compute, expected storage with internal_GBps and internal_GFLOPs",
+                 p->csd->id);
+  if (p->csd)
+    multiply(p->csd, n_csds);
   double host_memory_GB = kv_json_number(json, object, "host_memory_GB", 0, 1e-3, most);
   p->cpu_flops = kv_json_number(json, object, "cpu_TFLOPs", 0, 1e-3, 1e6) * 1e12;
   p->host_watts = kv_json_number(json, object, "host_watts", 0, 1e-3, 1e6);
@@ -207,6 +221,7 @@ void kv_platform_free(KvPlatform *p) {
   kv_link_free(p->network);
   kv_storage_free(p->host_memory);
   kv_storage_free(p->ssd);
+  kv_storage_free(p->csd);
   g_free(p);
 }
 

@@ -5,7 +5,8 @@
 #include "sim/base/names.h"
 
 const char *const kv_kernel_family_names[] = {
-    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce", NULL};
+    "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce",
+    "nccl", "latent_prefill",    "latent_decode",    "moe",         NULL};
 
 const char *const kv_attention_kernel_names[] = {"fa2",        "fa2-small", "fa3", "trtllm",
                                                  "flashinfer", "kvsim",     NULL};
@@ -98,6 +99,10 @@ static const struct {
     {"softmax_dims", MEMBER(softmax_dims), 1, 0, 1000},
     {"tail_waves", MEMBER(tail_waves), 1, 0, 100},
     {"lone_factor", MEMBER(lone_factor), 1, 1e-3, 100},
+    {"step_us", MEMBER(step_seconds), MICRO, 0, MOST},
+    {"bulk_us", MEMBER(bulk_seconds), MICRO, 0, MOST},
+    {"quick_share", MEMBER(quick_share), 1, 1e-6, 1},
+    {"crowding", MEMBER(crowding), 1, 0, 10},
     {"residual", MEMBER(residual), 1, 0, 10},
 #undef MEMBER
 };
@@ -136,9 +141,16 @@ static KvEfficiency read_efficiency(KvJson *json, json_t *object, KvEfficiency e
   return e;
 }
 
-/* The error of a device that is predicted from another's efficiencies. */
-static void uncalibrated_range(KvEfficiency *e) {
-  json_t *range = json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+/* The error of a device that is predicted from another's efficiencies: of the family and type, or
+ * as much as is known of them. */
+static void uncalibrated_range(KvEfficiency *e, KvKernelFamily family, KvDtype dtype) {
+  json_t *ranges = json_object_get(kv_json_root(kv_hardware_defaults()), "uncalibrated_log_error");
+  json_t *of_family = json_object_get(ranges, kv_kernel_family_names[family]);
+  json_t *range = json_object_get(of_family, kv_dtype_names[dtype]);
+  if (!range)
+    range = json_object_get(of_family, kv_dtype_names[KV_DTYPE_BF16]);
+  if (!range)
+    range = json_object_get(ranges, "others");
   e->low_log_error = json_number_value(json_array_get(range, 0));
   e->high_log_error = json_number_value(json_array_get(range, 1));
 }
@@ -151,9 +163,11 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
       kv_json_choice(defaults, generation, "attention", kv_attention_kernel_names, 0);
   /* Decode attention is bound by memory; where it is not (many heads to a KV head, MLA) it
    * multiplies as prefill attention does. */
-  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1};
-  const double bytes[KV_N_KERNELS] = {a->memory, a->memory, a->decode_attention, a->memory,
-                                      all_reduce};
+  const double flops[KV_N_KERNELS] = {a->gemm, a->prefill_attention, a->prefill_attention, 1, 1,
+                                      1,       a->prefill_attention, a->prefill_attention, 0};
+  const double bytes[KV_N_KERNELS] = {a->memory, a->memory,           a->decode_attention,
+                                      a->memory, all_reduce,          all_reduce,
+                                      a->memory, a->decode_attention, 0};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *kernel = json_object_get(kernels, kv_kernel_family_names[k]);
     KvEfficiency usual = {.kernel = attention_kernel,
@@ -162,7 +176,7 @@ static void default_efficiency(KvDevice *device, const Achievable *a, json_t *ge
                           .sustained_share = 1};
     for (guint d = 0; d < KV_N_DTYPES; d++) {
       device->efficiency[k][d] = read_efficiency(defaults, kernel, usual);
-      uncalibrated_range(&device->efficiency[k][d]);
+      uncalibrated_range(&device->efficiency[k][d], k, d);
     }
   }
 }
@@ -177,14 +191,23 @@ static void read_family(KvJson *json, json_t *family, KvEfficiency *row) {
     if (!given)
       continue;
     KvEfficiency e = read_efficiency(json, given, row[stands_for_all[i]]);
-    for (guint d = 0; d < KV_N_DTYPES; d++)
+    for (guint d = 0; d < KV_N_DTYPES; d++) {
       row[d] = e;
+      row[d].fitted = d == KV_DTYPE_BF16 || d == KV_DTYPE_FP16; /* one rate, one traffic */
+    }
     break;
   }
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     json_t *given = kv_json_object(json, family, kv_dtype_names[d], FALSE);
-    if (given)
-      row[d] = read_efficiency(json, given, row[d]);
+    if (!given)
+      continue;
+    row[d] = read_efficiency(json, given, row[d]);
+    row[d].fitted = TRUE;
+  }
+  if (json_object_get(family, kv_dtype_names[KV_DTYPE_FP8]) &&
+      !json_object_get(family, kv_dtype_names[KV_DTYPE_FP8_BLOCK])) {
+    row[KV_DTYPE_FP8_BLOCK] = row[KV_DTYPE_FP8];
+    row[KV_DTYPE_FP8_BLOCK].fitted = FALSE;
   }
 }
 
@@ -200,10 +223,23 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
     return;
   Achievable lent = own->given ? read_achievable(entry->document, entry->object, generation) : *own;
   const double flops[KV_N_KERNELS] = {own->gemm / lent.gemm,
-                                      own->prefill_attention / lent.prefill_attention, 1, 1, 1};
-  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory, 1,
+                                      own->prefill_attention / lent.prefill_attention,
+                                      1,
+                                      1,
+                                      1,
+                                      1,
+                                      own->prefill_attention / lent.prefill_attention,
+                                      1,
+                                      own->gemm / lent.gemm};
+  const double bytes[KV_N_KERNELS] = {own->memory / lent.memory,
+                                      1,
                                       own->decode_attention / lent.decode_attention,
-                                      own->memory / lent.memory, 1};
+                                      own->memory / lent.memory,
+                                      1,
+                                      1,
+                                      1,
+                                      own->decode_attention / lent.decode_attention,
+                                      own->memory / lent.memory};
   for (guint k = 0; k < KV_N_KERNELS; k++) {
     json_t *family = json_object_get(efficiency, kv_kernel_family_names[k]);
     KvAttentionKernel kernel = device->efficiency[k][KV_DTYPE_BF16].kernel;
@@ -217,7 +253,8 @@ static void borrow_efficiency(KvDevice *device, const Achievable *own, json_t *g
       device->efficiency[k][d].bandwidth_share =
           MIN(device->efficiency[k][d].bandwidth_share * bytes[k], 1);
       device->efficiency[k][d].residual = 0;
-      uncalibrated_range(&device->efficiency[k][d]);
+      device->efficiency[k][d].fitted = FALSE;
+      uncalibrated_range(&device->efficiency[k][d], k, d);
     }
   }
 }
@@ -247,6 +284,11 @@ static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
   for (guint d = 0; d < KV_N_DTYPES; d++) {
     device->peak_flops[d] = number(json, peaks, kv_dtype_names[d], 0, TERA);
   }
+  /* Multiplied as fp8. */
+  static const KvDtype eight_bit[] = {KV_DTYPE_FP8_BLOCK, KV_DTYPE_MXFP4_FP8};
+  for (guint i = 0; i < G_N_ELEMENTS(eight_bit); i++)
+    if (device->peak_flops[eight_bit[i]] <= 0)
+      device->peak_flops[eight_bit[i]] = device->peak_flops[KV_DTYPE_FP8];
   double sixteen = MAX(device->peak_flops[KV_DTYPE_BF16], device->peak_flops[KV_DTYPE_FP16]);
   if (sixteen <= 0)
     kv_json_fail(json, object, "dense_TFLOPs",
@@ -257,9 +299,11 @@ static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
     device->peak_flops[KV_DTYPE_FP32] = device->fp32_flops;
 }
 
-static void read_power(KvJson *json, json_t *object, KvDevice *device) {
+static void read_power(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
   static const char *const power_fields[] = {
-      "idle_share", "decode_share", "decode_small_batch_share", "prefill_share", "source", NULL};
+      "idle_share",    "decode_share", "decode_small_batch_share",
+      "prefill_share", "flop_pJ",      "byte_pJ",
+      "energy_basis",  "source",       NULL};
   json_t *power = kv_json_object(json, object, "power", FALSE);
   if (power) {
     kv_json_only(json, power, power_fields);
@@ -267,6 +311,10 @@ static void read_power(KvJson *json, json_t *object, KvDevice *device) {
     json = kv_hardware_defaults();
     power = json_object_get(kv_json_root(json), "power");
   }
+  double flop = json_number_value(json_object_get(generation, "flop_pJ"));
+  double byte = json_number_value(json_object_get(generation, "byte_pJ"));
+  device->flop_joules = kv_json_number(json, power, "flop_pJ", flop, 0, 1e6) * 1e-12;
+  device->byte_joules = kv_json_number(json, power, "byte_pJ", byte, 0, 1e6) * 1e-12;
   device->idle_watts_share = kv_json_number(json, power, "idle_share", KV_JSON_REQUIRED, 0, 1);
   device->decode_watts_share =
       kv_json_number(json, power, "decode_share", KV_JSON_REQUIRED, 0, 1.5);
@@ -300,6 +348,10 @@ static double memory_bytes(KvJson *json, json_t *object) {
 static void read_tile(KvJson *json, json_t *object, json_t *generation, KvDevice *device) {
   device->scaled_tile_by_rows =
       kv_json_boolean(kv_hardware_defaults(), generation, "scaled_tile_by_rows", FALSE);
+  json_t *limits = json_object_get(generation, "own_all_reduce_MiB");
+  for (guint i = 0; i < G_N_ELEMENTS(device->own_all_reduce_bytes); i++)
+    device->own_all_reduce_bytes[i] =
+        (limits ? json_number_value(json_array_get(limits, i)) : 8) * MEBI;
   json_t *tile = kv_json_array(json, object, "tile", FALSE);
   gint64 m = json_integer_value(json_array_get(tile, 0)),
          n = json_integer_value(json_array_get(tile, 1));
@@ -408,7 +460,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   device->graph_node_seconds =
       number(json, object, "graph_node_us", number(defaults, rules, "graph_node_us", 1, 1), MICRO);
   read_tile(json, object, generation, device);
-  read_power(json, object, device);
+  read_power(json, object, generation, device);
   read_price(json, object, device);
   check_links(json, object, device);
   return device;
@@ -482,6 +534,10 @@ static const char *const storage_fields[] = {
     "latency_us",
     "latency_basis",
     "read_kiops",
+    "internal_GBps",
+    "internal_share",
+    "internal_basis",
+    "internal_GFLOPs",
     "usd_per_GB",
     "price_source",
     "extra",
@@ -503,5 +559,8 @@ KvStorage *kv_storage_read(KvJson *json, json_t *object) {
   storage->latency_seconds = number(json, object, "latency_us", KV_JSON_REQUIRED, MICRO);
   storage->read_iops = number(json, object, "read_kiops", 0, 1000);
   storage->price_per_GB = number(json, object, "usd_per_GB", 0, 1);
+  storage->internal_Bps =
+      number(json, object, "internal_GBps", 0, GIGA) * share(json, object, "internal_share", 1);
+  storage->internal_flops = number(json, object, "internal_GFLOPs", 0, GIGA);
   return storage;
 }

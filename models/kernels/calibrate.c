@@ -28,6 +28,10 @@ static const struct {
     {KV_OBSERVED_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION},
     {KV_OBSERVED_MIXED_ATTENTION, KV_KERNEL_PREFILL_ATTENTION},
     {KV_OBSERVED_ALL_REDUCE, KV_KERNEL_ALL_REDUCE},
+    {KV_OBSERVED_NCCL, KV_KERNEL_NCCL},
+    {KV_OBSERVED_LATENT_PREFILL, KV_KERNEL_LATENT_PREFILL},
+    {KV_OBSERVED_LATENT_DECODE, KV_KERNEL_LATENT_DECODE},
+    {KV_OBSERVED_MOE, KV_KERNEL_MOE},
     {KV_OBSERVED_ELEMENTWISE, KV_KERNEL_ELEMENTWISE},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_GEMM},
     {KV_OBSERVED_DECODE_STEP, KV_KERNEL_DECODE_ATTENTION},
@@ -210,22 +214,28 @@ static const struct {
 #define MEMBER(key, name, unit, families)                                                          \
   { key, G_STRUCT_OFFSET(KvEfficiency, name), unit, families }
 #define GEMM (1u << KV_KERNEL_GEMM)
-#define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION)
-#define DECODE (1u << KV_KERNEL_DECODE_ATTENTION)
+#define PREFILL (1u << KV_KERNEL_PREFILL_ATTENTION | 1u << KV_KERNEL_LATENT_PREFILL)
+#define DECODE (1u << KV_KERNEL_DECODE_ATTENTION | 1u << KV_KERNEL_LATENT_DECODE)
+#define NCCL (1u << KV_KERNEL_NCCL)
+#define MOE (1u << KV_KERNEL_MOE)
     MEMBER("fixed_us", fixed_seconds, 1e-6, ~0u),
-    MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE),
+    MEMBER("block_us", block_seconds, 1e-6, GEMM | PREFILL | DECODE | MOE),
     MEMBER("block_exposed", block_exposed, 1, DECODE),
-    MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE),
+    MEMBER("combine_us", combine_seconds, 1e-6, GEMM | DECODE | MOE),
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
-    MEMBER("fill_share", fill_share, 1, DECODE),
-    MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE),
+    MEMBER("fill_share", fill_share, 1, DECODE | MOE),
+    MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE | MOE),
     MEMBER("softmax_dims", softmax_dims, 1, PREFILL),
     MEMBER("tail_waves", tail_waves, 1, PREFILL),
     MEMBER("lone_factor", lone_factor, 1, PREFILL),
     MEMBER("sustained_share", sustained_share, 1, GEMM | PREFILL),
     MEMBER("bandwidth_share", bandwidth_share, 1, ~0u),
-    MEMBER("quantize_share", quantize_share, 1, GEMM),
-    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL),
+    MEMBER("quantize_share", quantize_share, 1, GEMM | MOE),
+    MEMBER("sharpness", sharpness, 1, GEMM | PREFILL | MOE),
+    MEMBER("step_us", step_seconds, 1e-6, NCCL),
+    MEMBER("bulk_us", bulk_seconds, 1e-6, NCCL),
+    MEMBER("quick_share", quick_share, 1, NCCL),
+    MEMBER("crowding", crowding, 1, NCCL),
     MEMBER("residual", residual, 1, ~0u),
 #undef MEMBER
 };
@@ -454,6 +464,35 @@ static guint settle_kernels(KvDevice *device, GArray *observations) {
   return left_out;
 }
 
+/* The same for a layer's routed experts. */
+static guint settle_experts(GArray *observations) {
+  const char *most[KV_N_DTYPES] = {NULL};
+  guint highest[KV_N_DTYPES] = {0}, left_out = 0;
+  g_autoptr(GHashTable) counts = g_hash_table_new(NULL, NULL); /* a table names a kernel by type */
+  for (guint i = 0; i < observations->len; i++) {
+    const KvObservation *row = &g_array_index(observations, KvObservation, i);
+    if (row->kind != KV_OBSERVED_MOE || !row->source)
+      continue;
+    gsize key = (gsize)row->source * KV_N_DTYPES + row->dtype;
+    guint count = 1 + GPOINTER_TO_UINT(g_hash_table_lookup(counts, GSIZE_TO_POINTER(key)));
+    g_hash_table_insert(counts, GSIZE_TO_POINTER(key), GUINT_TO_POINTER(count));
+    if (count > highest[row->dtype]) {
+      highest[row->dtype] = count;
+      most[row->dtype] = row->source;
+    }
+  }
+  guint kept = 0;
+  for (guint i = 0; i < observations->len; i++) {
+    KvObservation *row = &g_array_index(observations, KvObservation, i);
+    if (row->kind == KV_OBSERVED_MOE && row->source && row->source != most[row->dtype])
+      left_out++;
+    else
+      g_array_index(observations, KvObservation, kept++) = *row;
+  }
+  g_array_set_size(observations, kept);
+  return left_out;
+}
+
 static gboolean run(Options *options, GError **error) {
   g_autoptr(GArray) observations = g_array_new(FALSE, FALSE, sizeof(KvObservation));
   g_autoptr(GString) names = g_string_new(NULL);
@@ -472,6 +511,9 @@ static gboolean run(Options *options, GError **error) {
   guint left_out = settle_kernels(device, observations);
   if (left_out > 0)
     g_print("%u rows of other attention kernels than the usual one are left out\n", left_out);
+  left_out = settle_experts(observations);
+  if (left_out > 0)
+    g_print("%u rows of other expert kernels than the usual one are left out\n", left_out);
   if (options->like) {
     gboolean borrowed = borrow_efficiency(device, options->like, error);
     if (borrowed)

@@ -31,7 +31,11 @@ typedef struct {
   }
 
 #define PREFILL (BIT(KV_OBSERVED_PREFILL_ATTENTION) | BIT(KV_OBSERVED_MIXED_ATTENTION))
+#define MOE BIT(KV_OBSERVED_MOE)
 #define DECODE BIT(KV_OBSERVED_DECODE_ATTENTION)
+#define LATENT_PREFILL BIT(KV_OBSERVED_LATENT_PREFILL)
+#define LATENT_DECODE BIT(KV_OBSERVED_LATENT_DECODE)
+#define NCCL BIT(KV_OBSERVED_NCCL)
 
 /* What steps alone cannot tell apart (the compute share of decode attention, the bandwidth of
  * prefill attention) is fitted on rows of that kernel only. */
@@ -65,10 +69,39 @@ static const Parameter parameters[] = {
     IN(ELEMENTWISE, bandwidth_share, 0.85, 0.3, 1, STEPS | BIT(KV_OBSERVED_ELEMENTWISE)),
     IN(ALL_REDUCE, fixed_seconds, 3e-6, 5e-7, 5e-5, BIT(KV_OBSERVED_ALL_REDUCE)),
     IN(ALL_REDUCE, bandwidth_share, 0.75, 0.05, 1, BIT(KV_OBSERVED_ALL_REDUCE)),
+    IN(NCCL, fixed_seconds, 5e-6, 5e-7, 5e-5, NCCL),
+    IN(NCCL, step_seconds, 9e-7, 1e-7, 1e-5, NCCL),
+    IN(NCCL, bulk_seconds, 2e-5, 1e-6, 2e-4, NCCL),
+    IN(NCCL, bandwidth_share, 0.7, 0.05, 1, NCCL),
+    IN(NCCL, quick_share, 0.5, 0.05, 1, NCCL),
+    IN(NCCL, crowding, 1.8, 0.1, 4, NCCL),
+    IN(LATENT_PREFILL, fixed_seconds, 8e-6, 5e-7, 5e-5, LATENT_PREFILL),
+    IN(LATENT_PREFILL, flops_share, 0.7, 0.03, 1, LATENT_PREFILL),
+    IN(LATENT_PREFILL, bandwidth_share, 0.8, 0.05, 1, LATENT_PREFILL),
+    IN(LATENT_PREFILL, sharpness, 2, 1, 20, LATENT_PREFILL),
+    IN(LATENT_PREFILL, block_seconds, 2e-6, 1e-8, 2e-5, LATENT_PREFILL),
+    IN(LATENT_PREFILL, softmax_dims, 30, 1, 200, LATENT_PREFILL),
+    IN(LATENT_PREFILL, tail_waves, 0.7, 0.01, 3, LATENT_PREFILL),
+    IN(LATENT_PREFILL, lone_factor, 1, 0.2, 2.5, LATENT_PREFILL),
+    IN(LATENT_DECODE, fixed_seconds, 8e-6, 5e-7, 5e-5, LATENT_DECODE),
+    IN(LATENT_DECODE, flops_share, 0.5, 0.01, 1, LATENT_DECODE),
+    IN(LATENT_DECODE, bandwidth_share, 0.85, 0.05, 1, LATENT_DECODE),
+    IN(LATENT_DECODE, block_seconds, 3e-6, 1e-8, 2e-5, LATENT_DECODE),
+    IN(LATENT_DECODE, block_exposed, 0.2, 0.01, 1, LATENT_DECODE),
+    IN(LATENT_DECODE, combine_seconds, 2e-6, 1e-7, 1e-5, LATENT_DECODE),
+    IN(LATENT_DECODE, fill_share, 0.5, 0.1, 1.5, LATENT_DECODE),
+    IN(MOE, fixed_seconds, 2e-5, 1e-6, 2e-4, MOE),
+    IN(MOE, combine_seconds, 1e-6, 1e-8, 2e-5, MOE),
+    IN(MOE, flops_share, 0.5, 0.02, 1, MOE),
+    IN(MOE, bandwidth_share, 0.7, 0.1, 1, MOE),
+    IN(MOE, quantize_share, 0.6, 0.05, 1, MOE),
+    IN(MOE, block_seconds, 3e-7, 1e-9, 2e-5, MOE),
+    IN(MOE, fill_share, 0.5, 0.1, 1.5, MOE),
+    IN(MOE, sharpness, 3, 1, 20, MOE),
     MEASURED(floor_seconds, 3e-5, 1e-6, 1e-4, BIT(KV_OBSERVED_GEMM), EAGER),
     MEASURED(host_kernel_seconds, 2e-5, 1e-6, 1e-3, BIT(KV_OBSERVED_PREFILL_STEP), EAGER),
-    MEASURED(l2_speedup, 2, 1, 8, DECODE, REPEATED),
-    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE, REPEATED),
+    MEASURED(l2_speedup, 2, 1, 8, DECODE | LATENT_DECODE | MOE, REPEATED),
+    MEASURED(l2_share, 0.7, 0.3, 1.5, DECODE | LATENT_DECODE | MOE, REPEATED),
     MEASURED(write_passes, 1, 0.01, 6, BIT(KV_OBSERVED_PREFILL_ATTENTION), REPEATED),
 };
 enum { MOST_DIMENSIONS = G_N_ELEMENTS(parameters) };
@@ -388,17 +421,18 @@ static guint64 mixed_with(guint64 hash, double value) {
 /* Rows of one shape family have one key: products of the same weights, attention of the same heads,
  * a mixed call of the same chunk and number of sequences. */
 static guint64 family_key(const KvObservation *row) {
-  const double fields[] = {row->n,
-                           row->k,
-                           row->n_heads,
-                           row->n_kv_heads,
-                           row->head_dim,
-                           row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
-                           row->decode_batch,
-                           row->hidden,
-                           row->expert_intermediate,
-                           row->n_experts,
-                           row->kind == KV_OBSERVED_ALL_REDUCE ? row->bytes : 0};
+  const double fields[] = {
+      row->n,
+      row->k,
+      row->n_heads,
+      row->n_kv_heads,
+      row->head_dim,
+      row->kind == KV_OBSERVED_MIXED_ATTENTION ? row->chunk : 0,
+      row->decode_batch,
+      row->experts.hidden,
+      row->experts.intermediate,
+      row->experts.n_experts,
+      row->bytes * (row->kind == KV_OBSERVED_ALL_REDUCE || row->kind == KV_OBSERVED_NCCL)};
   guint64 hash = 0x2545f4914f6cdd1dull;
   for (guint i = 0; i < G_N_ELEMENTS(fields); i++)
     hash = mixed_with(hash, fields[i]);

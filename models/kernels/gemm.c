@@ -27,10 +27,9 @@ static const double tile_overhead_depth = 96;
  * rows than at 1, 11 % at 128. */
 static const double reload_cost = 0.2;
 
-/* Operands below 16 bits that the device multiplies as they are; others are widened in registers.
- */
-static gboolean is_scaled(const KvDevice *device, KvDtype dtype) {
-  return kv_dtype_bytes(dtype) < 2 && device->peak_flops[dtype] > 0;
+gboolean kv_kernel_is_scaled(const KvDevice *device, KvDtype dtype) {
+  return kv_dtype_bytes(dtype) < 2 && dtype != KV_DTYPE_INT4 && dtype != KV_DTYPE_MXFP4 &&
+         device->peak_flops[dtype] > 0;
 }
 
 /* vLLM's scaled products on Hopper choose a tile by the number of rows alone, however few columns
@@ -85,7 +84,7 @@ static double tiled_seconds(const KvDevice *device, const KvEfficiency *efficien
 static double quantize_seconds(const KvDevice *device, const KvEfficiency *efficiency,
                                KvDtype dtype, double elements) {
   double element_bytes = kv_dtype_bytes(dtype);
-  if (!is_scaled(device, dtype))
+  if (!kv_kernel_is_scaled(device, dtype))
     return 0;
   double share =
       efficiency->quantize_share > 0 ? efficiency->quantize_share : efficiency->bandwidth_share;
@@ -111,11 +110,11 @@ KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_byte
   const KvEfficiency *efficiency = kv_roofline_efficiency(device, KV_KERNEL_GEMM, dtype);
   double flops_per_sm = kv_roofline_peak(device, dtype) * efficiency->flops_share / device->n_sm;
   double flops = 2 * groups * m * k * n;
-  double flops_seconds =
-      tiled_seconds(device, efficiency, flops_per_sm, is_scaled(device, dtype), groups, m, k, n) *
-      sustained_slowdown(efficiency, m);
+  double flops_seconds = tiled_seconds(device, efficiency, flops_per_sm,
+                                       kv_kernel_is_scaled(device, dtype), groups, m, k, n) *
+                         sustained_slowdown(efficiency, m);
   /* Activations come in as the operand type and leave as bf16. */
-  double operand_bytes = is_scaled(device, dtype) ? kv_dtype_bytes(dtype) : 2;
+  double operand_bytes = kv_kernel_is_scaled(device, dtype) ? kv_dtype_bytes(dtype) : 2;
   double bytes = groups * (weight_bytes * k * n + m * (operand_bytes * k + 2 * n));
   double large_m = device->tile_m > 0 ? device->tile_m : 128;
   double large_n = device->tile_n > 0 ? device->tile_n : 128;

@@ -8,10 +8,8 @@
 KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_bytes, double groups,
                        double m, double k, double n);
 
-/* The routed experts of a layer as kv_kernel_moe() prices them, the number of experts that the
- * tokens touch given. */
-KvCost kv_moe_touching(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
-                       double hidden, double expert_intermediate, gboolean gated, double n_experts,
-                       double n_experts_per_token, double touched);
+/* The device multiplies operands of this type, narrower than 16 bits, as they are; others are
+ * widened in registers. int4 is a type of weights alone. */
+gboolean kv_kernel_is_scaled(const KvDevice *device, KvDtype dtype);
 
 #endif

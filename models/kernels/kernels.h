@@ -48,8 +48,10 @@ double kv_kernel_attention_flops(const KvDevice *device, KvDtype dtype);
 
 /* The blocks of one attention call, which add over what the call holds. */
 typedef struct {
+  gboolean latent;             /* latent attention's kernel; set before anything is added */
   double blocks, busy_seconds; /* of all blocks' time, one multiprocessor's share */
   double longest_seconds;      /* of one block */
+  double uneven_seconds;       /* by which a decoding sequence's block exceeds their mean */
   double bytes_seconds, flops, bytes;
 } KvAttentionWork;
 
@@ -79,6 +81,8 @@ typedef struct {
   double n_kv_heads, group; /* of a sequence; query heads that share a KV head */
   double mean_tokens;       /* mean context read */
   double window;            /* tokens of the window that the kernel is told of; 0: none */
+  double longest_tokens;    /* context of the longest sequence; 0: all are alike */
+  gboolean latent;          /* absorbed latent attention: one latent of a token for all heads */
 } KvDecodeAttention;
 
 /* Smooth in read_bytes, flops and mean_tokens: the executor integrates it over many steps. `dtype`
@@ -109,17 +113,49 @@ KvCost kv_kernel_sampling(const KvDevice *device, double rows, double vocab);
  * as uniform. */
 double kv_kernel_experts_touched(double tokens, double n_experts, double n_experts_per_token);
 
-/* The routed experts of one layer for `tokens` tokens: grouped GEMMs over the experts touched. */
+/* The routed experts of one layer for `tokens` tokens, the router's product included: by the fit of
+ * the device's own expert kernels, or composed of products and element-wise kernels. */
 KvCost kv_kernel_moe(const KvDevice *device, KvDtype dtype, double weight_bytes, double tokens,
                      double hidden, double expert_intermediate, gboolean gated, double n_experts,
                      double n_experts_per_token);
 
-/* All-reduce of `bytes` over `ranks` GPUs of one node, and point to point. */
+/* All-reduce of `bytes` over `ranks` GPUs of one node by the kernels that a serving engine chooses,
+ * and whose errors it then has; point to point. */
 KvCost kv_kernel_all_reduce(const KvDevice *device, const KvLink *link, double bytes, guint ranks);
+KvKernelFamily kv_kernel_all_reduce_family(const KvDevice *device, double bytes, guint ranks);
 KvCost kv_kernel_send(const KvLink *link, double bytes);
+/* The same as an all-reduce along trees: within each of `nodes` nodes of `per_node` ranks over
+ * `link`, between them over `network`. */
+KvCost kv_kernel_tree_reduce(const KvLink *link, const KvLink *network, double bytes,
+                             guint per_node, guint nodes);
+
+/* NCCL's collectives. `bytes`: of the whole message that every GPU has before or after; all-to-all:
+ * of what one GPU sends to all, itself included. */
+typedef enum {
+  KV_COLLECTIVE_ALL_REDUCE,
+  KV_COLLECTIVE_ALL_GATHER,
+  KV_COLLECTIVE_REDUCE_SCATTER,
+  KV_COLLECTIVE_ALL_TO_ALL,
+  KV_N_COLLECTIVES,
+} KvCollective;
+
+extern const char *const kv_collective_names[];
+
+KvCost kv_kernel_collective(const KvDevice *device, const KvLink *link, KvCollective collective,
+                            double bytes, guint ranks);
 
 /* `count` copies that move `bytes` in all over a link; `pinned` host memory or not. */
 KvCost kv_kernel_copy(const KvLink *link, double bytes, double count, gboolean pinned);
+
+/* What a step does at the full clock: its seconds, those of them that multiprocessors bound, and
+ * the energies of its FLOPs and of its memory traffic. */
+typedef struct {
+  double seconds, clocked_seconds, flop_joules, byte_joules;
+} KvPowerLoad;
+
+/* The share of the full clock at which such steps, one after the other, draw no more than the card
+ * may; 1 where the device's energies are not known. */
+double kv_kernel_power_clock(const KvDevice *device, const KvPowerLoad *load);
 
 /* The time of a step of `kernels` kernels that keep the GPU for `gpu_seconds`, their gaps included:
  * one launch is exposed; the host's launch rate (eager) or the cost of empty nodes (one CUDA graph)

@@ -13,6 +13,11 @@ const char *const kv_observed_names[] = {"gemm",
                                          "moe",
                                          "element-wise",
                                          "all-reduce",
+                                         "nccl",
+                                         "latent prefill",
+                                         "latent decode",
+                                         "latent projection",
+                                         "uneven attention",
                                          "send",
                                          "decode step",
                                          "prefill step",
@@ -85,7 +90,7 @@ static void unlimit(KvEfficiency *efficiency, double seconds) {
 
 static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
                            const KvObservation *observation) {
-  double element_bytes = kv_dtype_bytes(observation->dtype);
+  double element_bytes = kv_dtype_weight_bytes(observation->dtype);
   double m = observation->m, k = observation->k, n = observation->n;
   KvDevice used = *device;
   double seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
@@ -94,6 +99,35 @@ static double predict_gemm(const KvDevice *device, const KvMeasuring *measuring,
   unlimit(&used.efficiency[KV_KERNEL_GEMM][observation->dtype], seconds);
   seconds = kv_kernel_gemm(&used, observation->dtype, element_bytes, m, k, n).seconds;
   return kv_smooth_max(seconds, measuring->floor_seconds, 4);
+}
+
+/* DeepSeek-V2's (arXiv:2405.04434), whose kernels the tables are of: sizes of a head's part without
+ * and with position, of its value, and of the latent. */
+static const double nope_dim = 128, rope_dim = 64, value_dim = 128, latent_dim = 512;
+
+/* Keys and values of a prompt are widened to every head before: bf16, whatever the cache. */
+static double predict_latent_prefill(const KvDevice *device, const KvObservation *row) {
+  double heads = row->n_heads * row->batch, element_bytes = 2;
+  KvAttentionWork work = {.latent = TRUE};
+  kv_kernel_add_prefill_attention(device, row->dtype, row->chunk, row->past, heads, heads,
+                                  nope_dim + rope_dim, value_dim, 0, element_bytes, &work);
+  return kv_kernel_attention_call(device, row->dtype, &work).seconds;
+}
+
+static double predict_latent_decode(const KvDevice *device, const KvMeasuring *measuring,
+                                    const KvObservation *row) {
+  double tokens = row->past + row->chunk, read_dim = latent_dim + rope_dim;
+  KvDecodeAttention operands = {
+      .batch = row->batch,
+      .read_bytes = row->batch * tokens * read_dim * row->cache_bytes,
+      .flops = row->batch * tokens * 2 * row->n_heads * (read_dim + latent_dim),
+      .n_kv_heads = 1,
+      .group = row->n_heads,
+      .mean_tokens = tokens,
+      .latent = TRUE,
+  };
+  KvResidency residency = residency_of(device, measuring, row, operands.read_bytes);
+  return kv_attention_decode(device, row->dtype, &operands, residency).seconds;
 }
 
 static double prefill_attention_seconds(const KvDevice *device, const KvObservation *observation,
@@ -146,19 +180,47 @@ static double predict_prefill_attention(const KvDevice *device, const KvMeasurin
          (row->repeated ? measuring->write_passes * written_bytes / device->memory_Bps : 0);
 }
 
-/* A chunk of one sequence beside decoding sequences of equal length. */
-static double predict_mixed_attention(const KvDevice *device, const KvObservation *row) {
+/* A chunk of one sequence beside decoding sequences. */
+static double beside_chunk_seconds(const KvDevice *device, const KvObservation *row,
+                                   const KvDecodeAttention *operands) {
   KvAttentionWork work = {0};
-  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
-                                               row->n_heads, row->n_kv_heads, row->head_dim);
   kv_kernel_add_prefill_attention(device, row->dtype, row->chunk, row->past, row->n_heads,
                                   row->n_kv_heads, row->head_dim, row->head_dim, row->window,
                                   row->cache_bytes, &work);
   if (!kv_kernel_attention_shares_call(device, row->dtype))
     return kv_kernel_attention_call(device, row->dtype, &work).seconds +
-           kv_kernel_decode_attention(device, row->dtype, &operands).seconds;
-  kv_kernel_add_decode_attention(device, row->dtype, &operands, &work);
+           kv_kernel_decode_attention(device, row->dtype, operands).seconds;
+  kv_kernel_add_decode_attention(device, row->dtype, operands, &work);
   return kv_kernel_attention_call(device, row->dtype, &work).seconds;
+}
+
+static double predict_mixed_attention(const KvDevice *device, const KvObservation *row) {
+  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
+                                               row->n_heads, row->n_kv_heads, row->head_dim);
+  return beside_chunk_seconds(device, row, &operands);
+}
+
+/* Decoding sequences of two lengths, beside a chunk or alone. */
+static double predict_uneven_attention(const KvDevice *device, const KvObservation *row) {
+  KvDecodeAttention operands = decode_operands(row, row->decode_batch, row->decode_context,
+                                               row->n_heads, row->n_kv_heads, row->head_dim);
+  operands.longest_tokens = row->longest_context;
+  if (row->chunk <= 0)
+    return kv_kernel_decode_attention(device, row->dtype, &operands).seconds;
+  return beside_chunk_seconds(device, row, &operands);
+}
+
+/* A benchmark that runs through a few routings reads the experts of all of them in a round. */
+static double predict_moe(const KvDevice *device, const KvMeasuring *measuring,
+                          const KvObservation *row) {
+  double weight_bytes = kv_dtype_weight_bytes(row->dtype);
+  double experts = MIN(row->experts.n_experts, row->routings * row->expert_load.touched);
+  double bytes = experts * 3 * row->experts.hidden * row->experts.intermediate * weight_bytes;
+  KvResidency residency = residency_of(device, measuring, row, bytes);
+  double read_share = 1 - residency.resident * (1 - 1 / residency.l2_speedup);
+  return kv_moe_cost(device, row->dtype, weight_bytes, &row->experts, row->batch, &row->expert_load,
+                     read_share)
+      .seconds;
 }
 
 double kv_observation_step_seconds(const KvDevice *device, const KvObservation *observation,
@@ -211,12 +273,22 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
     return predict_decode_attention(device, measuring, observation);
   case KV_OBSERVED_MIXED_ATTENTION:
     return predict_mixed_attention(device, observation);
-  case KV_OBSERVED_MOE:
-    return kv_moe_touching(device, observation->dtype, kv_dtype_bytes(observation->dtype),
-                           observation->batch, observation->hidden,
-                           observation->expert_intermediate, TRUE, observation->n_experts,
-                           observation->n_experts_per_token, observation->n_experts)
+  case KV_OBSERVED_UNEVEN_ATTENTION:
+    return predict_uneven_attention(device, observation);
+  case KV_OBSERVED_LATENT_PREFILL:
+    return predict_latent_prefill(device, observation);
+  case KV_OBSERVED_LATENT_DECODE:
+    return predict_latent_decode(device, measuring, observation);
+  case KV_OBSERVED_LATENT_PROJECTION:
+    return kv_gemm_grouped(device, observation->dtype, kv_dtype_bytes(observation->dtype),
+                           observation->n_heads, observation->m, observation->k, observation->n)
         .seconds;
+  case KV_OBSERVED_NCCL:
+    return kv_kernel_collective(device, peer_link(device), observation->collective,
+                                observation->bytes, (guint)observation->ranks)
+        .seconds;
+  case KV_OBSERVED_MOE:
+    return predict_moe(device, measuring, observation);
   case KV_OBSERVED_ELEMENTWISE:
     return kv_kernel_elementwise(device, observation->bytes).seconds;
   case KV_OBSERVED_SEND:

@@ -11,7 +11,7 @@
 
 #include <glib.h>
 
-#include "models/kernels/kernels.h"
+#include "models/kernels/moe.h"
 
 typedef enum {
   KV_OBSERVED_GEMM,
@@ -21,6 +21,11 @@ typedef enum {
   KV_OBSERVED_MOE,
   KV_OBSERVED_ELEMENTWISE,
   KV_OBSERVED_ALL_REDUCE,
+  KV_OBSERVED_NCCL,
+  KV_OBSERVED_LATENT_PREFILL,
+  KV_OBSERVED_LATENT_DECODE,
+  KV_OBSERVED_LATENT_PROJECTION, /* of absorbed queries or outputs: a product for each head */
+  KV_OBSERVED_UNEVEN_ATTENTION,  /* as mixed; decoding sequences of two lengths */
   KV_OBSERVED_SEND,
   KV_OBSERVED_DECODE_STEP,
   KV_OBSERVED_PREFILL_STEP,
@@ -42,9 +47,13 @@ typedef struct {
   double batch, chunk, past,
       window; /* attention, steps: `chunk` new tokens a sequence after `past` */
   double n_heads, n_kv_heads, head_dim;
-  double decode_batch, decode_context; /* mixed attention: beside one chunk */
-  double hidden, expert_intermediate, n_experts, n_experts_per_token; /* MoE of batch tokens, which
-                                                                         touch all n_experts */
+  double decode_batch, decode_context; /* mixed attention: beside one chunk; uneven: the mean */
+  double longest_context;              /* uneven: of a decoding sequence */
+  KvCollective collective;             /* NCCL */
+  KvMoeShape experts;                  /* MoE: one GPU's, ... */
+  KvExpertLoad expert_load;            /* ... and what `batch` tokens leave to them */
+  double routings;                     /* repeated MoE: different routings of a round */
+  const char *source; /* MoE: the kernel that the table names, interned; NULL: it names none */
   KvAttentionKernel kernel; /* attention: that the table names, KV_N_ATTENTION_KERNELS for others
                              */
   double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */

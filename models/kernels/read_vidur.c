@@ -5,9 +5,10 @@
  *   all_reduce, send_recv   rank num_workers size devices_per_node, and time_stats.NAME.median;
  *                           `size` in bytes (as elements, sends would outrun the link)
  *
- * Read are the four products of a layer and what rank 0 saw within one server. Left out are the
- * element-wise layers, which are kernels of 2023 (SiLU at half of the memory's rate), and exchanges
- * of more than two GPUs of a server that joins pairs only, which its folder's name says.
+ * Read are the four products of a layer and what rank 0 saw within one server, through NCCL. Left
+ * out are the element-wise layers, which are kernels of 2023 (SiLU at half of the memory's rate),
+ * and exchanges of more than two GPUs of a server that joins pairs only, which its folder's name
+ * says.
  */
 #include "models/kernels/columns.h"
 #include "models/kernels/observation.h"
@@ -63,9 +64,9 @@ static gboolean observe_products(const KvColumns *table, GArray *observations, G
 static gboolean observe_exchange(const KvColumns *table, const char *name, gboolean pairs,
                                  GArray *observations, GError **error) {
   double rank, in_server;
-  KvObservation row = {.kind = g_str_equal(name, "send_recv") ? KV_OBSERVED_SEND
-                                                              : KV_OBSERVED_ALL_REDUCE,
-                       .dtype = KV_DTYPE_BF16};
+  KvObservation row = {.kind = g_str_equal(name, "send_recv") ? KV_OBSERVED_SEND : KV_OBSERVED_NCCL,
+                       .dtype = KV_DTYPE_BF16,
+                       .collective = KV_COLLECTIVE_ALL_REDUCE};
   if (!kv_columns_number(table, "rank", &rank, error) ||
       !kv_columns_positive(table, "num_workers", &row.ranks, error) ||
       !kv_columns_positive(table, "size", &row.bytes, error) ||

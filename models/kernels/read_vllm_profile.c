@@ -6,6 +6,11 @@
  *   dense.csv         layer tokens time_us       one GPU's share of a layer's products
  *   per_sequence.csv  layer sequences time_us    the logits
  *   moe.csv           tokens activated_experts time_us
+ *   skew.csv          pc kp n kv_big kv_mean t_skew_us   a chunk of pc tokens after kp beside n
+ *                   sequences of kv_mean tokens in the mean, the longest kv_big
+ *
+ * Times of skew.csv are of the profiler's three iterations together: its equal batches take 3.00
+ * times as long as the same calls in attention.csv of the same run.
  *
  * The shapes follow from the model, which the path names. Layers that move bytes only are read as
  * such; the embedding and the sampler are left out.
@@ -68,14 +73,16 @@ static gboolean read_rows(const char *path, GArray *observations, Observe observ
   g_autoptr(KvColumns) table = kv_columns_open(path, error);
   if (!table || !find_shape(path, &shape, error))
     return FALSE;
+  gboolean uneven = kv_columns_has(table, "t_skew_us");
+  const char *time = uneven ? "t_skew_us" : "time_us";
   GError *problem = NULL;
   while (kv_columns_next(table, &problem)) {
     KvObservation row = {.dtype = KV_DTYPE_BF16, .cache_bytes = 2};
     gboolean known = TRUE;
     if (!observe(table, &shape, &row, &known, &problem) ||
-        !kv_columns_number(table, "time_us", &row.seconds, &problem))
+        !kv_columns_number(table, time, &row.seconds, &problem))
       break;
-    row.seconds *= 1e-6;
+    row.seconds *= uneven ? 1e-6 / 3 : 1e-6;
     if (known && row.seconds > 0)
       g_array_append_val(observations, row);
   }
@@ -108,6 +115,20 @@ static gboolean observe_attention(const KvColumns *table, const Shape *shape, Kv
   }
   *known = row->n_kv_heads > 0;
   return TRUE;
+}
+
+static gboolean observe_uneven(const KvColumns *table, const Shape *shape, KvObservation *row,
+                               gboolean *known, GError **error) {
+  row->kind = KV_OBSERVED_UNEVEN_ATTENTION;
+  row->n_heads = shape->n_heads;
+  row->n_kv_heads = shape->n_kv_heads;
+  row->head_dim = shape->head_dim;
+  row->kernel = KV_ATTENTION_KERNEL_FA2;
+  return kv_columns_number(table, "pc", &row->chunk, error) &&
+         kv_columns_number(table, "kp", &row->past, error) &&
+         kv_columns_positive(table, "n", &row->decode_batch, error) &&
+         kv_columns_positive(table, "kv_mean", &row->decode_context, error) &&
+         kv_columns_positive(table, "kv_big", &row->longest_context, error);
 }
 
 /* The product of `layer`, or the bytes it moves a token; FALSE if it is neither. */
@@ -150,27 +171,32 @@ static gboolean observe_dense(const KvColumns *table, const Shape *shape, KvObse
 
 static gboolean observe_moe(const KvColumns *table, const Shape *shape, KvObservation *row,
                             gboolean *known, GError **error) {
+  double touched = 0;
+  if (!kv_columns_number(table, "tokens", &row->batch, error) ||
+      !kv_columns_positive(table, "activated_experts", &touched, error))
+    return FALSE;
   row->kind = KV_OBSERVED_MOE;
-  row->hidden = shape->hidden;
-  row->expert_intermediate = shape->expert_intermediate;
-  row->n_experts_per_token = shape->n_experts_per_token;
+  row->experts = (KvMoeShape){shape->hidden, shape->expert_intermediate, touched, TRUE};
+  kv_moe_add_experts(&row->expert_load, touched, row->batch * shape->n_experts_per_token / touched);
   *known = shape->n_experts_per_token > 0;
-  return kv_columns_number(table, "tokens", &row->batch, error) &&
-         kv_columns_number(table, "activated_experts", &row->n_experts, error);
+  return TRUE;
 }
 
 static gboolean read_table(const char *path, GArray *observations, GError **error) {
   Observe observe = kv_columns_named(path, "attention") ? observe_attention
                     : kv_columns_named(path, "moe")     ? observe_moe
+                    : kv_columns_named(path, "skew")    ? observe_uneven
                                                         : observe_dense;
   return read_rows(path, observations, observe, error);
 }
 
 static gboolean accepts(const char *path) {
   return kv_columns_named(path, "attention") || kv_columns_named(path, "dense") ||
-         kv_columns_named(path, "per_sequence") || kv_columns_named(path, "moe");
+         kv_columns_named(path, "per_sequence") || kv_columns_named(path, "moe") ||
+         kv_columns_named(path, "skew");
 }
 
 const KvTableReader kv_table_vllm_profile = {
-    "vllm-profile", "attention.csv, dense.csv, per_sequence.csv or moe.csv of a MODEL/VARIANT/tpN",
+    "vllm-profile",
+    "attention.csv, dense.csv, per_sequence.csv, moe.csv or skew.csv of a MODEL/VARIANT/tpN",
     accepts, read_table};

@@ -21,7 +21,7 @@ static inline const KvEfficiency *kv_roofline_efficiency(const KvDevice *device,
 /* The matrix rate of `dtype`; operands that the device cannot multiply are widened to bf16 (fp16 on
  * devices before bf16) in registers, so they compute at that rate. */
 static inline double kv_roofline_peak(const KvDevice *device, KvDtype dtype) {
-  double peak = device->peak_flops[dtype];
+  double peak = dtype == KV_DTYPE_INT4 ? 0 : device->peak_flops[dtype];
   if (peak <= 0)
     peak = device->peak_flops[KV_DTYPE_BF16];
   if (peak <= 0)

@@ -329,9 +329,10 @@ static void read_quantization(KvJson *json, json_t *config, KvModel *m) {
     return;
   const char *method = kv_json_string(json, quantization, "quant_method", "", FALSE);
   if (strcmp(method, "fp8") == 0) {
-    m->weight_dtype = m->expert_dtype = KV_DTYPE_FP8;
+    gboolean in_blocks = json_is_array(json_object_get(quantization, "weight_block_size"));
+    m->weight_dtype = m->expert_dtype = in_blocks ? KV_DTYPE_FP8_BLOCK : KV_DTYPE_FP8;
   } else if (strcmp(method, "mxfp4") == 0) {
-    m->expert_dtype = KV_DTYPE_FP4;
+    m->expert_dtype = KV_DTYPE_MXFP4;
   } else if (strcmp(method, "awq") == 0 || strcmp(method, "gptq") == 0) {
     gint64 bits = kv_json_integer(json, quantization, "bits", 4, 2, 8);
     m->weight_dtype = m->expert_dtype = bits > 4 ? KV_DTYPE_INT8 : KV_DTYPE_INT4;

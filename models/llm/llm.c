@@ -30,6 +30,18 @@ guint kv_model_layers(const KvModel *model) {
   return layers;
 }
 
+KvLayerGroup *kv_model_split_group(KvModel *model, guint group, guint layers) {
+  g_return_val_if_fail(group < model->n_groups && layers > 0 && layers < model->groups[group].count,
+                       NULL);
+  model->groups = g_renew(KvLayerGroup, model->groups, model->n_groups + 1);
+  KvLayerGroup *x = &model->groups[group];
+  memmove(x + 1, x, (model->n_groups - group) * sizeof *x);
+  model->n_groups++;
+  x[0].count -= layers;
+  x[1].count = layers;
+  return x + 1;
+}
+
 /* Counts are summed as doubles: exact below 2^53, and no number of a file can overflow them. */
 
 static double attention_parameters(const KvAttention *a, double hidden) {
@@ -42,7 +54,8 @@ static double attention_parameters(const KvAttention *a, double hidden) {
     /* DeepSeek-V2 (2024), section 2.1: W_DQ, W_UQ, W_DKV with W_KR, W_UK with W_UV, W_O. */
     double r = a->kv_lora_rank, rope = a->rope_head_dim, rq = a->q_lora_rank;
     double queries = rq > 0 ? hidden * rq + rq + rq * h * dk : hidden * h * dk;
-    return queries + hidden * (r + rope) + r + r * h * (dk - rope + dv) + h * dv * hidden + norms;
+    return queries + hidden * (r + rope) + r + r * h * (dk - rope + dv) + h * dv * hidden + norms +
+           (double)a->mixer_parameters;
   }
   case KV_ATTENTION_FULL:
   case KV_ATTENTION_SLIDING:
@@ -51,7 +64,8 @@ static double attention_parameters(const KvAttention *a, double hidden) {
   if (a->borrows_cache)
     hkv = 0;
   double biases = a->bias ? h * dk + hkv * (dk + dv) + hidden : 0;
-  return hidden * (h * dk + hkv * (dk + dv)) + h * dv * hidden + biases + norms;
+  return hidden * (h * dk + hkv * (dk + dv)) + h * dv * hidden + biases + norms +
+         (double)a->mixer_parameters;
 }
 
 static double mlp_parameters(double intermediate, gboolean gated, double hidden) {
@@ -71,7 +85,8 @@ static void count_parameters(const KvModel *m, double *plain, double *experts, d
   for (guint i = 0; i < m->n_groups; i++) {
     const KvLayerGroup *g = &m->groups[i];
     const KvMlp *mlp = &g->mlp;
-    double layer = attention_parameters(&g->attention, d) + 2 * norm +
+    gboolean mixes_only = mlp->intermediate + mlp->shared_intermediate + mlp->n_experts == 0;
+    double layer = attention_parameters(&g->attention, d) + (mixes_only ? 1 : 2) * norm +
                    mlp_parameters((double)mlp->intermediate, mlp->gated, d) +
                    mlp_parameters((double)mlp->shared_intermediate, mlp->gated, d) +
                    d * mlp->n_experts; /* the router */

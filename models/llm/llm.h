@@ -36,8 +36,10 @@ typedef struct {
   guint window_tokens;            /* sliding only */
   guint q_lora_rank;              /* latent: 0 if queries are projected directly */
   guint kv_lora_rank, rope_head_dim;
-  guint64 state_elements;   /* recurrent: elements of state a sequence and layer */
-  guint64 mixer_parameters; /* recurrent: weights of the layer beside its MLP */
+  guint64 state_elements; /* recurrent: elements of state a sequence and layer */
+  guint64
+      mixer_parameters; /* recurrent: weights of the layer beside its MLP; attention: those
+                           beside its usual projections, which every token is multiplied by too */
   gboolean qk_norm, bias;
   gboolean borrows_cache; /* no K and V of its own: it reads those of a lending layer */
 } KvAttention;
@@ -96,6 +98,11 @@ const char *const *kv_model_ids(void);
 json_t *kv_model_to_json(const KvModel *model);
 
 guint kv_model_layers(const KvModel *model);
+
+/* Make the last `layers` layers of group `group` a group of their own, right after it and alike in
+ * all, and return it (borrowed); 0 < layers < the group's count. Moves the model's groups, which it
+ * must own. */
+KvLayerGroup *kv_model_split_group(KvModel *model, guint group, guint layers);
 
 /* Parameters: all of them, and those that one token's forward pass uses (experts: the routed ones).
  */

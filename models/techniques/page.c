@@ -12,8 +12,12 @@ static KvPlan *sample_plan(const char *stack_text) {
                                       .n_heads = 32,
                                       .n_kv_heads = 32,
                                       .head_dim = 128,
-                                      .value_head_dim = 128}};
+                                      .value_head_dim = 128},
+                        .mlp = {.intermediate = 11008, .gated = TRUE}};
   KvModel model = {.id = "llama-2-7b",
+                   .hidden = 4096,
+                   .vocab = 32000,
+                   .embedding_dim = 4096,
                    .max_context_tokens = 4096,
                    .weight_dtype = KV_DTYPE_FP16,
                    .n_groups = 1,
@@ -21,7 +25,8 @@ static KvPlan *sample_plan(const char *stack_text) {
   KvEngineConfig config;
   kv_engine_config_init(&config);
   g_autoptr(KvStack) stack = kv_stack_parse(stack_text, NULL);
-  return stack ? kv_stack_apply(stack, &model, KV_DTYPE_FP16, &config, NULL) : NULL;
+  g_autoptr(KvModel) copy = kv_model_copy(&model); /* architecture techniques move its groups */
+  return stack ? kv_stack_apply(stack, copy, KV_DTYPE_FP16, &config, NULL) : NULL;
 }
 
 static void append_segment(GString *page, const KvSegment *segment, double total_bytes,
@@ -114,6 +119,10 @@ static void append_formulas(GString *page, const KvTechnique *x) {
 
 static void append_quality(GString *page, const KvTechnique *x) {
   g_string_append(page, "## Quality\n\n");
+  if (x->quality_note)
+    g_string_append_printf(page, "%s\n\n", x->quality_note);
+  if (x->quality_note && !x->quality[0].model)
+    return;
   if (!x->quality || !x->quality[0].model) {
     g_string_append(page, "Exact: outputs equal those of dense attention, up to the order of "
                           "floating-point sums.\n\n");

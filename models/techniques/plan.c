@@ -17,7 +17,8 @@ KvLaw kv_law(KvLawKind kind, double a) {
 
 gboolean kv_law_equal(const KvLaw *x, const KvLaw *y) {
   return x->kind == y->kind && x->a == y->a && x->scale == y->scale && x->cap == y->cap &&
-         x->kept_prompt == y->kept_prompt && x->prompt_share == y->prompt_share;
+         x->kept_prompt == y->kept_prompt && x->prompt_share == y->prompt_share &&
+         x->short_prompt == y->short_prompt && x->short_kept == y->short_kept;
 }
 
 typedef struct {
@@ -36,6 +37,8 @@ static Affine law_base(KvLawKind kind, double a, double n) {
   case KV_LAW_LAST:
   case KV_LAW_EVICTED:
     return n < a ? (Affine){n, 1.0, a - n} : (Affine){a, 0.0, G_MAXDOUBLE};
+  case KV_LAW_OVER:
+    return n <= a ? (Affine){0.0, 0.0, a - n} : (Affine){n, 1.0, G_MAXDOUBLE};
   case KV_LAW_BEYOND:
     return n < a ? (Affine){0.0, 0.0, a - n} : (Affine){n - a, 1.0, G_MAXDOUBLE};
   case KV_LAW_FLUSHED:
@@ -57,6 +60,8 @@ static Affine law_base(KvLawKind kind, double a, double n) {
 static double law_context(const KvLaw *law, double a, double n, double prompt, gboolean decoding) {
   double kept = law->kind == KV_LAW_PROMPT_CAPPED ? a : law->kept_prompt;
   gboolean evicts = law->kind == KV_LAW_PROMPT_CAPPED || law->kept_prompt > 0.0;
+  if (prompt < law->short_prompt)
+    kept = law->short_kept;
   return evicts && decoding ? MIN(prompt, kept) + n - prompt : n;
 }
 
@@ -98,6 +103,7 @@ char *kv_law_describe(const KvLaw *law) {
       [KV_LAW_PENDING] = {"beyond whole blocks of %g"},
       [KV_LAW_PROMPT_CAPPED] = {"at most %g of the prompt, and what follows it"},
       [KV_LAW_EVICTED] = {"at most %g once the prompt is done"},
+      [KV_LAW_OVER] = {"all where there are more than %g"},
   };
   GString *text = g_string_new(NULL);
   if (law->scale != 1.0)
@@ -119,6 +125,8 @@ char *kv_law_describe(const KvLaw *law) {
   }
   if (law->kept_prompt > 0.0)
     g_string_append_printf(text, ", of %g prompt tokens and what follows them", law->kept_prompt);
+  if (law->short_prompt > 0.0)
+    g_string_append_printf(text, " (%g of prompts below %g)", law->short_kept, law->short_prompt);
   if (law->cap < G_MAXDOUBLE)
     g_string_append_printf(text, ", at most %g", law->cap);
   return g_string_free(text, FALSE);
@@ -216,7 +224,7 @@ KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
   plan->paged = TRUE;
   plan->prefill_flops_scale = 1.0;
   plan->weights.dtype = model->weight_dtype;
-  plan->weights.bytes_per_parameter = kv_dtype_bytes(model->weight_dtype);
+  plan->weights.bytes_per_parameter = kv_dtype_weight_bytes(model->weight_dtype);
   plan->weights.share[KV_TIER_HBM] = 1.0;
   plan->weights.stream_overlaps = TRUE;
   for (guint g = 0; g < model->n_groups; g++) {
@@ -345,8 +353,9 @@ static gboolean compile_reader(const KvPlan *plan, KvPlanCurves *curves, const K
     compile_read(curves, r, reader, cache, s, c);
   }
   if (reader->index_bytes_per_token > 0.0 || reader->index_flops_per_token > 0.0) {
-    KvLaw all = kv_law(KV_LAW_ALL, 0);
-    int c = channel_of(curves, &all);
+    gboolean always = reader->index_over_tokens <= 0.0;
+    KvLaw indexed = kv_law(always ? KV_LAW_ALL : KV_LAW_OVER, reader->index_over_tokens);
+    int c = channel_of(curves, &indexed);
     if (c < 0)
       return FALSE;
     KvReadTerm *term = term_of(curves, r, (guint)c);

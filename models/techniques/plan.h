@@ -49,6 +49,7 @@ typedef enum {
   KV_LAW_PENDING,       /* n - a * floor(n / a): a sawtooth */
   KV_LAW_PROMPT_CAPPED, /* n before decoding; min(p, a) + n - p while decoding: cut once */
   KV_LAW_EVICTED, /* n before decoding; min(n, a) while decoding: a token out for each one in */
+  KV_LAW_OVER,    /* n where n > a, else 0 */
 } KvLawKind;
 
 typedef struct {
@@ -56,6 +57,8 @@ typedef struct {
   double a, scale, cap; /* cap G_MAXDOUBLE where there is none */
   double kept_prompt;   /* 0 where the whole prompt is kept */
   double prompt_share;  /* what the parameter grows by per prompt token: 0 where it is fixed */
+  double short_prompt, short_kept; /* an eviction leaves `short_kept` of prompts shorter than that;
+                                      0: one rule for all */
 } KvLaw;
 
 /* The law `kind` with parameter `a`, scale 1, no cap. */
@@ -95,7 +98,9 @@ typedef struct {
   guint layers;     /* layers that store it */
   guint n_segments;
   KvSegment segments[KV_MAX_SEGMENTS];
-  double state_bytes; /* of a recurrent state per layer: read and written each step; 0 if none */
+  double state_bytes;  /* of a recurrent state per layer: read and written each step; 0 if none */
+  const char *kept_by; /* id of the technique that chooses which of its tokens stay, or NULL */
+  const char *read_by; /* ... that chooses which of them a step reads, or NULL */
 } KvCache;
 
 typedef enum { KV_PROCESSOR_GPU, KV_PROCESSOR_CPU, KV_PROCESSOR_STORAGE } KvProcessor;
@@ -120,7 +125,8 @@ typedef struct {
   double flops_per_token;       /* per token read and layer: 4 H d for dense attention */
   double index_bytes_per_token; /* read per token of context and layer to choose what to read */
   double index_flops_per_token;
-  double extra_launches; /* kernels a layer and step beyond the one fused attention kernel */
+  double index_over_tokens; /* no index is read up to so many tokens of context; 0: always */
+  double extra_launches;    /* kernels a layer and step beyond the one fused attention kernel */
   double efficiency; /* of the kernel against the dense one of the same format: 1 unless known */
   KvProcessor processor; /* where the attention runs; on CPU only q and the output cross the link */
   double fixed_seconds;  /* per layer and step on that processor, however few tokens: dispatch, a
@@ -167,8 +173,9 @@ typedef struct {
 
 /* Where the weights are and how they stream. */
 typedef struct {
-  KvDtype dtype;                /* as multiplied from */
-  double bytes_per_parameter;   /* stored, metadata counted */
+  KvDtype dtype;              /* as multiplied from */
+  double bytes_per_parameter; /* stored, metadata counted */
+  guint expert_dtype; /* 1 + the type of routed experts; 0: `dtype`, or as published with it */
   double share[KV_N_TIERS];     /* sums to 1; what is not in HBM is streamed every step */
   gboolean pageable;            /* what is in host memory is not pinned */
   gboolean loads_apart;         /* what is loaded adds to the longest of everything else */
@@ -191,6 +198,8 @@ typedef struct {
   gboolean paged;             /* FALSE if the layout needs contiguous memory */
   gboolean
       reads_shared_once; /* a prefix that several running sequences share is read once for all */
+  guint shared_readers_over;   /* ... where more than so many share it; 0 as 1 */
+  double shared_partial_bytes; /* ... and what each of them moves instead, per token and layer */
   double
       prefill_peak_layers; /* layers whose uncompressed prompt cache is held at once: all, or 1 */
   double prefill_flops_scale; /* of the attention core in prefill */

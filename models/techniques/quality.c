@@ -5,7 +5,7 @@
 
 static gboolean less_is_better(const char *task) {
   g_autofree char *lower = g_ascii_strdown(task, -1);
-  return strstr(lower, "ppl") || strstr(lower, "perplexity");
+  return strstr(lower, "ppl") || strstr(lower, "perplexity") || strstr(lower, "lower is better");
 }
 
 static double relative_change(const char *task, double baseline, double value) {
@@ -151,7 +151,9 @@ KvQuality *kv_stack_quality(const KvStack *stack) {
   guint changing = 0;
   for (guint i = 0; i < stack->uses->len; i++) {
     const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, i);
-    if (!use->technique->quality || !use->technique->quality[0].model ||
+    const KvQualityPoint *points = use->technique->quality;
+    gboolean none = !points || !points[0].model;
+    if ((none && !use->technique->quality_note) ||
         (use->technique->exact && use->technique->exact(use)))
       continue;
     changing++;

@@ -176,8 +176,18 @@ static gboolean flexgen_cache(const KvTechniqueUse *use, const KvModel *model, K
     return kv_technique_refuse(use, error,
                                "layers of %s have %s attention, expected full attention", model->id,
                                kv_attention_kind_names[x->kind]);
+  if (cache->read_by)
+    return kv_technique_refuse(use, error,
+                               "%s chooses what is read of the cache, expected a technique that "
+                               "reads all of it",
+                               cache->read_by);
   for (guint s = 0; s < cache->n_segments; s++) {
     KvSegment *segment = &cache->segments[s];
+    if (segment->tier != KV_TIER_HBM)
+      return kv_technique_refuse(use, error,
+                                 "segment '%s' of the cache already lies in %s, expected one "
+                                 "technique that says where it lies",
+                                 segment->name, kv_tier_names[segment->tier]);
     if (on_cpu && segment->quantizer && shares->share[KV_TIER_HBM] < 1.0)
       return kv_technique_refuse(use, error,
                                  "attention on the CPU needs an uncompressed cache, but '%s' is "
@@ -369,4 +379,206 @@ const KvTechnique kv_technique_flexgen = {
     .tune = flexgen_tune,
     .plan = flexgen_plan,
     .engine = flexgen_engine,
+};
+
+/* --- InstInfer --- */
+
+/* A mapping entry of 8 bytes for each page. */
+#define INSTINFER_ENTRY_BYTES 8.0
+
+static gboolean instinfer_exact(const KvTechniqueUse *use) {
+  return kv_technique_value(use, "compression") == 1.0;
+}
+
+static gboolean instinfer_sparse(const KvTechniqueUse *use) {
+  return kv_technique_value(use, "compression") < 1.0;
+}
+
+/* Move a segment into the drives. SparF stores keys twice: by token, and by channel. */
+static gboolean instinfer_segment(const KvTechniqueUse *use, KvSegment *segment, GError **error) {
+  if (segment->quantizer)
+    return kv_technique_refuse(use, error,
+                               "the drives multiply 16-bit elements, but '%s' is quantized by %s, "
+                               "expected one of the two",
+                               segment->name, segment->quantizer);
+  if (segment->tier != KV_TIER_HBM)
+    return kv_technique_refuse(use, error,
+                               "'%s' of the cache is in %s already, expected a cache in HBM, which "
+                               "moves to the drives as a whole",
+                               segment->name, kv_tier_names[segment->tier]);
+  double bytes = segment->key_bytes + segment->value_bytes;
+  if (instinfer_sparse(use))
+    segment->metadata_bytes += segment->key_bytes;
+  segment->metadata_bytes +=
+      (bytes + segment->metadata_bytes) * INSTINFER_ENTRY_BYTES / kv_technique_value(use, "page");
+  segment->tier = KV_TIER_CSD;
+  return TRUE;
+}
+
+/* Of the stored bytes, those that flash channels carry: keys and values once, or the pages of them
+ * in which something is needed. */
+static void instinfer_reader(const KvTechniqueUse *use, const KvCache *cache, const KvAttention *x,
+                             KvReader *reader) {
+  double once = 0.0, stored = 0.0;
+  for (guint s = 0; s < cache->n_segments; s++) {
+    const KvSegment *segment = &cache->segments[s];
+    once += segment->key_bytes + segment->value_bytes;
+    stored += segment->key_bytes + segment->value_bytes + segment->metadata_bytes;
+  }
+  reader->processor = KV_PROCESSOR_STORAGE;
+  reader->overlap =
+      kv_technique_value(use, "half_batches") > 1.0 ? KV_OVERLAP_STEP : KV_OVERLAP_NONE;
+  reader->read_bytes_scale *= once / stored;
+  if (!instinfer_sparse(use))
+    return;
+  /* 2 r for approximate scores and 4 d k for the chosen tokens, of r = c d channels and k = c n. */
+  double c = kv_technique_value(use, "compression");
+  reader->read_bytes_scale *= MAX(c, kv_technique_value(use, "page_share"));
+  reader->flops_per_token =
+      x->n_heads * (2.0 * c * x->head_dim + 2.0 * c * ((double)x->head_dim + x->value_head_dim));
+}
+
+static gboolean instinfer_plan(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
+                               GError **error) {
+  if (!plan->fused_attention)
+    return kv_technique_refuse(use, error,
+                               "another technique needs attention probabilities, which stay inside "
+                               "the drives, expected one of the two");
+  for (guint i = 0; i < plan->caches->len; i++) {
+    KvCache *cache = &g_array_index(plan->caches, KvCache, i);
+    const KvAttention *x = kv_plan_attention(model, cache);
+    if (x->kind != KV_ATTENTION_FULL)
+      return kv_technique_refuse(use, error,
+                                 "layers of %s have %s attention, expected full attention",
+                                 model->id, kv_attention_kind_names[x->kind]);
+    for (guint s = 0; s < cache->n_segments; s++)
+      if (!instinfer_segment(use, &cache->segments[s], error))
+        return FALSE;
+  }
+  for (guint r = 0; r < plan->readers->len; r++) {
+    KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    const KvCache *cache = &g_array_index(plan->caches, KvCache, reader->cache);
+    if (reader->processor != KV_PROCESSOR_GPU || reader->rebuild_rank > 0.0 ||
+        reader->index_bytes_per_token > 0.0 || reader->extra_bytes_per_token > 0.0)
+      return kv_technique_refuse(use, error,
+                                 "another technique has changed how attention reads the cache, "
+                                 "expected plain attention");
+    instinfer_reader(use, cache, kv_plan_attention(model, cache), reader);
+  }
+  plan->paged = FALSE;
+  plan->shareable = FALSE;
+  plan->unshareable_by = use->technique->id;
+  plan->prefill_peak_layers = 1.0; /* a layer is written out while the next is computed */
+  return TRUE;
+}
+
+static gboolean instinfer_engine(const KvTechniqueUse *use, const KvModel *model,
+                                 KvEngineConfig *config, GError **error) {
+  if (!kv_engine_config_claim(config, use->technique->id, error))
+    return FALSE;
+  config->scheduler = g_intern_static_string("static");
+  config->allocator = g_intern_static_string("reserved");
+  config->reservation =
+      KV_RESERVE_ORACLE; /* an offline batch's output length is given beforehand */
+  config->chunked_prefill = config->prefix_caching = FALSE;
+  config->async_scheduling = config->cuda_graphs = FALSE;
+  config->csd_drives = (guint)kv_technique_value(use, "drives");
+  config->csd_channels = (guint)kv_technique_value(use, "flash_channels");
+  config->csd_channel_Bps = kv_technique_value(use, "channel_GBps") * 1e9;
+  config->csd_link_Bps = kv_technique_value(use, "link_GBps") * 1e9;
+  config->csd_flops = kv_technique_value(use, "gemv_GFLOPs") * 1e9;
+  return TRUE;
+}
+
+static const KvParam instinfer_params[] = {
+    {"compression", KV_PARAM_REAL, 0.125, 0.1, 1, NULL, "fraction",
+     "SparF: of the channels (r/d) and of the tokens (k/n); 1: dense attention"},
+    {"page_share", KV_PARAM_REAL, 0.5, 0.1, 1, NULL, "fraction",
+     "SparF: of the dense cache's flash pages, those that are read; half at 1/8"},
+    {"page", KV_PARAM_INTEGER, 4096, 4096, 16384, NULL, "bytes", "flash page"},
+    {"token_group", KV_PARAM_INTEGER, 16, 16, 16, NULL, "tokens",
+     "of one head in a page: page/(d*e); what is not full waits in the drive's DRAM"},
+    {"channels_per_page", KV_PARAM_INTEGER, 4, 2, 8, NULL, "channels",
+     "of the keys stored by channel; chosen from the input length"},
+    {"half_batches", KV_PARAM_INTEGER, 2, 1, 2, NULL, "halves",
+     "2: the drives attend for one half while the GPU computes the other; 1: one waits for the other"},
+    {"drives", KV_PARAM_INTEGER, 1, 1, 20, NULL, "drives",
+     "over which heads are spread, each like the platform's"},
+    {"flash_channels", KV_PARAM_INTEGER, 0, 0, 16, NULL, "channels",
+     "of a drive; 0: the platform's (8 emulated, 4 on the real board)"},
+    {"channel_GBps", KV_PARAM_REAL, 0, 0, 2, NULL, "GB/s",
+     "of a flash channel; 0: the platform's (1.4)"},
+    {"link_GBps", KV_PARAM_REAL, 0, 0, 64, NULL, "GB/s",
+     "of a drive's link; 0: the platform's (7.0; 3.5 on the real board)"},
+    {"gemv_GFLOPs", KV_PARAM_REAL, 0, 0, 1000, NULL, "GFLOP/s",
+     "of a drive's engine; 0: the platform's (12.7)"},
+    {NULL, 0, 0, 0, 0, NULL, NULL, NULL},
+};
+
+static const KvFormula instinfer_formulas[] = {
+    {"2*L*Hkv*d*e*n", "bytes in flash, dense; 3*L*Hkv*d*e*n with SparF, which stores keys twice"},
+    {"8/page", "bytes of mapping per byte stored"},
+    {"2*L*Hkv*d*e*n*page_share",
+     "bytes that flash channels carry per step (page_share 1 if dense)"},
+    {"4*L*H*d*n", "FLOPs in the drives, dense; L*H*(2*r*n + 4*d*k) with SparF"},
+    {"L*(2*H + 2*Hkv)*d*e", "bytes on the link per sequence and step: q, k, v down, o up"},
+    {"0.684*channels*rate*drives", "bytes per second out of flash, in pages"},
+    {"max(T_gpu, T_drives)", "seconds of a step of two half-batches"},
+    {NULL, NULL},
+};
+
+static const KvQualityPoint instinfer_quality[] = {
+    {"Qwen2.5-32B (32K)", "long-context tasks, difference to the full cache (best task)",
+     "1/8 lossy in-storage sparsity", 0, -3.52,
+     "reading notes of a later paper (HILOS): range -3.52 to -5.73 points over tasks, seen; which "
+     "task gives which end is not known",
+     "compression", 0.125, NULL},
+    {"Qwen2.5-32B (32K)", "long-context tasks, difference to the full cache (worst task)",
+     "1/8 lossy in-storage sparsity", 0, -5.73,
+     "reading notes of a later paper (HILOS): range -3.52 to -5.73 points over tasks, seen; which "
+     "task gives which end is not known",
+     "compression", 0.125, NULL},
+    {0},
+};
+
+static const char *const instinfer_sections[] = {
+    "System-level Optimization > Hardware-aware Design > SSD-based Design", NULL};
+
+const KvTechnique kv_technique_instinfer = {
+    .id = "instinfer",
+    .name = "InstInfer (published as InstAttention)",
+    .title =
+        "InstInfer: In-Storage Attention Offloading for Cost-Effective Long-Context LLM Inference",
+    .paper = "arXiv:2409.04992",
+    .code = "github.com/ChaseLab-PKU/InstAttention",
+    .year = 2024,
+    .sections = instinfer_sections,
+    .mechanism =
+        "Offline batches on one GPU, with the whole cache and the attention of decoding in "
+        "computational SSDs; everything else, prompts' attention too, is on the GPU. A prompt's keys and "
+        "values are written to the drives layer by layer while the next is computed. At each step "
+        "only queries, keys and values go down and outputs come back, and a drive reads its flash at "
+        "the sum of its channels, not through its link.\n\n"
+        "SparF chooses twice: the channels in which the query is largest give approximate scores "
+        "of all tokens, and the tokens with the highest get exact attention; what is left out "
+        "is made up by the mean of the values. Keys are stored by token and again by channel, so that "
+        "pages in which nothing is needed need not be read; filters drop the rest of a page that was.",
+    .params = instinfer_params,
+    .formulas = instinfer_formulas,
+    .quality = instinfer_quality,
+    .composes =
+        "Goes with GQA, which divides the bytes and not the FLOPs, and with smaller weights. "
+        "Excludes quantized caches, caches on other tiers, techniques that read attention "
+        "probabilities or rebuild the cache, paging, and the other serving systems.",
+    .pitfalls =
+        "Dense attention in one drive is no faster than offloading to DRAM: flash channels are "
+        "slower than PCIe. The gains over FlexGen come from its path to the SSD, of 1.1 to 1.6 "
+        "GB/s. Pages let through 68 % of the channels' rate. The engine is sized for dense multi-head "
+        "attention at one FLOP a byte: more channels, or GQA, leave it behind. Filters save the engine's "
+        "work, not the channels'. The half of pages at 1/8 is the design's; other settings keep it.",
+    .confidence = "high: text of the paper and two sets of reading notes, seen in third-party "
+                  "repositories; the algorithm from notes",
+    .exact = instinfer_exact,
+    .plan = instinfer_plan,
+    .engine = instinfer_engine,
 };

@@ -10,15 +10,46 @@
 
 const KvTechnique *const kv_techniques[] = {
     &kv_technique_accelerate_offload,
+    &kv_technique_block_transformer,
+    &kv_technique_cachedattention,
+    &kv_technique_cake,
+    &kv_technique_chunkattention,
     &kv_technique_deepspeed_offload,
+    &kv_technique_distserve,
+    &kv_technique_dmc,
     &kv_technique_fastertransformer,
+    &kv_technique_fastgen,
+    &kv_technique_fastserve,
     &kv_technique_flexgen,
+    &kv_technique_goldfinch,
     &kv_technique_gqa,
+    &kv_technique_h2o,
     &kv_technique_hf_eager,
+    &kv_technique_infinigen,
+    &kv_technique_instinfer,
     &kv_technique_kivi,
+    &kv_technique_kvquant,
+    &kv_technique_lamps,
+    &kv_technique_lckv,
+    &kv_technique_leankv,
+    &kv_technique_less,
+    &kv_technique_mamba,
+    &kv_technique_minicache,
+    &kv_technique_mla,
+    &kv_technique_neo,
     &kv_technique_orca,
+    &kv_technique_palu,
+    &kv_technique_pyramidkv,
+    &kv_technique_qcqa,
+    &kv_technique_quarot,
+    &kv_technique_quest,
+    &kv_technique_radixattention,
+    &kv_technique_retrieval_attention,
+    &kv_technique_shadowkv,
     &kv_technique_snapkv,
+    &kv_technique_tree_attention,
     &kv_technique_vllm,
+    &kv_technique_vtensor,
     NULL,
 };
 
@@ -104,6 +135,168 @@ gboolean kv_segment_quantize(const KvTechniqueUse *use, KvSegment *segment, KvDt
   return TRUE;
 }
 
+gboolean kv_plan_each_full_cache(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
+                                 KvCacheFunc apply, GError **error) {
+  guint n = plan->caches->len, applied = 0;
+  for (guint i = 0; i < n; i++) {
+    const KvCache *cache = &g_array_index(plan->caches, KvCache, i);
+    KvAttentionKind kind = kv_plan_attention(model, cache)->kind;
+    if (kind == KV_ATTENTION_LATENT)
+      return kv_technique_refuse(use, error,
+                                 "tokens are treated head by head, but the latent cache of %s is "
+                                 "one for all heads, expected full attention",
+                                 model->id);
+    if (kind != KV_ATTENTION_FULL)
+      continue;
+    if (!apply(use, model, plan, i, error))
+      return FALSE;
+    applied++;
+  }
+  return applied > 0 ||
+         kv_technique_refuse(
+             use, error, "%s has no layer with full attention, expected at least one", model->id);
+}
+
+gboolean kv_cache_claim_kept(const KvTechniqueUse *use, KvCache *cache, GError **error) {
+  if (cache->kept_by)
+    return kv_technique_refuse(
+        use, error, "%s already chooses which tokens of the cache stay, expected one selection",
+        cache->kept_by);
+  if (cache->read_by)
+    return kv_technique_refuse(
+        use, error,
+        "%s chooses what is read of the cache, expected a technique that reads all of it",
+        cache->read_by);
+  cache->kept_by = use->technique->id;
+  return TRUE;
+}
+
+gboolean kv_cache_claim_read(const KvTechniqueUse *use, KvCache *cache, GError **error) {
+  if (cache->read_by)
+    return kv_technique_refuse(
+        use, error, "%s already chooses what is read of the cache, expected one such technique",
+        cache->read_by);
+  if (cache->kept_by)
+    return kv_technique_refuse(
+        use, error, "%s chooses which tokens of the cache stay, expected a cache of all tokens",
+        cache->kept_by);
+  cache->read_by = use->technique->id;
+  return TRUE;
+}
+
+KvSegment *kv_cache_undivided(const KvTechniqueUse *use, KvCache *cache, gboolean quantized,
+                              GError **error) {
+  KvSegment *segment = &cache->segments[0];
+  const KvLaw *law = &segment->tokens;
+  if (segment->quantizer && !quantized) {
+    kv_technique_refuse(use, error,
+                        "segment '%s' of the cache is already quantized by %s, expected 16-bit "
+                        "keys and values",
+                        segment->name, segment->quantizer);
+    return NULL;
+  }
+  if (segment->tier != KV_TIER_HBM) {
+    kv_technique_refuse(use, error,
+                        "segment '%s' of the cache already lies in %s, expected one technique that "
+                        "says where it lies",
+                        segment->name, kv_tier_names[segment->tier]);
+    return NULL;
+  }
+  if (cache->n_segments != 1 || segment->key_bytes == 0.0 || segment->value_bytes == 0.0 ||
+      law->cap < G_MAXDOUBLE || law->prompt_share > 0.0 || law->kept_prompt > 0.0 ||
+      (law->kind != KV_LAW_ALL && law->kind != KV_LAW_PROMPT_CAPPED)) {
+    kv_technique_refuse(use, error,
+                        "the cache '%s' is already divided or filled by a law of its own, expected "
+                        "one with whole tokens, keys and values together",
+                        cache->name);
+    return NULL;
+  }
+  return segment;
+}
+
+gboolean kv_law_keep_prompt(const KvTechniqueUse *use, KvLaw *law, double budget,
+                            double short_prompt, double short_kept, GError **error) {
+  double cut = law->kind == KV_LAW_PROMPT_CAPPED ? law->a : law->kept_prompt;
+  if (cut > 0.0)
+    return kv_technique_refuse(
+        use, error, "the prompt's cache is already cut to %g tokens, expected one selection", cut);
+  if (law->prompt_share > 0.0)
+    return kv_technique_refuse(use, error,
+                               "the cache already follows the prompt's length, expected the "
+                               "selection before the technique that does so");
+  if (law->kind == KV_LAW_FIXED)
+    return TRUE;
+  if (law->kind == KV_LAW_ALL) {
+    law->kind = KV_LAW_PROMPT_CAPPED;
+    law->a = budget;
+  } else {
+    law->kept_prompt = budget;
+  }
+  law->short_prompt = short_prompt;
+  law->short_kept = short_kept;
+  return TRUE;
+}
+
+void kv_plan_vote_on_prompt(KvPlan *plan, const KvCache *cache, const KvAttention *x, double budget,
+                            double window, double kernel, gboolean released) {
+  double layers = cache->layers, heads = x->n_heads, e = plan->element_bytes;
+  double stored_heads = released ? heads : x->n_kv_heads;
+  /* Window queries times all keys, a softmax over them, pooling, and a comparison each for the
+   * top-k. */
+  double flops = heads * (2.0 * window * x->head_dim + window + kernel + 1.0);
+  /* Keys are read once, and a vote (fp32) per head is written and read. The released code also
+   * stores the weights in fp32. */
+  double bytes = stored_heads * x->head_dim * e + heads * 8.0;
+  if (released)
+    bytes += heads * window * 8.0;
+  kv_plan_add_work(plan, (KvWork){.name = "vote on the prompt",
+                                  .moment = KV_MOMENT_PREFILL_END,
+                                  .flops_per_token = layers * flops,
+                                  .bytes_per_token = layers * bytes,
+                                  .launches = layers * (released ? 5.0 : 3.0),
+                                  .over_tokens = budget,
+                                  .critical = TRUE});
+  kv_plan_add_work(plan, (KvWork){.name = "gather the kept tokens",
+                                  .moment = KV_MOMENT_PREFILL_END,
+                                  .bytes = layers * 2.0 * budget * stored_heads * e *
+                                           ((double)x->head_dim + x->value_head_dim),
+                                  .launches = layers * 2.0,
+                                  .over_tokens = budget,
+                                  .critical = TRUE});
+}
+
+void kv_plan_repeat_heads(KvPlan *plan, guint index, const KvAttention *x) {
+  KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  double repeat = (double)x->n_heads / x->n_kv_heads;
+  for (guint s = 0; s < cache->n_segments; s++) {
+    cache->segments[s].key_bytes *= repeat;
+    cache->segments[s].value_bytes *= repeat;
+    cache->segments[s].metadata_bytes *= repeat;
+  }
+  for (guint r = 0; r < plan->readers->len; r++) {
+    KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    if (reader->cache != index)
+      continue;
+    reader->n_kv_heads = x->n_heads;
+    reader->read_bytes_scale = 1.0; /* every query head now has its own */
+  }
+}
+
+void kv_plan_share_at(KvPlan *plan, guint tokens) {
+  guint a = plan->share_multiple, b = tokens;
+  while (b != 0) {
+    guint rest = a % b;
+    a = b;
+    b = rest;
+  }
+  plan->share_multiple = plan->share_multiple / a * tokens;
+}
+
+void kv_plan_end_sharing(const KvTechniqueUse *use, KvPlan *plan) {
+  plan->shareable = FALSE;
+  plan->unshareable_by = use->technique->id;
+}
+
 void kv_plan_add_work(KvPlan *plan, KvWork work) {
   g_array_append_val(plan->work, work);
 }
@@ -124,9 +317,39 @@ void kv_plan_need_scores(KvPlan *plan, const KvCache *cache, const KvAttention *
   kv_plan_add_work(plan, work);
 }
 
+gboolean kv_cache_is_cut(const KvCache *cache) {
+  for (guint s = 0; s < cache->n_segments; s++) {
+    const KvLaw *law = &cache->segments[s].tokens;
+    if (law->kind == KV_LAW_PROMPT_CAPPED || law->kind == KV_LAW_EVICTED || law->kept_prompt > 0.0)
+      return TRUE;
+  }
+  return FALSE;
+}
+
+gboolean kv_plan_reads_all(const KvPlan *plan, guint index) {
+  const KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    const KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    for (guint s = 0; s < cache->n_segments && reader->cache == index; s++)
+      if (!kv_law_equal(&reader->read[s], &cache->segments[s].tokens))
+        return FALSE;
+  }
+  return TRUE;
+}
+
+void kv_plan_read_all(KvPlan *plan, guint index) {
+  const KvCache *cache = &g_array_index(plan->caches, KvCache, index);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    KvReader *reader = &g_array_index(plan->readers, KvReader, r);
+    for (guint s = 0; s < cache->n_segments && reader->cache == index; s++)
+      reader->read[s] = cache->segments[s].tokens;
+  }
+}
+
 guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers) {
   KvCache cache = g_array_index(plan->caches, KvCache, index);
-  g_assert(layers > 0 && layers < cache.layers);
+  guint all = cache.layers;
+  g_assert(layers > 0 && layers < all);
   g_array_index(plan->caches, KvCache, index).layers -= layers;
   cache.layers = layers;
   g_array_append_val(plan->caches, cache);
@@ -137,7 +360,9 @@ guint kv_plan_split_layers(KvPlan *plan, guint index, guint layers) {
       continue;
     KvReader reader = *old;
     reader.cache = added;
-    reader.layers = MIN(layers, old->layers);
+    reader.layers = layers * old->layers / all; /* in proportion, where layers share a cache */
+    if (reader.layers == 0)
+      continue;
     old->layers -= reader.layers;
     g_array_append_val(plan->readers, reader);
   }

@@ -66,9 +66,11 @@ struct KvTechnique {
   const KvParam *params;         /* ends with name NULL */
   const KvFormula *formulas;     /* ends with symbolic NULL */
   const KvQualityPoint *quality; /* ends with model NULL */
+  const char *quality_note;      /* what is known without a figure; NULL and no points: exact */
   const char *composes;          /* what it goes with and what it excludes, in words */
   const char *pitfalls;
   const char *confidence;
+  gboolean executed; /* the real executors carry its plan out; without a plan there is nothing to */
   /* Whether these settings leave every answer as it is, although others do not; may be NULL. */
   gboolean (*exact)(const KvTechniqueUse *use);
   /* Settle parameters that depend on the platform (placement, batch sizes) before the rest; may be

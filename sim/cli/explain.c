@@ -19,43 +19,40 @@
  * parameters. */
 static const struct {
   KvComponent component;
-  KvKernelFamily family;
   const char *formula;
 } origins[] = {
-    {KV_COMPONENT_QKV, KV_KERNEL_GEMM,
+    {KV_COMPONENT_QKV,
      "2 m k n FLOP; weights k n and activations m (k + n) from HBM; tiles over SMs (gemm.c)"},
-    {KV_COMPONENT_OUTPUT_PROJECTION, KV_KERNEL_GEMM,
+    {KV_COMPONENT_OUTPUT_PROJECTION,
      "2 m k n FLOP; weights k n and activations m (k + n) from HBM; tiles over SMs (gemm.c)"},
-    {KV_COMPONENT_MLP, KV_KERNEL_GEMM,
+    {KV_COMPONENT_MLP,
      "2 m k n FLOP; weights k n and activations m (k + n) from HBM; tiles over SMs (gemm.c, moe.c)"},
-    {KV_COMPONENT_LM_HEAD, KV_KERNEL_GEMM, "2 m k n FLOP for the rows that are sampled (gemm.c)"},
-    {KV_COMPONENT_PREFILL_ATTENTION, KV_KERNEL_PREFILL_ATTENTION,
+    {KV_COMPONENT_LM_HEAD, "2 m k n FLOP for the rows that are sampled (gemm.c)"},
+    {KV_COMPONENT_PREFILL_ATTENTION,
      "4 H d FLOP a pair of tokens, causal; blocks of query tiles by heads over SMs (attention.c)"},
-    {KV_COMPONENT_DECODE_ATTENTION, KV_KERNEL_DECODE_ATTENTION,
+    {KV_COMPONENT_DECODE_ATTENTION,
      "the cache read once a KV head; the context split over blocks (attention.c)"},
-    {KV_COMPONENT_ELEMENTWISE, KV_KERNEL_ELEMENTWISE, "bytes over bandwidth (elementwise.c)"},
-    {KV_COMPONENT_SAMPLING, KV_KERNEL_ELEMENTWISE,
-     "10 bytes a logit, three kernels (elementwise.c)"},
-    {KV_COMPONENT_COMMUNICATION, KV_KERNEL_ALL_REDUCE,
-     "the better of one shot and two shots (collective.c)"},
-    {KV_COMPONENT_TECHNIQUE, KV_KERNEL_ELEMENTWISE,
+    {KV_COMPONENT_ELEMENTWISE, "bytes over bandwidth (elementwise.c)"},
+    {KV_COMPONENT_SAMPLING, "10 bytes a logit, three kernels (elementwise.c)"},
+    {KV_COMPONENT_COMMUNICATION,
+     "all-reduce: the better of one shot and two; NCCL: steps of a ring (collective.c)"},
+    {KV_COMPONENT_TECHNIQUE,
      "the plan's work: bytes over bandwidth, FLOPs over vector units (plan.h)"},
-    {KV_COMPONENT_TRANSFER, KV_N_KERNELS,
-     "what streaming from lower tiers does not hide (model_executor.c)"},
-    {KV_COMPONENT_LAUNCH, KV_N_KERNELS, "launches that the GPU waits for (launch.c)"},
+    {KV_COMPONENT_TRANSFER, "what streaming from lower tiers does not hide (model_executor.c)"},
+    {KV_COMPONENT_LAUNCH, "launches that the GPU waits for (launch.c)"},
 };
 
-static void explain_parameters(const KvDevice *device, KvKernelFamily family) {
+static void explain_parameters(const KvDevice *device, KvKernelFamily family, KvDtype dtype) {
   if (family == KV_N_KERNELS) {
     printf("      launch %.2f us, graph node %.2f us\n", device->launch_seconds * 1e6,
            device->graph_node_seconds * 1e6);
     return;
   }
-  const KvEfficiency *e = &device->efficiency[family][KV_DTYPE_BF16];
-  printf("      %s of %s, bf16: fixed %.2f us, %.0f %% of %.0f TFLOP/s, %.0f %% of %.0f GB/s, "
+  const KvEfficiency *e = &device->efficiency[family][dtype];
+  printf("      %s of %s, %s: fixed %.2f us, %.0f %% of %.0f TFLOP/s, %.0f %% of %.0f GB/s, "
          "median error of the fit %.1f %%\n",
-         kv_kernel_family_names[family], device->id, e->fixed_seconds * 1e6, 100.0 * e->flops_share,
-         device->peak_flops[KV_DTYPE_BF16] * 1e-12, 100.0 * e->bandwidth_share,
+         kv_kernel_family_names[family], device->id, kv_dtype_names[dtype], e->fixed_seconds * 1e6,
+         100.0 * e->flops_share, device->peak_flops[dtype] * 1e-12, 100.0 * e->bandwidth_share,
          device->memory_Bps * 1e-9, 100.0 * e->residual);
 }
 
@@ -71,7 +68,7 @@ static void explain_kernels(const KvSetup *setup, const KvPrediction *prediction
             kv_format(KV_UNIT_SECONDS, prediction->cost.component_seconds[origins[o].component]);
         printf("\n  %s: %s\n      %s\n", kv_component_names[origins[o].component], seconds,
                origins[o].formula);
-        explain_parameters(setup->platform->device, origins[o].family);
+        explain_parameters(setup->platform->device, k->family, k->dtype);
         told = TRUE;
       }
       g_autofree char *seconds = kv_format(KV_UNIT_SECONDS, k->cost.seconds);

@@ -12,6 +12,7 @@
 #include "sim/cli/cli.h"
 #include "sim/engine/router.h"
 #include "sim/engine/scheduler.h"
+#include "sim/engine/tier_policy.h"
 #include "sim/scenario.h"
 #include "traces/trace.h"
 #include "viz/viz.h"
@@ -211,7 +212,7 @@ typedef struct {
 
 static const Named allocators[] = {
     {"paged", "blocks from one pool, on demand; prefixes shared"},
-    {"chunked", "2 MiB chunks of each layer's keys and values, on demand; nothing shared"},
+    {"chunked", "2 MiB chunks of each layer's keys and values, on demand; mapping costs CPU time"},
     {"reserved", "contiguous, for the whole life of a request (buddy; static batches: exact)"},
     {NULL, NULL},
 };
@@ -242,6 +243,18 @@ static void list_allocators(gboolean names) {
 static gboolean show_allocator(const char *name, GError **error) {
   (void)error;
   return show_named(allocators, name, "allocator", "chosen by engine.allocator of a scenario");
+}
+
+static void list_tier_policies(gboolean names) {
+  for (guint i = 0; kv_tier_policies[i]; i++)
+    line(names, kv_tier_policies[i]->name, kv_tier_policies[i]->description);
+}
+
+static gboolean show_tier_policy(const char *name, GError **error) {
+  (void)error;
+  const KvTierPolicyClass *p = kv_tier_policy_find(name);
+  return p && show_sentence(p->name, "tier policy", p->description,
+                            "chosen by --use cachedattention:policy=...");
 }
 
 static void list_executors(gboolean names) {
@@ -332,6 +345,8 @@ const KvKind kv_kinds[] = {
     {"storage", "SSDs and other tiers", list_storage, NULL},
     {"schedulers", "who runs when", list_schedulers, show_scheduler},
     {"allocators", "how cache memory is handed out", list_allocators, show_allocator},
+    {"tier-policies", "which session leaves a tier of the session store", list_tier_policies,
+     show_tier_policy},
     {"routers", "which replica takes a request", list_routers, show_router},
     {"executors", "who carries the work out", list_executors, show_executor},
     {"formats", "of traces", list_formats, show_format},

@@ -22,30 +22,6 @@ static double total_resident(const KvPrediction *prediction) {
   return bytes;
 }
 
-/* The family whose fit a component's time rests on. */
-static const KvKernelFamily families[KV_N_COMPONENTS] = {
-    [KV_COMPONENT_QKV] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_PREFILL_ATTENTION] = KV_KERNEL_PREFILL_ATTENTION,
-    [KV_COMPONENT_DECODE_ATTENTION] = KV_KERNEL_DECODE_ATTENTION,
-    [KV_COMPONENT_OUTPUT_PROJECTION] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_MLP] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_ELEMENTWISE] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_LM_HEAD] = KV_KERNEL_GEMM,
-    [KV_COMPONENT_SAMPLING] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_COMMUNICATION] = KV_KERNEL_ALL_REDUCE,
-    [KV_COMPONENT_TECHNIQUE] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_TRANSFER] = KV_KERNEL_ELEMENTWISE,
-    [KV_COMPONENT_LAUNCH] = KV_KERNEL_ELEMENTWISE,
-};
-
-static KvTimeInterval interval_of(const KvSetup *setup, const KvPrediction *a) {
-  KvTimeInterval interval = {0};
-  for (guint c = 0; c < KV_N_COMPONENTS; c++)
-    kv_time_interval_add(&interval, setup->platform->device, families[c], KV_DTYPE_BF16,
-                         a->cost.component_seconds[c]);
-  return interval;
-}
-
 static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPrediction *a) {
   json_t *components = json_array();
   for (guint i = 0; i < a->kernels->len; i++) {
@@ -62,15 +38,16 @@ static void print_json(const KvSetup *setup, const KvStepQuestion *q, const KvPr
     if (a->resident_bytes[t] > 0.0)
       json_object_set_new(tiers, kv_tier_names[t], json_real(a->resident_bytes[t]));
   const KvScenario *s = setup->scenario;
-  KvTimeInterval interval = interval_of(setup, a);
+  g_autofree char *unmeasured = kv_setup_unmeasured(setup);
+  KvTimeInterval interval = kv_prediction_interval(setup, a);
   json_t *root = json_pack(
       "{s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:b, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:o}",
       "model", setup->model->id, "platform", setup->platform->id, "use", s->use, "tensor_parallel",
       (int)s->tensor_parallel, "phase", phase_name(q), "batch", (int)q->batch, "context_tokens",
-      (int)q->context_tokens, "calibrated", setup->platform->device->calibrated, "time_seconds",
-      a->cost.seconds, "time_low_seconds", kv_time_interval_low(&interval), "time_high_seconds",
-      kv_time_interval_high(&interval), "kv_resident_bytes", total_resident(a), "kv_read_bytes",
-      a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
+      (int)q->context_tokens, "calibrated", setup->platform->device->calibrated && !unmeasured,
+      "time_seconds", a->cost.seconds, "time_low_seconds", kv_time_interval_low(&interval),
+      "time_high_seconds", kv_time_interval_high(&interval), "kv_resident_bytes", total_resident(a),
+      "kv_read_bytes", a->read_bytes, "kv_resident_bytes_by_tier", tiers, "flops",
       a->cost.flops * s->tensor_parallel, "hbm_bytes", a->cost.hbm_bytes * s->tensor_parallel,
       "launches", a->cost.launches, "components", components);
   g_autoptr(KvQuality) quality = kv_stack_quality(setup->stack);
@@ -115,10 +92,14 @@ static void print_table(const KvSetup *setup, const KvStepQuestion *q, const KvP
   g_autofree char *read = kv_format(KV_UNIT_BYTES, a->read_bytes);
   g_autofree char *flops =
       kv_format(KV_UNIT_FLOPS, a->cost.flops * setup->scenario->tensor_parallel);
+  g_autofree char *unmeasured = kv_setup_unmeasured(setup);
+  g_autofree char *mark = unmeasured ? g_strdup_printf(" (uncalibrated: %s)", unmeasured)
+                          : setup->platform->device->calibrated ? g_strdup("")
+                                                                : g_strdup(" (uncalibrated)");
   printf("%s on %s%s%s: %s of %u x %u tokens%s\n", setup->model->id, setup->platform->id,
          *setup->scenario->use ? ", " : "", setup->scenario->use, phase_name(q), q->batch,
-         q->context_tokens, setup->platform->device->calibrated ? "" : " (uncalibrated)");
-  KvTimeInterval interval = interval_of(setup, a);
+         q->context_tokens, mark);
+  KvTimeInterval interval = kv_prediction_interval(setup, a);
   g_autofree char *low = kv_format(KV_UNIT_SECONDS, kv_time_interval_low(&interval));
   g_autofree char *high = kv_format(KV_UNIT_SECONDS, kv_time_interval_high(&interval));
   printf("  %s (90 %% interval %s to %s) · KV cache %s resident, %s read · %s\n\n", time, low, high,

@@ -142,10 +142,16 @@ static GPtrArray *notes_on(const KvSetup *const *setups, KvSummary *const *summa
   GPtrArray *notes = g_ptr_array_new_with_free_func(g_free);
   for (guint i = 0; i < n; i++) {
     const KvSummary *s = summaries[i];
-    if (!s->calibrated && (i == 0 || strcmp(s->platform, summaries[i - 1]->platform) != 0))
-      g_ptr_array_add(notes,
-                      g_strdup_printf("%s is uncalibrated: its times follow from its data sheet.",
-                                      setups[i]->platform->device->name));
+    const char *device = setups[i]->platform->device->name;
+    g_autofree char *unmeasured = kv_setup_unmeasured(setups[i]);
+    if (unmeasured)
+      g_ptr_array_add(notes, g_strdup_printf("%s: %s were not measured on a %s: the "
+                                             "efficiencies of other kernels stand in.",
+                                             s->label, unmeasured, device));
+    else if (!s->calibrated && (i == 0 || strcmp(s->platform, summaries[i - 1]->platform) != 0))
+      g_ptr_array_add(
+          notes,
+          g_strdup_printf("%s is uncalibrated: its times follow from its data sheet.", device));
     if (s->requests_rejected)
       g_ptr_array_add(notes,
                       g_strdup_printf("%s: %" G_GUINT64_FORMAT

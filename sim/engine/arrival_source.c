@@ -5,7 +5,8 @@
 
 #include "sim/base/error.h"
 
-const char *const kv_arrival_mode_names[] = {"auto", "trace", "closed", "sessions", NULL};
+const char *const kv_arrival_mode_names[] = {"auto",     "trace",   "closed",
+                                             "sessions", "limited", NULL};
 
 /* Turns of one session that have not been given out. */
 typedef struct {
@@ -28,6 +29,7 @@ struct KvArrivalSource {
   double now;                   /* latest moment that the source has heard of */
   guint64 limit, given, read;
   gboolean at_end;
+  gboolean names_answers;
   KvSequence *ahead;    /* read, not given out */
   GHashTable *sessions; /* by id: Session */
   GPtrArray *deferred;  /* binary heap by arrival: turns whose time is known */
@@ -47,6 +49,11 @@ KvSequence *kv_sequence_new(const KvTraceRequest *request, guint64 index) {
   s->n_tokens = request->n_tokens;
   s->hashes = g_memdup2(request->hashes, request->n_hashes * sizeof(guint64));
   s->tokens = g_memdup2(request->tokens, request->n_tokens * sizeof(guint32));
+  s->calls = g_memdup2(request->calls, request->n_calls * sizeof *request->calls);
+  s->n_calls = request->n_calls;
+  for (guint i = 0; i < s->n_calls; i++)
+    s->call_tokens += s->calls[i].returned_tokens;
+  s->link.data = s;
   s->arrival_seconds = request->arrival_seconds;
   s->deadline_seconds = request->deadline_seconds;
   s->think_seconds = request->think_seconds;
@@ -60,6 +67,7 @@ void kv_sequence_free(KvSequence *sequence) {
     return;
   g_free(sequence->hashes);
   g_free(sequence->tokens);
+  g_free(sequence->calls);
   g_free(sequence->nodes);
   g_free(sequence->block_ids);
   g_free(sequence->swapped_ids);
@@ -86,7 +94,7 @@ KvArrivalSource *kv_arrival_source_new(KvTraceReader *reader, KvArrivalMode mode
     mode = timing == KV_TRACE_TIMED      ? KV_ARRIVE_TRACE
            : timing == KV_TRACE_SESSIONS ? KV_ARRIVE_SESSIONS
                                          : KV_ARRIVE_CLOSED;
-  if (mode == KV_ARRIVE_TRACE && timing != KV_TRACE_TIMED) {
+  if ((mode == KV_ARRIVE_TRACE || mode == KV_ARRIVE_LIMITED) && timing != KV_TRACE_TIMED) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%s: has no arrival times, expected arrivals 'closed'%s",
                 kv_trace_reader_name(reader), timing == KV_TRACE_SESSIONS ? " or 'sessions'" : "");
@@ -117,6 +125,10 @@ void kv_arrival_source_free(KvArrivalSource *source) {
 
 KvArrivalMode kv_arrival_source_mode(const KvArrivalSource *source) {
   return source->mode;
+}
+
+void kv_arrival_source_name_answers(KvArrivalSource *source) {
+  source->names_answers = TRUE;
 }
 
 static gboolean earlier(const KvSequence *a, const KvSequence *b) {
@@ -178,6 +190,8 @@ static gboolean read_ahead(KvArrivalSource *source, GError **error) {
  * up again while it is active, the turns continue it. */
 static gboolean start_session(KvArrivalSource *source, GError **error) {
   gint64 id = source->ahead->session;
+  KvSequence *before = source->ahead;
+  guint32 block_tokens = kv_trace_reader_block_tokens(source->reader);
   Session *session = g_hash_table_lookup(source->sessions, &id);
   if (!session) {
     KvSequence *first = g_steal_pointer(&source->ahead);
@@ -201,6 +215,9 @@ static gboolean start_session(KvArrivalSource *source, GError **error) {
   while (read_ahead(source, error)) {
     if (!source->ahead || source->ahead->session != id)
       return TRUE;
+    if (source->names_answers && before != source->ahead)
+      kv_sequence_name_answer(before, source->ahead, block_tokens);
+    before = source->ahead;
     g_queue_push_tail(&session->turns, g_steal_pointer(&source->ahead));
   }
   return FALSE;
@@ -245,6 +262,16 @@ static gboolean hold_back_turns(KvArrivalSource *source, GError **error) {
   return FALSE;
 }
 
+/* When the request read ahead comes. Without a place it is not known yet. */
+static double time_of_ahead(const KvArrivalSource *source) {
+  double recorded = source->ahead->arrival_seconds;
+  if (source->mode != KV_ARRIVE_CLOSED && source->mode != KV_ARRIVE_LIMITED)
+    return recorded;
+  if (source->in_flight >= source->concurrency)
+    return G_MAXDOUBLE;
+  return source->mode == KV_ARRIVE_CLOSED ? source->released : MAX(recorded, source->released);
+}
+
 gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError **error) {
   *seconds = G_MAXDOUBLE;
   if (source->by_session) {
@@ -257,9 +284,7 @@ gboolean kv_arrival_source_next(KvArrivalSource *source, double *seconds, GError
     return FALSE;
   }
   if (source->ahead && !source->by_session)
-    *seconds = source->mode != KV_ARRIVE_CLOSED          ? source->ahead->arrival_seconds
-               : source->in_flight < source->concurrency ? source->released
-                                                         : G_MAXDOUBLE;
+    *seconds = time_of_ahead(source);
   if (source->deferred->len > 0) {
     const KvSequence *turn = g_ptr_array_index(source->deferred, 0);
     *seconds = MIN(*seconds, turn->arrival_seconds);
@@ -274,8 +299,10 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
   KvSequence *sequence = from_file ? g_steal_pointer(&source->ahead) : take_deferred(source);
   source->given++;
   source->now = MAX(source->now, sequence->arrival_seconds);
-  if (source->mode == KV_ARRIVE_CLOSED) {
-    sequence->arrival_seconds = source->released;
+  if (source->mode == KV_ARRIVE_CLOSED || source->mode == KV_ARRIVE_LIMITED) {
+    gboolean waits = source->mode == KV_ARRIVE_LIMITED; /* for its own time, too */
+    sequence->arrival_seconds =
+        waits ? MAX(sequence->arrival_seconds, source->released) : source->released;
     source->in_flight++;
   }
   Session *session = source->mode == KV_ARRIVE_SESSIONS && sequence->session >= 0
@@ -292,7 +319,7 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source) {
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now) {
   source->released = MAX(source->released, now);
   source->now = MAX(source->now, now);
-  if (source->mode == KV_ARRIVE_CLOSED)
+  if (source->mode == KV_ARRIVE_CLOSED || source->mode == KV_ARRIVE_LIMITED)
     source->in_flight--;
   if (source->mode != KV_ARRIVE_SESSIONS)
     return;

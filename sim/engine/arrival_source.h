@@ -1,6 +1,8 @@
 /* When requests come.
  *
  *   trace     at the trace's own times (divided by rate_scale)
+ *   limited   at those times too, but only `concurrency` are in flight: the client holds the others
+ *             back, and their time counts from when it sends them
  *   closed    `concurrency` requests are always in flight; the next starts when one finishes
  *   sessions  a session's next turn starts when its previous answer is complete, plus its think
  * time. Timed traces: first turns come at their own times. Traces of sessions: a session starts
@@ -21,6 +23,7 @@ typedef enum {
   KV_ARRIVE_TRACE,
   KV_ARRIVE_CLOSED,
   KV_ARRIVE_SESSIONS,
+  KV_ARRIVE_LIMITED,
 } KvArrivalMode;
 
 extern const char *const kv_arrival_mode_names[];
@@ -42,6 +45,11 @@ KvSequence *kv_arrival_source_take(KvArrivalSource *source);
 
 /* A request that this source gave has finished or was rejected at `now`. */
 void kv_arrival_source_finished(KvArrivalSource *source, const KvSequence *sequence, double now);
+
+/* Name the blocks of answers as the next turn does, in traces of sessions, whose next turn is
+ * known.
+ */
+void kv_arrival_source_name_answers(KvArrivalSource *source);
 
 KvArrivalMode kv_arrival_source_mode(const KvArrivalSource *source);
 

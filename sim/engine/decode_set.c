@@ -16,7 +16,7 @@ struct KvDecodeSet {
   KvSequence **heap; /* by finish_step, then index */
   guint64 n, size;
   double context;                                          /* sum over members, now */
-  double longest_base;                                     /* upper bound of context - step */
+  double longest_base;                                     /* most of context - step, of members */
   double values[KV_MAX_CHANNELS], slopes[KV_MAX_CHANNELS]; /* at the next step */
   GArray *bends;                                           /* binary heap of Bend */
   guint64 *phases; /* simple demand: members by (m - step) mod block_tokens */
@@ -176,14 +176,14 @@ static void remove_piece(KvDecodeSet *set, KvSequence *sequence) {
 }
 
 void kv_decode_set_join(KvDecodeSet *set, KvSequence *sequence) {
-  g_assert(sequence->emitted_tokens < sequence->output_tokens);
+  g_assert(sequence->emitted_tokens < kv_sequence_stop(sequence));
   if (set->n == set->size) {
     set->size = MAX(64, 2 * set->size);
     set->heap = g_renew(KvSequence *, set->heap, set->size);
   }
   sequence->state = KV_SEQUENCE_DECODE;
   sequence->join_step = set->step;
-  sequence->finish_step = set->step + (sequence->output_tokens - sequence->emitted_tokens);
+  sequence->finish_step = set->step + (kv_sequence_stop(sequence) - sequence->emitted_tokens);
   heap_up(set, set->n++, sequence);
   double n = sequence->computed_tokens;
   set->context += n;
@@ -204,6 +204,14 @@ void kv_decode_set_join(KvDecodeSet *set, KvSequence *sequence) {
 static guint64 member_blocks(const KvDecodeSet *set, const KvSequence *sequence, guint64 ahead) {
   return kv_demand_blocks(set->demand, kv_sequence_context(sequence, set) + (double)ahead,
                           sequence->input_tokens, TRUE);
+}
+
+/* The longest member left: who is longest now. */
+static void find_longest(KvDecodeSet *set) {
+  set->longest_base = -G_MAXDOUBLE;
+  for (guint64 i = 0; i < set->n; i++)
+    set->longest_base =
+        MAX(set->longest_base, (double)kv_sequence_context(set->heap[i], set) - (double)set->step);
 }
 
 void kv_decode_set_leave(KvDecodeSet *set, KvSequence *sequence, guint64 node_blocks) {
@@ -230,6 +238,8 @@ void kv_decode_set_leave(KvDecodeSet *set, KvSequence *sequence, guint64 node_bl
     else
       heap_down(set, at, moved);
   }
+  if (context - (double)set->step >= set->longest_base)
+    find_longest(set);
   sequence->computed_tokens = context;
   sequence->emitted_tokens = emitted;
   sequence->state = KV_SEQUENCE_ENDING;
@@ -238,7 +248,6 @@ void kv_decode_set_leave(KvDecodeSet *set, KvSequence *sequence, guint64 node_bl
     memset(set->values, 0, sizeof set->values);
     memset(set->slopes, 0, sizeof set->slopes);
     set->context = 0.0;
-    set->longest_base = 0.0 - (double)set->step;
     g_array_set_size(set->bends, 0);
   }
 }

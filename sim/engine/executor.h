@@ -41,12 +41,15 @@ typedef struct {
 
 /* The decoding sequences of a step, as sums: all that a cost needs. Real executors walk `first`. */
 typedef struct {
-  guint64 n;                  /* sequences */
-  guint64 padding;            /* rows computed for sequences that have finished (static batching) */
-  double context_tokens;      /* sum of contexts at the first repeat, the new token counted */
-  double longest_tokens;      /* an upper bound of the longest context */
-  const double *values;       /* per channel of the plan's curves: sum at the first repeat */
-  const double *slopes;       /* growth of the sum per repeat */
+  guint64 n;             /* sequences */
+  guint64 padding;       /* rows computed for sequences that have finished (static batching) */
+  double context_tokens; /* sum of contexts at the first repeat, the new token counted */
+  double longest_tokens; /* the longest context at the first repeat */
+  const double *values;  /* per channel of the plan's curves: sum at the first repeat */
+  const double *slopes;  /* growth of the sum per repeat */
+  /* Of the contexts, what several of them share: its distinct tokens, and how many reads of them
+   * repeat another's; 0 unless the plan reads shared prefixes once. */
+  double shared_once_tokens, shared_repeated_tokens;
   KvSequence *const *members; /* NULL for executors that need only sums */
 } KvDecodeBatch;
 
@@ -54,7 +57,16 @@ typedef struct {
   const KvChunk *chunks;
   guint n_chunks;
   KvDecodeBatch decode;
+  /* Sequences whose cache is in host memory and whose attention runs on the CPU (NEO): the first
+   * `host_first` of them are in a sub-batch with all others, the rest in one of their own, and each
+   * sub-batch's CPU attention runs beside the other's linear layers. Prompts of so many tokens are
+   * written to the host as they are computed. */
+  KvDecodeBatch host;
+  guint64 host_first;
+  double host_prompt_tokens;
   guint64 repeat; /* the same decode batch, each repeat one token longer; 1 if there are chunks */
+  gboolean
+      sustained; /* steps like it follow one another, as when one is measured again and again */
 } KvStep;
 
 typedef struct {
@@ -66,6 +78,8 @@ typedef struct {
   double link_bytes;                                                         /* between GPUs */
   double fetched_bytes[KV_N_TIERS];                                          /* from each tier */
   double launches;
+  double slack_seconds[2]; /* host sequences: by which the CPU is done before the GPU asks for the
+                              attention of the first and of the second sub-batch; negative: after */
 } KvStepCost;
 
 typedef struct {
@@ -75,6 +89,8 @@ typedef struct {
   KvSequence *sequence; /* whose blocks move; NULL if nobody waits for it */
   gpointer tag;         /* the engine's own */
   gboolean pinned;
+  gboolean
+      pulled; /* from another instance: `from` HBM: in the same node; REMOTE: over the network */
 } KvCopy;
 
 typedef struct KvExecutor KvExecutor;
@@ -97,6 +113,10 @@ typedef struct {
   void (*cost)(KvExecutor *executor, const KvPricing *pricing, guint64 repeats, KvStepCost *cost);
   /* Start a copy at time `now`; it shares its link with those under way. The struct is copied. */
   void (*copy)(KvExecutor *executor, const KvCopy *copy, double now);
+  /* Give up the copies under way for the sequence. Executors that race only; may be NULL. */
+  void (*cancel_copies)(KvExecutor *executor, const KvSequence *sequence, double now);
+  /* How long the copy would take alone. May be NULL: not known before it is done. */
+  double (*copy_seconds)(KvExecutor *executor, const KvCopy *copy);
   /* When the next copy completes, G_MAXDOUBLE if none is under way; and take it off. */
   double (*next_copy)(KvExecutor *executor);
   gboolean (*pop_copy)(KvExecutor *executor, double now, KvCopy *copy);

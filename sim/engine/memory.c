@@ -25,12 +25,16 @@ static double expert_weights(const KvModel *model) {
   return weights;
 }
 
+KvDtype kv_memory_expert_dtype(const KvModel *model, const KvPlan *plan) {
+  if (plan->weights.expert_dtype > 0)
+    return plan->weights.expert_dtype - 1;
+  return as_published(model, plan) ? model->expert_dtype : plan->weights.dtype;
+}
+
 double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan) {
-  if (!as_published(model, plan) || model->expert_dtype == model->weight_dtype)
-    return plan->weights.bytes_per_parameter;
-  /* MXFP4: an 8-bit scale for 32 elements. */
-  return kv_dtype_bytes(model->expert_dtype) +
-         (model->expert_dtype == KV_DTYPE_FP4 ? 1.0 / 32 : 0.0);
+  KvDtype dtype = kv_memory_expert_dtype(model, plan);
+  return dtype == plan->weights.dtype ? plan->weights.bytes_per_parameter
+                                      : kv_dtype_weight_bytes(dtype);
 }
 
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan) {
@@ -65,7 +69,27 @@ static double activation_bytes(const KvModel *model, const KvEngineConfig *confi
          (2.0 + 4.0 + 4.0 + 8.0 + 4.0) * config->max_seqs * (double)model->vocab;
 }
 
-gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
+/* Blocks of a demand whose tiers fill at rates of their own. */
+static gboolean divide_tiers(const KvModel *model, const KvPlatform *platform, KvDemand *demand,
+                             const double capacity_bytes[KV_N_TIERS], double blocks,
+                             GError **error) {
+  for (guint t = 0; t < KV_N_TIERS; t++) {
+    gboolean used = FALSE;
+    for (guint c = 0; c < demand->n_channels; c++)
+      used |= demand->tier_bytes[t][c] > 0.0;
+    if (used && capacity_bytes[t] <= 0.0) {
+      g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                  "%s on %s: the stack keeps a part of the cache on the tier %s, for which this "
+                  "platform has no memory left, expected a platform with it",
+                  model->id, platform->id, kv_tier_names[t]);
+      return FALSE;
+    }
+  }
+  kv_demand_set_tiers(demand, capacity_bytes, blocks);
+  return TRUE;
+}
+
+gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error) {
   double tp = tensor_parallel, weights = kv_memory_weight_bytes(model, plan);
@@ -85,7 +109,8 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
                 model->id, platform->id, needs, has);
     return FALSE;
   }
-  double capacity[KV_N_TIERS] = {[KV_TIER_HBM] = memory->cache_bytes * tp};
+  double capacity[KV_N_TIERS] = {[KV_TIER_HBM] =
+                                     memory->cache_bytes * tp * config->context_parallel};
   capacity[KV_TIER_DRAM] =
       platform->host_memory
           ? MAX(0.0, platform->host_memory->capacity_bytes * config->memory_utilization -
@@ -95,6 +120,7 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
       platform->ssd
           ? MAX(0.0, platform->ssd->capacity_bytes - weights * plan->weights.share[KV_TIER_SSD])
           : 0.0;
+  capacity[KV_TIER_CSD] = platform->csd ? platform->csd->capacity_bytes : 0.0;
   double blocks = G_MAXDOUBLE;
   /* Heads that tensor parallelism cannot split are held by several GPUs. */
   double replication = 1.0;
@@ -108,6 +134,9 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDema
     if (share > 0.0)
       blocks = MIN(blocks, floor(capacity[t] / (demand->block_bytes * share)));
   }
+  capacity[KV_TIER_HBM] /= replication;
+  if (demand->uneven && !divide_tiers(model, platform, demand, capacity, blocks, error))
+    return FALSE;
   memory->blocks = config->num_blocks ? config->num_blocks : (guint64)blocks;
   /* vLLM: block 0 is the null block. */
   if (!config->num_blocks && memory->blocks > 0)

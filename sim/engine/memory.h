@@ -19,6 +19,7 @@
  * published one may store its experts smaller than the rest. */
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan);
 /* Bytes of one weight of a routed expert, scales counted. */
+KvDtype kv_memory_expert_dtype(const KvModel *model, const KvPlan *plan);
 double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan);
 
 typedef struct {
@@ -26,10 +27,10 @@ typedef struct {
   guint64 blocks;                                                      /* of one instance */
 } KvMemory;
 
-/* FALSE, with a line that names the numbers, if the weights and one block do not fit. That a
- * request fits is checked when it arrives: vLLM would not start if one of max_model_len tokens did
- * not. */
-gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, const KvDemand *demand,
+/* Also sets the tiers' shares of an uneven demand's blocks. FALSE, with a line that names the
+ * numbers, if the weights and one block do not fit. That a request fits is checked when it arrives:
+ * vLLM would not start if one of max_model_len tokens did not. */
+gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *demand,
                           const KvPlatform *platform, const KvEngineConfig *config,
                           guint tensor_parallel, KvMemory *memory, GError **error);
 

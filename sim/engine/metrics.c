@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "sim/base/format.h"
+#include "sim/engine/session_store.h"
 
 enum { MAX_INTERVALS = 2048, SKETCH_BUCKETS = 4700 };
 
@@ -26,8 +27,17 @@ typedef struct {
   double running, waiting;
 } Level;
 
+/* What instances of one role did. */
+typedef struct {
+  double busy_seconds, prefill_seconds, held_integral, peak_held;
+  guint64 steps;
+} Role;
+
 struct KvMetrics {
   KvObserver observer;
+  Role roles[KV_INSTANCE_DECODE + 1];
+  guint64 pulled;
+  double pulled_bytes, pull_wait_seconds, pull_seconds, longest_pull_seconds;
   double slo_ttft, slo_tpot;
   KvOutput *requests, *operations;
   Samples samples[KV_N_LATENCIES];
@@ -245,7 +255,7 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     chunk_tokens += chunk->tokens;
     emitted += chunk->last;
   }
-  double decoded = repeat * (double)batch->decode_n;
+  double decoded = repeat * (double)batch->decode_n + (double)batch->n_host;
   metrics->steps += batch->repeat;
   metrics->last_end = MAX(metrics->last_end, batch->end);
   metrics->busy_seconds += cost->seconds;
@@ -267,10 +277,20 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
     /* Members that joined since the last decode step had their previous token at the last prompt's
      * end. */
     double n = (double)batch->decode_n;
-    double fresh = MIN(n, (double)instance->joined_since_decode), old = n - fresh;
+    guint n_stalled = batch->stalled ? batch->stalled->len : 0;
+    double stalled = n_stalled;
+    double fresh = MIN(n - stalled, (double)instance->joined_since_decode);
+    double old = n - fresh - stalled;
     double first_end = batch->start + cost->first_seconds;
     double old_gap = first_end - instance->last_decode_end;
     double fresh_gap = first_end - instance->last_prefill_end;
+    for (guint i = 0; i < n_stalled; i++) {
+      double gap = first_end - g_array_index(batch->stalled, double, i);
+      sketch_add(&metrics->itl, gap, gap, 1.0, gap);
+    }
+    if (instance->role == KV_INSTANCE_DECODE && fresh > 0.0)
+      fresh_gap =
+          first_end - instance->joined_token_seconds / (double)instance->joined_since_decode;
     sketch_add(&metrics->itl, old_gap, old_gap, old, old * old_gap);
     sketch_add(&metrics->itl, fresh_gap, fresh_gap, fresh, fresh * fresh_gap);
     if (batch->repeat > 1)
@@ -287,6 +307,12 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
   metrics->held_integral += held * cost->seconds;
   metrics->tokens_integral += tokens / instance->config->block_tokens * cost->seconds;
   metrics->peak_held = MAX(metrics->peak_held, held);
+  Role *role = &metrics->roles[instance->role];
+  role->busy_seconds += cost->seconds;
+  role->prefill_seconds += chunk_tokens > decoded ? cost->seconds : 0.0;
+  role->held_integral += held * cost->seconds;
+  role->peak_held = MAX(role->peak_held, held);
+  role->steps += batch->repeat;
   note_level(metrics, instance->index, running, waiting);
   KvInterval state = {
       .running = running,
@@ -304,6 +330,9 @@ static void observe_batch(KvObserver *observer, const KvInstance *instance, cons
   if (instance->tier != KV_TIER_HBM)
     state.tier_bytes[instance->tier] =
         (double)kv_pool_tier_blocks(instance->pool) * instance->demand.block_bytes;
+  if (instance->store)
+    for (KvTier t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
+      state.tier_bytes[t] = kv_session_store_bytes(instance->store, t);
   spread(metrics, batch->start, batch->end, &state);
   if (metrics->operations)
     kv_output_print(metrics->operations,
@@ -348,6 +377,18 @@ static void observe_moved(KvObserver *observer, const KvCopy *copy, double now) 
   if (!copy->pinned)
     *(up ? &metrics->swapped_in : &metrics->swapped_out) += copy->blocks;
   interval_at(metrics, now)->host_bytes += copy->bytes;
+}
+
+static void observe_pulled(KvObserver *observer, const KvSequence *sequence, double bytes,
+                           double now) {
+  KvMetrics *metrics = (KvMetrics *)observer;
+  double seconds = now - sequence->pulled_seconds;
+  metrics->pulled++;
+  metrics->pulled_bytes += bytes;
+  metrics->pull_wait_seconds += sequence->pulled_seconds - sequence->first_token_seconds;
+  metrics->pull_seconds += seconds;
+  metrics->longest_pull_seconds = MAX(metrics->longest_pull_seconds, seconds);
+  interval_at(metrics, now)->link_bytes += bytes;
 }
 
 static void write_request(KvMetrics *metrics, const KvSequence *s, const char *status, double queue,
@@ -423,6 +464,7 @@ static const KvObserverClass metrics_class = {
     .finished = observe_finished,
     .preempted = observe_preempted,
     .moved = observe_moved,
+    .pulled = observe_pulled,
 };
 
 KvObserver *kv_metrics_observer(KvMetrics *metrics) {
@@ -514,6 +556,30 @@ static GArray *finish_timeline(const KvMetrics *metrics, const KvSummary *summar
   return timeline;
 }
 
+/* Each role's part; its instances, tensor parallelism and blocks are already in the summary. */
+static void summarize_roles(const KvMetrics *metrics, KvSummary *s) {
+  double span = MAX(s->makespan_seconds, 1e-12), all = 0.0, prefill = 0.0;
+  for (guint r = 0; r < s->n_roles; r++) {
+    KvRoleSummary *role = &s->roles[r];
+    const Role *did = &metrics->roles[role->role];
+    role->busy_share = did->busy_seconds / span / role->instances;
+    role->mean_blocks_held_share =
+        did->held_integral / MAX(did->busy_seconds, 1e-12) / (double)role->total_blocks;
+    role->peak_blocks_held_share = did->peak_held / (double)role->total_blocks;
+    role->steps = did->steps;
+    all += did->busy_seconds * role->tensor_parallel;
+    prefill += did->prefill_seconds * role->tensor_parallel;
+  }
+  s->busy_share = all / span / s->n_gpus; /* of GPUs, which differ by role */
+  s->prefill_busy_share = prefill / MAX(all, 1e-12);
+  double n = MAX(1.0, (double)metrics->pulled);
+  s->pulled_requests = metrics->pulled;
+  s->pulled_bytes = metrics->pulled_bytes;
+  s->mean_pull_wait_seconds = metrics->pull_wait_seconds / n;
+  s->mean_pull_seconds = metrics->pull_seconds / n;
+  s->longest_pull_seconds = metrics->longest_pull_seconds;
+}
+
 void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   KvSummary *s = summary;
   s->requests_arrived = metrics->arrived;
@@ -574,5 +640,7 @@ void kv_metrics_summarize(KvMetrics *metrics, KvSummary *summary) {
   s->link_bytes = metrics->link_bytes;
   memcpy(s->fetched_bytes, metrics->fetched, sizeof s->fetched_bytes);
   memcpy(s->stored_bytes, metrics->stored, sizeof s->stored_bytes);
+  if (s->n_roles > 0)
+    summarize_roles(metrics, s);
   s->timeline = finish_timeline(metrics, s);
 }

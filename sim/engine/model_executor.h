@@ -29,11 +29,17 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
  * has worked out already shared with it. Not for use in another thread than `like`. */
 KvExecutor *kv_model_executor_twin(KvExecutor *like);
 
+/* The executor's instance pulls caches from others, over `ports` GPUs' links at once: within a node
+ * over the links between GPUs, between nodes over the network. */
+void kv_model_executor_set_ports(KvExecutor *executor, guint ports);
+
 /* One line of a step's price, for `predict` and `explain`: what was computed, how often, and which
  * bound held. */
 typedef struct {
   const char *name; /* "qkv projection" */
   KvComponent component;
+  KvKernelFamily family; /* and type, whose fit its time rests on; KV_N_KERNELS: none */
+  KvDtype dtype;
   double count;      /* kernels of this kind in the step */
   KvCost cost;       /* of all of them together */
   char operands[64]; /* "m=64 k=4096 n=6144 bf16" */

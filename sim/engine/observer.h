@@ -27,6 +27,9 @@ typedef struct {
   void (*preempted)(KvObserver *observer, guint64 recomputed_tokens, double now);
   /* A copy between tiers has begun. */
   void (*moved)(KvObserver *observer, const KvCopy *copy, double now);
+  /* A prompt's cache has come from the instance that computed it: pulled_seconds and now tell how
+   * long it took, first_token_seconds since when it waited. */
+  void (*pulled)(KvObserver *observer, const KvSequence *sequence, double bytes, double now);
 } KvObserverClass;
 
 struct KvObserver {

@@ -25,6 +25,7 @@ struct KvPrefixNode {
   guint64 hash;
   guint32 references;  /* sequences that hold it */
   guint32 tier_blocks; /* of it that are on the lower tier */
+  guint32 readers;     /* of them, those that decode */
   KvPrefixNode *tier_previous,
       *tier_next; /* the lower tier's own order; tier_next links spare nodes too */
   guint32 *ids;   /* explicit ids only: the pool's, then node_blocks further on the tier's */
@@ -41,7 +42,10 @@ typedef struct {
 struct KvPool {
   guint64 total, free_blocks, cached_blocks;
   guint block_tokens, hash_block_tokens, node_tokens, node_blocks;
-  gboolean prefix_caching, explicit_ids;
+  gboolean prefix_caching, explicit_ids, merges;
+  guint64 retained;   /* blocks at most that nobody holds and that stay findable */
+  guint readers_over; /* nodes that more sequences than this read are read once; 0: nobody asks */
+  KvSharedReads shared;
   /* The free queue: a ring of places, NULL where an extent was taken out of the middle. A ring and
    * not a list, so that what comes next is known, and can be fetched, before what comes now is
    * touched. */
@@ -228,6 +232,19 @@ static void queue_append_node(KvPool *pool, KvPrefixNode *node) {
   pool->cached_blocks += node->extent.blocks;
 }
 
+/* What was nobody's any more, and will not be kept. */
+static void forget_node(KvPool *pool, KvPrefixNode *node) {
+  guint64 blocks = node->extent.blocks;
+  if (pool->explicit_ids && blocks > 0) {
+    guint32 *ids = g_memdup2(node->ids, blocks * sizeof(guint32));
+    queue_append_run(pool, blocks)->ids = ids;
+  } else {
+    queue_append_anonymous(pool, blocks);
+  }
+  node->extent.blocks = 0;
+  node_drop_if_nowhere(pool, node);
+}
+
 /* Take `count` blocks from the head of the queue; their ids go to `ids` if it is not NULL. */
 static void queue_pop(KvPool *pool, guint64 count, guint32 *ids) {
   g_assert(count <= pool->free_blocks);
@@ -275,6 +292,7 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
   pool->node_blocks = pool->node_tokens / block_tokens;
   pool->prefix_caching = prefix_caching;
   pool->explicit_ids = explicit_ids;
+  pool->retained = G_MAXUINT64;
   pool->ring_mask = 1023;
   pool->ring = g_new0(KvExtent *, pool->ring_mask + 1);
   pool->tier.tier_previous = pool->tier.tier_next = &pool->tier;
@@ -312,6 +330,14 @@ void kv_pool_free(KvPool *pool) {
   g_free(pool);
 }
 
+void kv_pool_set_merging(KvPool *pool, gboolean merges) {
+  pool->merges = merges;
+}
+
+void kv_pool_set_retained(KvPool *pool, guint64 blocks) {
+  pool->retained = blocks;
+}
+
 guint64 kv_pool_total(const KvPool *pool) {
   return pool->total;
 }
@@ -332,10 +358,14 @@ guint kv_pool_node_tokens(const KvPool *pool) {
   return pool->node_tokens;
 }
 
+guint kv_pool_hash_block_tokens(const KvPool *pool) {
+  return pool->hash_block_tokens;
+}
+
 /* Full blocks of the prompt that prefix hashes name. */
 static guint64 named_blocks(const KvPool *pool, const KvSequence *sequence) {
   return pool->prefix_caching && sequence->n_hashes > 0 && pool->hash_block_tokens > 0
-             ? sequence->input_tokens / pool->block_tokens
+             ? (sequence->input_tokens + sequence->answer_tokens) / pool->block_tokens
              : 0;
 }
 
@@ -452,6 +482,22 @@ static void adopt_last_node(KvPool *pool, KvSequence *sequence) {
   memcpy(sequence->block_ids + had, node->ids + (had - start), (end - had) * sizeof(guint32));
 }
 
+void kv_pool_touch(KvPool *pool, const KvSequence *sequence, const KvPrefixHit *hit) {
+  for (guint i = hit->n_nodes; i-- > 0;) {
+    KvPrefixNode *node = index_find(pool, node_key(pool, sequence, i));
+    if (!node->extent.queued)
+      continue;
+    pool->free_blocks -= node->extent.blocks;
+    pool->cached_blocks -= node->extent.blocks;
+    extent_remove(pool, &node->extent);
+    queue_append_node(pool, node);
+  }
+}
+
+guint64 kv_pool_node_name(const KvPool *pool, const KvSequence *sequence, guint i) {
+  return node_key(pool, sequence, i);
+}
+
 void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit) {
   for (guint i = 0; i < hit->n_nodes; i++) {
     KvPrefixNode *node = index_find(pool, node_key(pool, sequence, i));
@@ -476,6 +522,40 @@ void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit
   kv_pool_forget(pool, sequence);
 }
 
+/* Reads that are saved: all but one of a node's readers' where enough read it. */
+static void count_shared(KvPool *pool, guint64 readers, guint64 blocks, gboolean add) {
+  if (readers <= pool->readers_over || readers < 2)
+    return;
+  guint64 tokens = blocks * pool->block_tokens, repeated = tokens * (readers - 1);
+  pool->shared.once_tokens += add ? tokens : -tokens;
+  pool->shared.repeated_tokens += add ? repeated : -repeated;
+}
+
+static void grow_node(KvPool *pool, KvPrefixNode *node, guint32 blocks) {
+  count_shared(pool, node->readers, node->extent.blocks, FALSE);
+  node->extent.blocks = blocks;
+  count_shared(pool, node->readers, node->extent.blocks, TRUE);
+}
+
+void kv_pool_count_shared(KvPool *pool, guint readers_over) {
+  pool->readers_over = readers_over;
+}
+
+const KvSharedReads *kv_pool_shared_reads(const KvPool *pool) {
+  return &pool->shared;
+}
+
+void kv_pool_read(KvPool *pool, const KvSequence *sequence, gboolean begins) {
+  for (guint i = 0; pool->readers_over > 0 && i < sequence->n_nodes; i++) {
+    KvPrefixNode *node = sequence->nodes[i];
+    if (!node)
+      continue;
+    count_shared(pool, node->readers, node->extent.blocks, FALSE);
+    node->readers += begins ? 1 : -1;
+    count_shared(pool, node->readers, node->extent.blocks, TRUE);
+  }
+}
+
 /* Make the blocks that are complete at `computed_tokens` findable: private blocks become the
  * nodes'. */
 static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens) {
@@ -485,14 +565,18 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
     if (i >= sequence->n_nodes) {
       KvPrefixNode *known = index_find(pool, node_key(pool, sequence, i));
       gboolean taken = known && (known->extent.blocks > 0 || known->references > 0);
-      /* Somebody else computed the same content at the same time: ours stays a private duplicate.
-       */
+      /* Somebody else computed the same content at the same time: ours goes back, or stays a
+       * private duplicate. */
       KvPrefixNode *node = taken   ? NULL
                            : known ? known
                                    : index_add(pool, node_key(pool, sequence, i));
       if (node)
         node->references = 1;
-      remember_node(sequence, node);
+      else if (pool->merges)
+        node_hold(pool, known);
+      remember_node(sequence, taken && pool->merges ? known : node);
+      if (taken && pool->merges)
+        adopt_last_node(pool, sequence);
     }
     KvPrefixNode *node = sequence->nodes[i];
     if (node && node->extent.blocks < share) {
@@ -501,7 +585,7 @@ static void publish(KvPool *pool, KvSequence *sequence, guint32 computed_tokens)
         memcpy(node->ids + node->extent.blocks,
                sequence->block_ids + i * pool->node_blocks + node->extent.blocks,
                fresh * sizeof(guint32));
-      node->extent.blocks = share;
+      grow_node(pool, node, share);
       sequence->private_blocks -= fresh;
     }
     sequence->node_end_blocks = MAX(sequence->node_end_blocks, i * pool->node_blocks + share);
@@ -548,7 +632,8 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
   guint64 full = sequence->computed_tokens / pool->block_tokens;
   guint64 named = named_blocks(pool, sequence);
   adopt_last_node(pool, sequence);
-  keep = keep && pool->prefix_caching && full > named && shared_blocks(pool, sequence) == named;
+  keep = keep && pool->prefix_caching && full > named && shared_blocks(pool, sequence) == named &&
+         pool->retained == G_MAXUINT64;
   kv_pool_forget(pool, sequence);
   if (sequence->private_blocks > 0 && (keep || pool->explicit_ids)) {
     Run *run = queue_append_run(pool, sequence->private_blocks);
@@ -564,8 +649,12 @@ void kv_pool_release(KvPool *pool, KvSequence *sequence, gboolean keep) {
   }
   for (guint i = sequence->n_nodes; i-- > 0;) {
     KvPrefixNode *node = sequence->nodes[i];
-    if (node && --node->references == 0)
+    if (!node || --node->references > 0)
+      continue;
+    if (pool->retained - pool->cached_blocks >= node->extent.blocks)
       queue_append_node(pool, node);
+    else
+      forget_node(pool, node);
   }
   sequence->n_nodes = 0;
   sequence->node_end_blocks = 0;
@@ -699,8 +788,8 @@ void kv_pool_take_tier(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hi
     KvPrefixNode *node = sequence->nodes[i];
     if (node->extent.blocks < share) {
       guint32 fresh = share - node->extent.blocks;
-      node->extent.blocks =
-          share; /* findable from now on, as vLLM's delayed caching allows after the load */
+      grow_node(pool, node,
+                share); /* findable from now on, as vLLM's delayed caching allows after the load */
       queue_pop(pool, fresh, pool->explicit_ids ? node->ids + share - fresh : NULL);
       for (guint32 b = share - fresh; b < share && pool->explicit_ids && pool->move; b++)
         pool->move(FALSE, node->ids[b], tier_ids(pool, node)[b], pool->move_user);

@@ -33,11 +33,19 @@ KvPool *kv_pool_new(guint64 total, guint block_tokens, guint hash_block_tokens,
                     gboolean prefix_caching, gboolean explicit_ids);
 void kv_pool_free(KvPool *pool);
 
+/* Of equal blocks computed by two sequences at the same time the second's are given back, and it
+ * holds the first's (SGLang); otherwise they stay its own (vLLM). */
+void kv_pool_set_merging(KvPool *pool, gboolean merges);
+/* Keep findable only so many of the blocks that nobody holds: 0 forgets a prefix with its last user
+ * (ChunkAttention). Without a call: all. */
+void kv_pool_set_retained(KvPool *pool, guint64 blocks);
+
 guint64 kv_pool_total(const KvPool *pool);
 guint64 kv_pool_free_blocks(const KvPool *pool);   /* empty or findable */
 guint64 kv_pool_cached_blocks(const KvPool *pool); /* of them, findable by a prefix */
 guint kv_pool_block_tokens(const KvPool *pool);
 guint kv_pool_node_tokens(const KvPool *pool);
+guint kv_pool_hash_block_tokens(const KvPool *pool); /* 0: no prefix index */
 
 /* What the index holds of the sequence's first `limit_tokens` tokens. */
 typedef struct {
@@ -48,6 +56,12 @@ typedef struct {
   guint64 tier_tokens; /* further tokens found on the lower tier, consecutive after `tokens` */
 } KvPrefixHit;
 KvPrefixHit kv_pool_lookup(KvPool *pool, const KvSequence *sequence, guint32 limit_tokens);
+
+/* The nodes of `hit` that nobody holds are as if used now: SGLang's matching refreshes what waiting
+ * requests will need. */
+void kv_pool_touch(KvPool *pool, const KvSequence *sequence, const KvPrefixHit *hit);
+/* The name of the sequence's `i`-th node. */
+guint64 kv_pool_node_name(const KvPool *pool, const KvSequence *sequence, guint i);
 
 /* Hold the blocks of `hit` for the sequence (which holds nothing yet). */
 void kv_pool_take_hit(KvPool *pool, KvSequence *sequence, const KvPrefixHit *hit);
@@ -72,6 +86,17 @@ void kv_pool_forget(KvPool *pool, KvSequence *sequence);
 
 /* Give back private blocks beyond `blocks` held in all: a technique shrank the cache. */
 void kv_pool_shrink(KvPool *pool, KvSequence *sequence, guint64 blocks);
+
+/* Attention that reads a shared prefix once for all its readers: say, before anything is held, that
+ * nodes with more than `readers_over` (>= 1) readers count, then who begins and who ends to decode.
+ */
+typedef struct {
+  guint64 once_tokens;     /* of all nodes that are shared */
+  guint64 repeated_tokens; /* which their other readers need not read again */
+} KvSharedReads;
+void kv_pool_count_shared(KvPool *pool, guint readers_over);
+void kv_pool_read(KvPool *pool, const KvSequence *sequence, gboolean begins);
+const KvSharedReads *kv_pool_shared_reads(const KvPool *pool);
 
 /* Match length for a router: tokens of the sequence's prompt that the index holds. */
 guint64 kv_pool_match_tokens(const KvPool *pool, const KvSequence *sequence);

@@ -9,7 +9,7 @@ gboolean kv_predict(const KvSetup *setup, const KvStepQuestion *q, KvPrediction 
                             &setup->scenario->engine, setup->scenario->tensor_parallel);
   double values[KV_MAX_CHANNELS] = {0}, slopes[KV_MAX_CHANNELS] = {0};
   g_autofree KvChunk *chunks = g_new0(KvChunk, q->batch);
-  KvStep step = {.chunks = chunks, .repeat = 1};
+  KvStep step = {.chunks = chunks, .repeat = 1, .sustained = TRUE};
   if (q->decode) {
     for (guint c = 0; c < setup->curves.n_channels; c++)
       values[c] = q->batch * kv_law_value(&setup->curves.laws[c], q->context_tokens,
@@ -35,6 +35,19 @@ gboolean kv_predict(const KvSetup *setup, const KvStepQuestion *q, KvPrediction 
     prediction->resident_bytes[t] = q->batch * one.resident_bytes[t];
   prediction->read_bytes = q->decode ? q->batch * one.read_bytes : 0.0;
   return ok;
+}
+
+KvTimeInterval kv_prediction_interval(const KvSetup *setup, const KvPrediction *prediction) {
+  KvTimeInterval interval = {0};
+  for (guint i = 0; i < prediction->kernels->len; i++) {
+    const KvPricedKernel *k = &g_array_index(prediction->kernels, KvPricedKernel, i);
+    if (k->family == KV_N_KERNELS)
+      interval.seconds += k->cost.seconds;
+    else
+      kv_time_interval_add(&interval, setup->platform->device, k->family, k->dtype,
+                           k->cost.seconds);
+  }
+  return interval;
 }
 
 void kv_prediction_clear(KvPrediction *prediction) {

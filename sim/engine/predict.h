@@ -3,6 +3,7 @@
 #ifndef KV_SIM_ENGINE_PREDICT_H
 #define KV_SIM_ENGINE_PREDICT_H
 
+#include "models/kernels/kernels.h"
 #include "sim/engine/simulation.h"
 
 typedef struct {
@@ -21,6 +22,8 @@ typedef struct {
 /* FALSE with *error set if the executor cannot. Clear the prediction with kv_prediction_clear(). */
 gboolean kv_predict(const KvSetup *setup, const KvStepQuestion *question, KvPrediction *prediction,
                     GError **error);
+/* The 90 % interval of the step's time: each kernel's by the errors of its own family and type. */
+KvTimeInterval kv_prediction_interval(const KvSetup *setup, const KvPrediction *prediction);
 void kv_prediction_clear(KvPrediction *prediction);
 
 #endif

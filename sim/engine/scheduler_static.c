@@ -13,7 +13,7 @@ static void take_batch(KvInstance *instance, KvBatch *batch, guint rows, double 
     KvSequence *head = instance->waiting.head;
     if (instance->buddy
             ? !kv_instance_reserve(instance, head)
-            : kv_instance_needed(instance, head, head->target_tokens + head->output_tokens) >
+            : kv_instance_needed(instance, head, (guint32)kv_sequence_end_tokens(head)) >
                   kv_instance_available(instance, FALSE))
       break;
     kv_instance_admit(instance, head, NULL, now);

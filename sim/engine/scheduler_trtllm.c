@@ -11,7 +11,7 @@
 #include "sim/engine/schedulers.h"
 
 static guint64 whole_blocks(const KvInstance *instance, const KvSequence *sequence) {
-  double tokens = (double)sequence->input_tokens + sequence->output_tokens;
+  double tokens = (double)kv_sequence_end_tokens(sequence);
   return MAX(
       kv_demand_blocks(&instance->demand, tokens, sequence->input_tokens, TRUE),
       kv_demand_blocks(&instance->demand, sequence->input_tokens, sequence->input_tokens, FALSE));
@@ -116,5 +116,6 @@ const KvSchedulerClass kv_scheduler_trtllm = {
     .name = "trtllm",
     .description = "TensorRT-LLM 1.x: room for whole answers, no eviction, prompts beside decodes",
     .schedule = schedule,
+    .shares_prefixes = TRUE,
     .async = TRUE,
 };

@@ -4,7 +4,8 @@
  * decoding sequences, prompts first. "vllm-2023-mixed" (v0.1.0 to v0.1.2, the system of the paper):
  * decoding sequences and newly admitted prompts together. A watermark of blocks is kept free at
  * admission and swap-in only. The youngest is preempted, by recomputation (single sequences) or by
- * swapping; while anybody is swapped out nobody new is admitted. */
+ * swapping; while anybody is swapped out nobody new is admitted. "vtensor" is the first of them
+ * with prompts that begin with what the cache has: what it found is not computed. */
 #include "sim/engine/instance.h"
 #include "sim/engine/schedulers.h"
 
@@ -19,18 +20,21 @@ static void admit_prompts(KvInstance *instance, KvBatch *batch, guint64 used, do
   while (instance->waiting.n > 0 && instance->swapped.n == 0) {
     KvSequence *head = instance->waiting.head;
     guint64 available = kv_instance_available(instance, batch->decodes);
-    guint64 needed = kv_instance_needed(instance, head, head->target_tokens);
+    KvPrefixHit hit = kv_instance_lookup(instance, head, head->target_tokens - 1);
+    guint64 needed = kv_instance_needed(instance, head, head->target_tokens) -
+                     hit.tokens / config->block_tokens + hit.free_blocks;
     if (needed + watermark_blocks(instance) > available ||
         instance->n_running >= config->max_seqs) {
       instance->blocked = TRUE;
       break;
     }
-    if (used + head->target_tokens > config->max_batched_tokens &&
-        (batch->chunks->len > 0 || head->target_tokens <= config->max_batched_tokens))
+    guint32 want = head->target_tokens - (guint32)hit.tokens;
+    if (used + want > config->max_batched_tokens &&
+        (batch->chunks->len > 0 || want <= config->max_batched_tokens))
       break; /* a resumed prompt beyond the whole budget runs alone */
-    used += head->target_tokens;
-    kv_instance_admit(instance, head, NULL, now);
-    kv_instance_add_chunk(instance, batch, head, head->target_tokens);
+    used += want;
+    kv_instance_admit(instance, head, &hit, now);
+    kv_instance_add_chunk(instance, batch, head, want);
   }
 }
 
@@ -73,4 +77,11 @@ const KvSchedulerClass kv_scheduler_vllm_2023_mixed = {
     .name = "vllm-2023-mixed",
     .description = "vLLM 0.1.0 to 0.1.2, the paper's: prompts and decodes in one iteration",
     .schedule = schedule_mixed,
+};
+
+const KvSchedulerClass kv_scheduler_vtensor = {
+    .name = "vtensor",
+    .description = "vTensor: as vllm-2023, with prefixes that live sequences have in common",
+    .schedule = schedule,
+    .shares_prefixes = TRUE,
 };

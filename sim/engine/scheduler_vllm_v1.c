@@ -22,7 +22,7 @@ static gboolean continue_prompts(KvInstance *instance, KvBatch *batch, guint64 *
   for (guint i = 0; i<instance->prefilling->len && * budget> 0; i++) {
     KvSequence *sequence = g_ptr_array_index(instance->prefilling, i);
     guint32 want =
-        chunk_want(instance->config, sequence->target_tokens - sequence->computed_tokens, *budget);
+        chunk_want(instance->config, kv_instance_prompt_left(instance, sequence), *budget);
     while (kv_instance_needed(instance, sequence, sequence->computed_tokens + want) >
            kv_instance_available(instance, batch->decodes)) {
       gboolean itself = instance->running.tail == sequence;
@@ -63,6 +63,8 @@ static gboolean admit_head(KvInstance *instance, KvBatch *batch, guint64 *budget
   kv_instance_admit(instance, head, loaded ? NULL : &hit, now);
   if (head->state == KV_SEQUENCE_LOADING)
     return TRUE; /* uses neither budget nor a slot */
+  if (head->race_end > 0)
+    want = chunk_want(config, kv_instance_prompt_left(instance, head), *budget);
   kv_instance_add_chunk(instance, batch, head, want);
   *budget -= want;
   return TRUE;
@@ -90,5 +92,7 @@ const KvSchedulerClass kv_scheduler_vllm_v1 = {
     .name = "vllm-v1",
     .description = "vLLM 0.19: token budget, running first, chunked prefill, recomputation",
     .schedule = schedule,
+    .shares_prefixes = TRUE,
+    .between_steps_seconds = KV_VLLM_BETWEEN_STEPS_SECONDS,
     .async = TRUE,
 };

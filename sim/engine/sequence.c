@@ -1,6 +1,24 @@
 #include "sim/engine/sequence.h"
 
+#include <string.h>
+
 #include "sim/base/random.h"
+
+void kv_sequence_name_answer(KvSequence *sequence, const KvSequence *next,
+                             guint32 hash_block_tokens) {
+  /* The last token of an answer is never computed on, and so has no keys and values. */
+  guint64 tokens = (guint64)sequence->input_tokens + sequence->output_tokens - 1;
+  if (hash_block_tokens == 0 || sequence->n_calls > 0 || sequence->n_hashes == 0 ||
+      next->n_hashes == 0 || next->input_tokens < tokens)
+    return;
+  guint32 whole = sequence->input_tokens / hash_block_tokens;
+  if (memcmp(sequence->hashes, next->hashes, whole * sizeof(guint64)) != 0)
+    return;
+  sequence->answer_tokens = sequence->output_tokens - 1;
+  sequence->n_hashes = (guint32)((tokens + hash_block_tokens - 1) / hash_block_tokens);
+  sequence->hashes = g_renew(guint64, sequence->hashes, sequence->n_hashes);
+  memcpy(sequence->hashes, next->hashes, sequence->n_hashes * sizeof(guint64));
+}
 
 guint32 kv_sequence_prompt_token(const KvSequence *sequence, guint32 i, guint32 hash_block_tokens,
                                  guint32 vocab) {

@@ -33,7 +33,8 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
     e->max_model_len = model->max_context_tokens;
   if (e->max_batched_tokens == 0)
     e->max_batched_tokens = big ? 8192 : 2048;
-  if (!e->chunked_prefill)
+  if (!e->chunked_prefill &&
+      e->prefill_instances == 0) /* whose batches a longer prompt is alone in */
     e->max_batched_tokens = MAX(e->max_batched_tokens, e->max_model_len);
   if (e->max_seqs == 0)
     e->max_seqs = big ? 1024 : 256;
@@ -43,19 +44,173 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
   const KvSchedulerClass *scheduler = kv_scheduler_find(e->scheduler);
   if (scheduler->holds_rows || strcmp(e->scheduler, "orca") == 0)
     e->allocator = "reserved";
-  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->async)
+  if (e->between_steps_seconds < 0.0)
+    e->between_steps_seconds = scheduler->between_steps_seconds;
+  if (strcmp(e->allocator, "reserved") == 0 || !scheduler->shares_prefixes)
     e->prefix_caching = FALSE;
   if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
     e->reservation = KV_RESERVE_ORACLE;
 }
 
-/* 2 MiB chunks per layer of keys and of values (vAttention, vTensor): tokens that one holds. */
-static guint chunk_tokens(const KvModel *model, double element_bytes) {
+/* Chunks of each layer's keys and values on each GPU (vAttention, vTensor): tokens that one holds.
+ */
+static guint chunk_tokens(const KvModel *model, double element_bytes, double chunk_bytes,
+                          guint tensor_parallel) {
   double per_token = 1.0;
   for (guint g = 0; g < model->n_groups; g++)
     per_token = MAX(per_token, (double)model->groups[g].attention.n_kv_heads *
                                    model->groups[g].attention.head_dim * element_bytes);
-  return (guint)MAX(1.0, floor(2097152.0 / per_token));
+  return (guint)MAX(1.0, floor(chunk_bytes * tensor_parallel / per_token));
+}
+
+/* The session store takes what its technique says, as far as the platform has it; HBM keeps nothing
+ * between turns. */
+static void resolve_store(KvScenario *s, const KvPlatform *platform) {
+  KvEngineConfig *e = &s->engine;
+  double share = (double)platform->n_nodes / s->replicas;
+  if (!e->store.policy)
+    return;
+  e->store.dram_bytes = fmin(e->store.dram_bytes, platform->host_memory->capacity_bytes * share);
+  e->store.ssd_bytes =
+      platform->ssd ? fmin(e->store.ssd_bytes, platform->ssd->capacity_bytes * share) : 0.0;
+  e->prefix_caching = FALSE;
+}
+
+/* What the stack says of the drives that compute. */
+static void set_csd(const KvEngineConfig *config, KvStorage *csd) {
+  if (config->csd_channels > 0 || config->csd_channel_Bps > 0.0) {
+    /* The share that pages let through stays as it is on the reference drive. */
+    static const double CHANNELS = 8.0, CHANNEL_BPS = 1.4e9;
+    double channels = config->csd_channels > 0 ? config->csd_channels : CHANNELS;
+    double each = config->csd_channel_Bps > 0.0 ? config->csd_channel_Bps : CHANNEL_BPS;
+    csd->internal_Bps *= channels * each / (CHANNELS * CHANNEL_BPS);
+  }
+  if (config->csd_link_Bps > 0.0)
+    csd->read_Bps = config->csd_link_Bps;
+  if (config->csd_flops > 0.0)
+    csd->internal_flops = config->csd_flops;
+  double drives = config->csd_drives > 0 ? config->csd_drives : 1.0;
+  double *scaled[] = {&csd->capacity_bytes, &csd->read_Bps, &csd->write_Bps, &csd->internal_Bps,
+                      &csd->internal_flops};
+  for (guint i = 0; i < G_N_ELEMENTS(scaled); i++)
+    *scaled[i] *= drives;
+}
+
+static guint n_instances(const KvSetup *setup) {
+  guint n = 0;
+  for (guint f = 0; f < setup->n_fleets; f++)
+    n += setup->fleets[f].instances;
+  return n;
+}
+
+/* The fleet of instance `i`: prompts' instances come first. */
+static const KvFleet *fleet_of(const KvSetup *setup, guint i) {
+  return &setup->fleets[i < setup->fleets[0].instances ? 0 : 1];
+}
+
+/* Who computes what, on how many GPUs. */
+static gboolean set_fleets(KvSetup *setup, GError **error) {
+  const KvScenario *s = setup->scenario;
+  const KvEngineConfig *e = &s->engine;
+  guint tp = s->tensor_parallel;
+  gboolean apart = e->prefill_instances > 0 || e->decode_instances > 0;
+  if (kv_scheduler_find(e->scheduler)->offloads && strcmp(s->executor, "model") != 0) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "executor %s has no attention on the CPU beside the GPU's, expected executor=model",
+                s->executor);
+    return FALSE;
+  }
+  if (e->load_race && s->tier == 0)
+    setup->scenario->tier = 2; /* a race needs something to load from: the SSD */
+  if (e->load_race && (!e->prefix_caching || strcmp(e->scheduler, "vllm-v1") != 0 ||
+                       strcmp(s->executor, "model") != 0)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "prefixes are loaded and computed at once by the default engine only, expected "
+                "engine.prefix_caching, engine.scheduler=vllm-v1 and executor=model");
+    return FALSE;
+  }
+  gboolean scheduled = strcmp(e->scheduler, "distserve") == 0;
+  setup->n_fleets = 1;
+  setup->fleets[0] = (KvFleet){.instances = s->replicas, .tensor_parallel = tp};
+  if (!apart && !scheduled)
+    return TRUE;
+  const char *expected = NULL;
+  if (e->prefill_instances == 0 || e->decode_instances == 0)
+    expected = "deployment.prefill_instances and deployment.decode_instances of at least 1";
+  else if (!scheduled)
+    expected = "engine.scheduler=distserve";
+  else if (s->replicas != 1 || e->data_parallel != 1 || e->context_parallel != 1)
+    expected = "deployment.replicas, data_parallel and context_parallel of 1";
+  else if (strcmp(s->executor, "model") != 0)
+    expected = "executor=model";
+  else if (strcmp(e->allocator, "paged") != 0)
+    expected = "engine.allocator=paged";
+  if (expected) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "prompts and answers on instances of their own: expected %s", expected);
+    return FALSE;
+  }
+  setup->n_fleets = 2;
+  setup->fleets[0] = (KvFleet){
+      .role = KV_INSTANCE_PREFILL,
+      .instances = e->prefill_instances,
+      .tensor_parallel = e->prefill_tensor_parallel ? e->prefill_tensor_parallel : tp,
+  };
+  setup->fleets[1] = (KvFleet){
+      .role = KV_INSTANCE_DECODE,
+      .instances = e->decode_instances,
+      .tensor_parallel = e->decode_tensor_parallel ? e->decode_tensor_parallel : tp,
+  };
+  return TRUE;
+}
+
+/* The node of each instance: a prefill and a decode instance in turn, each on the first node with
+ * room, so that pairs share a node where they can. FALSE if there is no room. */
+static gboolean place_instances(const KvSetup *setup, guint *nodes) {
+  const KvPlatform *p = setup->platform;
+  g_autofree guint *used = g_new0(guint, p->n_nodes);
+  guint most = MAX(setup->fleets[0].instances, setup->fleets[1].instances);
+  for (guint turn = 0; turn < most; turn++) {
+    for (guint f = 0, first = 0; f < setup->n_fleets; first += setup->fleets[f++].instances) {
+      guint node = 0, tp = setup->fleets[f].tensor_parallel;
+      if (turn >= setup->fleets[f].instances)
+        continue;
+      while (node < p->n_nodes && used[node] + tp > p->n_gpus_per_node)
+        node++;
+      if (node == p->n_nodes)
+        return FALSE;
+      used[node] += tp;
+      nodes[first + turn] = node;
+    }
+  }
+  return TRUE;
+}
+
+static gboolean check_fleets(const KvSetup *setup, GError **error) {
+  const KvPlatform *p = setup->platform;
+  guint gpus = 0, heads = setup->model->groups[0].attention.n_heads;
+  for (guint f = 0; f < setup->n_fleets; f++) {
+    const KvFleet *fleet = &setup->fleets[f];
+    gpus += fleet->instances * fleet->tensor_parallel;
+    if (heads % fleet->tensor_parallel) {
+      g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                  "tensor parallelism %u of %s instances does not divide the %u heads of %s, "
+                  "expected a divisor",
+                  fleet->tensor_parallel, kv_instance_role_names[fleet->role], heads,
+                  setup->model->id);
+      return FALSE;
+    }
+  }
+  g_autofree guint *nodes = g_new0(guint, n_instances(setup));
+  if (place_instances(setup, nodes))
+    return TRUE;
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+              "%u prefill instances of %u GPUs and %u decode instances of %u have no room on "
+              "platform %s (%u GPUs a node, %u nodes), expected a larger platform such as %ux%s",
+              setup->fleets[0].instances, setup->fleets[0].tensor_parallel,
+              setup->fleets[1].instances, setup->fleets[1].tensor_parallel, p->id,
+              p->n_gpus_per_node, p->n_nodes, gpus, p->device->id);
+  return FALSE;
 }
 
 static gboolean check_parallelism(const KvSetup *setup, GError **error) {
@@ -63,6 +218,26 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
   guint per_node = setup->platform->n_gpus_per_node, all = per_node * setup->platform->n_nodes;
   guint heads = setup->model->groups[0].attention.n_heads;
   guint one = s->tensor_parallel * s->engine.data_parallel;
+  if (setup->n_fleets > 1)
+    return check_fleets(setup, error);
+  if (s->engine.context_parallel == 0)
+    setup->scenario->engine.context_parallel = MAX(1, all / MAX(1, one * s->replicas));
+  guint groups = s->engine.context_parallel;
+  if (groups > 1 && s->engine.data_parallel > 1) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "ranks that attend apart have whole caches, expected deployment.data_parallel of 1 "
+                "with deployment.context_parallel %u",
+                groups);
+    return FALSE;
+  }
+  if (groups > 1 && (one > per_node || one * groups * s->replicas > all)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%u replicas of %u groups of %u GPUs need %u GPUs, platform %s has %u (%u a node), "
+                "expected a larger platform such as %ux%s",
+                s->replicas, groups, one, one * groups * s->replicas, setup->platform->id, all,
+                per_node, one * groups * s->replicas, setup->platform->device->id);
+    return FALSE;
+  }
   if (one > per_node || one * s->replicas > all) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "%u replicas of %u GPUs need %u GPUs, platform %s has %u (%u a node), "
@@ -78,6 +253,34 @@ static gboolean check_parallelism(const KvSetup *setup, GError **error) {
     return FALSE;
   }
   return TRUE;
+}
+
+/* Where whole prompts go through the layers one by one, each layer's surplus is gone before the
+ * next layer's comes. */
+static double peak_share(const KvPlan *plan, const KvEngineConfig *config) {
+  double layers = 0.0;
+  for (guint i = 0; i < plan->caches->len; i++)
+    layers += g_array_index(plan->caches, KvCache, i).layers;
+  return config->chunked_prefill || layers <= 0.0 ? 1.0
+                                                  : fmin(1.0, plan->prefill_peak_layers / layers);
+}
+
+char *kv_setup_unmeasured(const KvSetup *setup) {
+  const KvDevice *device = setup->platform->device;
+  if (!device->calibrated)
+    return NULL;
+  gboolean experts = FALSE;
+  for (guint g = 0; g < setup->model->n_groups; g++)
+    experts = experts || setup->model->groups[g].mlp.n_experts > 0;
+  KvDtype dtype = setup->plan->weights.dtype;
+  if (!device->efficiency[KV_KERNEL_GEMM][dtype].fitted)
+    return g_strdup_printf("%s products", kv_dtype_names[dtype]);
+  dtype = kv_memory_expert_dtype(setup->model, setup->plan);
+  /* Experts are composed of products where they were not fitted as a whole. */
+  if (experts && !device->efficiency[KV_KERNEL_MOE][dtype].fitted &&
+      !device->efficiency[KV_KERNEL_GEMM][dtype].fitted)
+    return g_strdup_printf("%s experts", kv_dtype_names[dtype]);
+  return NULL;
 }
 
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error) {
@@ -96,21 +299,36 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
   if (s->weight_dtype > 0) {
     KvDtype dtype = s->weight_dtype - 1;
     setup->plan->weights.dtype = dtype;
-    setup->plan->weights.bytes_per_parameter = kv_dtype_bytes(dtype);
+    setup->plan->weights.bytes_per_parameter = kv_dtype_weight_bytes(dtype);
   }
-  if (!kv_plan_compile(setup->plan, &setup->curves, error) || !check_parallelism(setup, error))
+  setup->plan->weights.expert_dtype = s->expert_dtype;
+  if (!kv_plan_compile(setup->plan, &setup->curves, error) || !set_fleets(setup, error) ||
+      !check_parallelism(setup, error))
     return NULL;
   resolve_engine(s, setup->model, setup->platform);
+  set_csd(&s->engine, setup->platform->csd);
+  resolve_store(s, setup->platform);
   if (strcmp(s->engine.allocator, "chunked") == 0) {
-    s->engine.block_tokens = chunk_tokens(setup->model, setup->plan->element_bytes);
-    s->engine.prefix_caching = FALSE;
+    s->engine.block_tokens = chunk_tokens(setup->model, setup->plan->element_bytes,
+                                          s->engine.chunks.chunk_bytes, s->tensor_parallel);
+    s->engine.prefix_caching &= s->engine.chunks.shares;
   }
   kv_demand_init(&setup->demand, &setup->curves, s->engine.block_tokens);
-  if (with_memory && !kv_memory_divide(setup->model, setup->plan, &setup->demand, setup->platform,
-                                       &s->engine, s->tensor_parallel, &setup->memory, error))
-    return NULL;
+  setup->demand.slack_tokens = s->engine.chunks.slack_tokens;
+  setup->demand.peak_share = peak_share(setup->plan, &s->engine);
+  for (guint f = 0; f < setup->n_fleets; f++) {
+    KvFleet *fleet = &setup->fleets[f];
+    fleet->engine = s->engine;
+    if (fleet->role == KV_INSTANCE_DECODE && s->engine.decode_max_seqs > 0)
+      fleet->engine.max_seqs = s->engine.decode_max_seqs;
+    if (with_memory &&
+        !kv_memory_divide(setup->model, setup->plan, &setup->demand, setup->platform,
+                          &fleet->engine, fleet->tensor_parallel, &fleet->memory, error))
+      return NULL;
+  }
+  setup->memory = setup->fleets[0].memory;
   if (strcmp(s->executor, "host") == 0 && s->engine.num_blocks == 0) /* fp32: twice the bytes */
-    setup->memory.blocks =
+    setup->fleets[0].memory.blocks = setup->memory.blocks =
         MIN(setup->memory.blocks, (guint64)(HOST_CACHE_BYTES / (2.0 * setup->demand.block_bytes)));
   return g_steal_pointer(&setup);
 }
@@ -134,23 +352,55 @@ typedef struct {
   KvMetrics *metrics;
   KvArrivalSource *source;
   const KvRouterClass *router;
+  gpointer router_state;
   guint n;
   KvInstance **instances;
   KvExecutor **executors;
   KvEventQueue *events; /* by instance */
-  double tokenized;     /* when the prompt that came last is tokenized */
+  double *tokenized;    /* by instance's server: when it has tokenized all that it was given */
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
   gint64 wall_origin; /* pace_wall: the wall's microseconds at the run's second 0; 0: not begun */
+  GError *problem; /* with what came */
 } Run;
+
+static void router_finished(Run *run, const KvSequence *sequence, double now) {
+  if (run->router_state)
+    run->router->finished(run->router_state, sequence, now);
+}
 
 static void finished(KvInstance *instance, KvSequence *sequence, gpointer user) {
   Run *run = user;
   kv_arrival_source_finished(run->source, sequence, instance->now);
+  router_finished(run, sequence, instance->now);
   if (run->options->left)
     run->options->left(sequence, run->options->user);
   kv_sequence_free(sequence);
   run->in_flight--;
+}
+
+/* A prefill instance has computed a prompt: announce it to the least loaded decode instance, of the
+ * same node if there is one. */
+static void computed(KvInstance *instance, KvSequence *sequence, gpointer user) {
+  Run *run = user;
+  const KvSetup *setup = run->setup;
+  guint first = setup->fleets[0].instances, n = 0;
+  g_autofree KvInstance **near = g_new(KvInstance *, setup->fleets[1].instances);
+  for (guint i = first; i < run->n && setup->scenario->engine.pull_in_node; i++)
+    if (run->instances[i]->node == instance->node)
+      near[n++] = run->instances[i];
+  KvInstance *const *among = n > 0 ? near : run->instances + first;
+  const KvRouterClass *least = kv_router_find("least-loaded");
+  KvInstance *to = among[least->choose(NULL, among, n > 0 ? n : run->n - first, sequence)];
+  kv_instance_announce(to, sequence, to->node == instance->node, instance->now);
+  kv_event_queue_set(run->events, to->index, kv_instance_next(to));
+}
+
+static void pulled(KvInstance *instance, KvSequence *left_behind, gpointer user) {
+  Run *run = user;
+  KvInstance *from = run->instances[left_behind->instance];
+  kv_instance_release(from, left_behind, instance->now);
+  kv_event_queue_set(run->events, from->index, kv_instance_next(from));
 }
 
 /* Blocks of one instance's lower tier of the prefix cache. */
@@ -223,9 +473,33 @@ static KvExecutor *wrapped(Run *run, KvExecutor *real) {
   return real && run->options->wrap ? run->options->wrap(real, run->options->user) : real;
 }
 
-static KvExecutor *new_executor(Run *run, GError **error) {
+/* A real executor computes what it is told to: a cache that it does not know how to hold is
+ * refused. */
+static gboolean check_executed(const KvSetup *setup, GError **error) {
+  for (guint i = 0; i < setup->stack->uses->len; i++) {
+    const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
+    if (!t->plan || t->executed)
+      continue;
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%s changes the cache, which executor '%s' does not carry out, expected "
+                "--executor model",
+                t->id, setup->scenario->executor);
+    return FALSE;
+  }
+  return TRUE;
+}
+
+static KvExecutor *new_executor(Run *run, guint i, GError **error) {
   const KvSetup *u = run->setup;
+  const KvFleet *fleet = fleet_of(u, i);
   const KvScenario *s = u->scenario;
+  if (strcmp(s->executor, "model") != 0 && s->engine.store.policy) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "executor '%s' has no session store, expected executor model", s->executor);
+    return NULL;
+  }
+  if (strcmp(s->executor, "model") != 0 && !check_executed(u, error))
+    return NULL;
   if (strcmp(s->executor, "host") == 0)
     return wrapped(run, new_host_executor(run, error));
   if (strcmp(s->executor, "cuda") == 0)
@@ -236,16 +510,30 @@ static KvExecutor *new_executor(Run *run, GError **error) {
                 "host");
     return NULL;
   }
-  if (run->executors[0])
-    return kv_model_executor_twin(run->executors[0]);
-  return kv_model_executor_new(u->model, u->plan, &u->curves, u->platform, &s->engine,
-                               s->tensor_parallel);
+  gboolean alike = i > 0 && fleet_of(u, i - 1) == fleet;
+  KvExecutor *executor = alike ? kv_model_executor_twin(run->executors[i - 1])
+                               : kv_model_executor_new(u->model, u->plan, &u->curves, u->platform,
+                                                       &fleet->engine, fleet->tensor_parallel);
+  if (fleet->role == KV_INSTANCE_DECODE) /* both ends send over as many ports */
+    kv_model_executor_set_ports(executor,
+                                MIN(u->fleets[0].tensor_parallel, u->fleets[1].tensor_parallel));
+  return executor;
+}
+
+/* Tokens of the prefix blocks that instances look for. Chunks are as the model makes them: where
+ * they and the trace's blocks do not divide one another, no chunk is named. */
+static guint prefix_block_tokens(const Run *run) {
+  const KvEngineConfig *e = &run->setup->scenario->engine;
+  guint block = e->block_tokens, hash = run->hash_block_tokens;
+  gboolean chunked = strcmp(e->allocator, "chunked") == 0;
+  if (!e->prefix_caching || (chunked && hash > 0 && hash % block != 0 && block % hash != 0))
+    return 0;
+  return hash;
 }
 
 static gboolean check_blocks(Run *run, const char *trace, GError **error) {
-  guint block = run->setup->scenario->engine.block_tokens, hash = run->hash_block_tokens;
-  if (!run->setup->scenario->engine.prefix_caching || hash == 0 || hash % block == 0 ||
-      block % hash == 0)
+  guint block = run->setup->scenario->engine.block_tokens, hash = prefix_block_tokens(run);
+  if (hash == 0 || hash % block == 0 || block % hash == 0)
     return TRUE;
   g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
               "%s: prefix blocks of %u tokens and engine blocks of %u: one must divide the other, "
@@ -261,22 +549,35 @@ static gboolean run_begin(Run *run, KvTraceReader *reader, GError **error) {
                                 run->options->operations);
   run->source =
       kv_arrival_source_new(reader, s->arrivals, s->concurrency, s->rate_scale, s->requests, error);
+  if (run->source && s->engine.cache_answers && s->output_scale == 1.0)
+    kv_arrival_source_name_answers(run->source);
   if (!run->source || !check_blocks(run, kv_trace_reader_name(reader), error))
     return FALSE;
   run->router = kv_router_find(s->engine.router);
+  run->router_state = run->router->state_new ? run->router->state_new() : NULL;
   run->sent = g_sequence_new(NULL);
-  run->n = s->replicas;
+  run->n = n_instances(run->setup);
+  g_autofree guint *nodes = g_new0(guint, run->n);
+  if (run->setup->n_fleets > 1)
+    place_instances(run->setup, nodes);
+  run->tokenized = g_new0(double, run->n);
   run->instances = g_new0(KvInstance *, run->n);
   run->executors = g_new0(KvExecutor *, run->n);
   run->events = kv_event_queue_new(run->n);
   for (guint i = 0; i < run->n; i++) {
-    if (!(run->executors[i] = new_executor(run, error)))
+    if (!(run->executors[i] = new_executor(run, i, error)))
       return FALSE;
-    run->instances[i] =
-        kv_instance_new(i, &s->engine, &run->setup->curves, run->executors[i],
-                        kv_metrics_observer(run->metrics), run->setup->memory.blocks,
-                        s->engine.prefix_caching ? run->hash_block_tokens : 0, run->setup->plan);
+    const KvFleet *fleet = fleet_of(run->setup, i);
+    run->instances[i] = kv_instance_new(
+        i, &fleet->engine, &run->setup->curves, run->executors[i],
+        kv_metrics_observer(run->metrics), fleet->memory.blocks,
+        fleet->role == KV_INSTANCE_DECODE ? 0 : prefix_block_tokens(run), run->setup->plan);
+    run->instances[i]->role = fleet->role;
+    run->instances[i]->node = nodes[i];
+    run->instances[i]->demand = run->setup->demand; /* with the shares of its tiers */
     run->instances[i]->finished = finished;
+    run->instances[i]->computed = computed;
+    run->instances[i]->pulled = pulled;
     run->instances[i]->user = run;
     if (tier_blocks(run) > 0)
       kv_instance_set_tier(run->instances[i], s->tier == 1 ? KV_TIER_DRAM : KV_TIER_SSD,
@@ -299,6 +600,12 @@ static void run_end(Run *run) {
       free_queue(&instance->waiting);
       free_queue(&instance->running);
       free_queue(&instance->swapped);
+      free_queue(&instance->bridge);
+      free_queue(&instance->pulling);
+      free_queue(&instance->paused);
+      free_queue(&instance->loading);
+      if (instance->calling)
+        g_sequence_foreach(instance->calling, (GFunc)(void (*)(void))kv_sequence_free, NULL);
       for (guint b = 0; b < instance->n_batches; b++)
         g_ptr_array_foreach(instance->batches[b]->ending, (GFunc)(void (*)(void))kv_sequence_free,
                             NULL);
@@ -309,6 +616,9 @@ static void run_end(Run *run) {
       run->executors[i]->class->destroy(run->executors[i]);
   }
   g_free(run->instances);
+  g_free(run->tokenized);
+  if (run->router_state)
+    run->router->state_free(run->router_state);
   g_free(run->executors);
   kv_event_queue_free(run->events);
   if (run->sent) {
@@ -339,10 +649,15 @@ static void enter(Run *run, KvSequence *sequence, double now);
 static void arrive(Run *run, double now) {
   KvSequence *sequence = kv_arrival_source_take(run->source);
   const KvScenario *s = run->setup->scenario;
-  /* One thread tokenizes, prompt after prompt. */
-  run->tokenized = MAX(run->tokenized, now + s->client_request_seconds) +
-                   s->client_token_seconds * (double)sequence->input_tokens;
-  sequence->seen_seconds = run->tokenized;
+  /* One thread of each instance's server tokenizes, prompt after prompt. Which server it is shows
+   * only when the engine sees the request, so the one that is free first stands for it. */
+  double *tokenized = &run->tokenized[0];
+  for (guint i = 1; i < run->n; i++)
+    if (run->tokenized[i] < *tokenized)
+      tokenized = &run->tokenized[i];
+  *tokenized = MAX(*tokenized, now + s->client_request_seconds) +
+               s->client_token_seconds * (double)sequence->input_tokens;
+  sequence->seen_seconds = *tokenized;
   if (sequence->seen_seconds > now)
     g_sequence_insert_sorted(run->sent, sequence, by_seen, NULL);
   else
@@ -356,17 +671,42 @@ static void enter_next(Run *run) {
   enter(run, sequence, sequence->seen_seconds);
 }
 
+/* Calls keep their places in the answer; two that fall together are one after the other. */
+static void scale_output(KvSequence *sequence, double scale) {
+  guint32 n = 0, after = 0;
+  sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
+  for (guint32 i = 0; i < sequence->n_calls; i++) {
+    KvTraceCall call = sequence->calls[i];
+    call.position = (guint32)MAX(after + 1.0, round(call.position * scale));
+    if (call.position >= sequence->output_tokens)
+      break;
+    after = call.position;
+    sequence->calls[n++] = call;
+  }
+  for (; sequence->n_calls > n; sequence->n_calls--)
+    sequence->call_tokens -= sequence->calls[sequence->n_calls - 1].returned_tokens;
+}
+
 /* The engine sees it. */
 static void enter(Run *run, KvSequence *sequence, double now) {
   double scale = run->setup->scenario->output_scale;
   if (scale != 1.0)
-    sequence->output_tokens = (guint32)MAX(1.0, round(sequence->output_tokens * scale));
+    scale_output(sequence, scale);
   kv_metrics_arrived(run->metrics, sequence);
-  guint to = run->n > 1 ? run->router->choose(run->instances, run->n, sequence) : 0;
+  if (sequence->n_calls > 0 && !run->executors[0]->class->closed_form && !run->problem)
+    g_set_error(&run->problem, KV_ERROR, KV_ERROR_USAGE,
+                "request %" G_GINT64_FORMAT
+                " has api_calls, whose returned tokens executor '%s' does "
+                "not know, expected executor model",
+                sequence->id, run->executors[0]->class->name);
+  guint n = run->setup->fleets[0].instances;
+  guint to = n > 1 ? run->router->choose(run->router_state, run->instances, n, sequence) : 0;
   KvInstance *instance = run->instances[to];
-  if (!kv_instance_can_ever_serve(instance, sequence)) {
+  if (!kv_instance_can_ever_serve(instance, sequence) ||
+      !kv_instance_can_ever_serve(run->instances[run->n - 1], sequence)) {
     kv_metrics_rejected(run->metrics, sequence);
     kv_arrival_source_finished(run->source, sequence, now);
+    router_finished(run, sequence, now);
     if (run->options->left)
       run->options->left(sequence, run->options->user);
     kv_sequence_free(sequence);
@@ -411,6 +751,10 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
     guint source = 0;
     if (!kv_arrival_source_next(run->source, &arrival, error))
       return FALSE;
+    if (run->problem) {
+      g_propagate_error(error, g_steal_pointer(&run->problem));
+      return FALSE;
+    }
     double wake = kv_event_queue_next(run->events, &source);
     double seen = next_seen(run);
     if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE && seen == G_MAXDOUBLE)
@@ -497,14 +841,27 @@ static KvSummary *summarize(Run *run, const char *trace) {
   s->label = g_strdup(*sc->label ? sc->label : *sc->use ? sc->use : "baseline");
   s->model = g_strdup(u->model->id);
   s->platform = g_strdup(u->platform->id);
-  s->n_instances = sc->replicas;
-  s->tensor_parallel = sc->tensor_parallel;
-  s->n_gpus = sc->replicas * sc->tensor_parallel * sc->engine.data_parallel;
-  s->calibrated = u->platform->device->calibrated;
+  g_autofree char *unmeasured = kv_setup_unmeasured(u);
+  s->calibrated = u->platform->device->calibrated && !unmeasured;
+  s->n_instances = n_instances(u);
+  s->tensor_parallel = u->fleets[0].tensor_parallel;
   s->executor = run->executors[0]->class->name;
   s->block_tokens = sc->engine.block_tokens;
-  s->total_blocks = u->memory.blocks;
-  s->block_bytes = u->demand.block_bytes / (sc->tensor_parallel * sc->engine.data_parallel);
+  double blocks = 0.0;
+  for (guint f = 0; f < u->n_fleets; f++) {
+    const KvFleet *fleet = &u->fleets[f];
+    s->n_gpus += fleet->instances * fleet->tensor_parallel * sc->engine.data_parallel *
+                 sc->engine.context_parallel;
+    blocks += (double)fleet->memory.blocks * fleet->instances / s->n_instances;
+    if (u->n_fleets > 1)
+      s->roles[s->n_roles++] = (KvRoleSummary){.role = fleet->role,
+                                               .instances = fleet->instances,
+                                               .tensor_parallel = fleet->tensor_parallel,
+                                               .total_blocks = fleet->memory.blocks};
+  }
+  s->total_blocks = (guint64)blocks;
+  s->block_bytes = u->demand.block_bytes /
+                   (s->tensor_parallel * sc->engine.data_parallel * sc->engine.context_parallel);
   s->cache_bytes = (double)u->memory.blocks * s->block_bytes;
   s->weight_bytes = u->memory.weight_bytes;
   s->activation_bytes = u->memory.activation_bytes;

@@ -15,10 +15,19 @@
 #include "sim/base/output.h"
 #include "sim/engine/demand.h"
 #include "sim/engine/executor.h"
+#include "sim/engine/instance.h"
 #include "sim/engine/memory.h"
 #include "sim/engine/summary.h"
 #include "sim/scenario.h"
 #include "traces/trace.h"
+
+/* Instances of one role. */
+typedef struct {
+  KvInstanceRole role;
+  guint instances, tensor_parallel;
+  KvEngineConfig engine;
+  KvMemory memory;
+} KvFleet;
 
 typedef struct {
   KvScenario *scenario; /* complete: the engine's settings resolved */
@@ -28,13 +37,19 @@ typedef struct {
   KvPlan *plan;
   KvPlanCurves curves;
   KvDemand demand;
-  KvMemory memory;
+  KvMemory memory; /* of the first fleet */
+  guint n_fleets;  /* 1: replicas; 2: those that compute prompts, and those that decode */
+  KvFleet fleets[KV_MAX_ROLES];
 } KvSetup;
 
 /* Everything that a scenario names, checked. `with_memory` FALSE leaves memory undivided (a price
  * needs no room). */
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error);
 void kv_setup_free(KvSetup *setup);
+/* What of the weights' kernels was not fitted on the device, so that another type's efficiencies
+ * stand in: "int4 products", "fp4 experts". NULL if the device is uncalibrated as a whole, or
+ * nothing is missing. */
+char *kv_setup_unmeasured(const KvSetup *setup);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvSetup, kv_setup_free)
 
 typedef struct {

@@ -1,5 +1,7 @@
 #include "sim/engine/summary.h"
 
+#include "sim/engine/instance.h"
+
 #include <math.h>
 
 const char *const kv_latency_names[] = {"queue", "ttft", "tpot", "itl", "e2e", NULL};
@@ -107,6 +109,11 @@ static const Field tail[] = {
     AS("quality_relative_change_high", quality_high),
 };
 
+static const Field pulls[] = {
+    SAME(pulled_requests),   SAME(pulled_bytes),         SAME(mean_pull_wait_seconds),
+    SAME(mean_pull_seconds), SAME(longest_pull_seconds),
+};
+
 /* JSON has no NaN and no infinity: what has no value is null. */
 static json_t *real_or_null(double value) {
   return isfinite(value) ? json_real(value) : json_null();
@@ -186,6 +193,22 @@ static gboolean any_of(const double *values, guint n) {
   return FALSE;
 }
 
+static json_t *roles_to_json(const KvSummary *summary) {
+  json_t *roles = json_array();
+  for (guint r = 0; r < summary->n_roles; r++) {
+    const KvRoleSummary *role = &summary->roles[r];
+    json_array_append_new(
+        roles,
+        json_pack("{s:s, s:i, s:i, s:I, s:f, s:f, s:f, s:I}", "role",
+                  kv_instance_role_names[role->role], "instances", (int)role->instances,
+                  "tensor_parallel", (int)role->tensor_parallel, "total_blocks",
+                  (json_int_t)role->total_blocks, "busy_share", role->busy_share,
+                  "mean_blocks_held_share", role->mean_blocks_held_share, "peak_blocks_held_share",
+                  role->peak_blocks_held_share, "steps", (json_int_t)role->steps));
+  }
+  return roles;
+}
+
 json_t *kv_summary_to_json(const KvSummary *summary) {
   g_return_val_if_fail(summary, NULL);
   json_t *object = json_object();
@@ -215,5 +238,9 @@ json_t *kv_summary_to_json(const KvSummary *summary) {
     if (!named[i].if_told || any_of(named[i].values, named[i].n))
       json_object_set_new(object, named[i].key,
                           named_values(named[i].names, named[i].values, named[i].n));
+  if (summary->n_roles > 0) {
+    json_object_set_new(object, "roles", roles_to_json(summary));
+    add_fields(object, summary, pulls, G_N_ELEMENTS(pulls));
+  }
   return object;
 }

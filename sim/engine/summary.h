@@ -51,6 +51,17 @@ typedef struct {
   guint64 ttft_count, tpot_count, finished, preemptions;
 } KvInterval;
 
+/* What instances of one role did, where prompts and answers are computed apart. */
+typedef struct {
+  guint role; /* KvInstanceRole */
+  guint instances, tensor_parallel;
+  guint64 total_blocks; /* of one of them */
+  double busy_share, mean_blocks_held_share, peak_blocks_held_share;
+  guint64 steps;
+} KvRoleSummary;
+
+enum { KV_MAX_ROLES = 2 };
+
 typedef struct {
   char *trace, *label;    /* label: the stack or the user's name for it */
   char *model, *platform; /* ids */
@@ -96,6 +107,13 @@ typedef struct {
   double energy_joules, energy_joules_per_output_token; /* facility: PUE included */
   double cost_usd, usd_per_million_output_tokens;
   double carbon_grams;
+
+  guint n_roles; /* 0: every instance does everything */
+  KvRoleSummary roles[KV_MAX_ROLES];
+  guint64 pulled_requests;
+  double pulled_bytes;
+  double mean_pull_wait_seconds; /* from the first token until a decode instance pulls the cache */
+  double mean_pull_seconds, longest_pull_seconds; /* and until it is there */
 
   char *quality;                    /* what the stack does to answers: a range, in words */
   char *quality_detail;             /* its ends with their sources, and cautions */

@@ -98,9 +98,16 @@ static void flow(Lane *lane, double to) {
   lane->now = MAX(lane->now, to);
 }
 
-void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double pieces, double now) {
-  Lane *lane = &transfers->lanes[MIN(copy->from, copy->to)][MAX(copy->from, copy->to)];
-  g_return_if_fail(lane->down != NULL);
+double kv_transfers_alone(const KvTransfers *transfers, const KvCopy *copy, double pieces) {
+  const Lane *lane = &transfers->lanes[MIN(copy->from, copy->to)][MAX(copy->from, copy->to)];
+  double rate = copy->to > copy->from ? lane->path.down_Bps : lane->path.up_Bps;
+  return lane->down ? lane->path.latency_seconds + pieces * lane->path.per_copy_seconds +
+                          copy->bytes / rate
+                    : G_MAXDOUBLE;
+}
+
+/* Move the lane's clock to `now`, past any number of changes. */
+static void flow_until(Lane *lane, double now) {
   for (double when; lane->now < now; flow(lane, MIN(when, now))) {
     GArray *side;
     guint index;
@@ -109,6 +116,30 @@ void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double piece
     if (when <= lane->now)
       when = now;
   }
+}
+
+void kv_transfers_cancel(KvTransfers *transfers, const KvSequence *sequence, double now) {
+  for (guint u = 0; u < KV_N_TIERS; u++) {
+    for (guint l = 0; l < KV_N_TIERS; l++) {
+      Lane *lane = &transfers->lanes[u][l];
+      GArray *sides[] = {lane->down, lane->up};
+      if (!lane->down || lane->down->len + lane->up->len == 0)
+        continue;
+      flow_until(lane, now);
+      for (guint s = 0; s < G_N_ELEMENTS(sides); s++)
+        for (guint i = sides[s]->len; i-- > 0;)
+          if (g_array_index(sides[s], Transfer, i).copy.sequence == sequence) {
+            g_array_remove_index(sides[s], i);
+            transfers->under_way--;
+          }
+    }
+  }
+}
+
+void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double pieces, double now) {
+  Lane *lane = &transfers->lanes[MIN(copy->from, copy->to)][MAX(copy->from, copy->to)];
+  g_return_if_fail(lane->down != NULL);
+  flow_until(lane, now);
   Transfer t = {*copy, now + lane->path.latency_seconds + pieces * lane->path.per_copy_seconds,
                 copy->bytes};
   g_array_append_val(copy->to > copy->from ? lane->down : lane->up, t);

@@ -26,6 +26,9 @@ void kv_transfers_free(KvTransfers *transfers);
 /* Describe the path between two tiers (order does not matter). */
 void kv_transfers_set_path(KvTransfers *transfers, KvTier upper, KvTier lower, const KvPath *path);
 
+/* Seconds that the copy takes with the path to itself; G_MAXDOUBLE where there is no path. */
+double kv_transfers_alone(const KvTransfers *transfers, const KvCopy *copy, double pieces);
+
 /* Begin `copy` (of `pieces` separate pieces) at `now`. */
 void kv_transfers_begin(KvTransfers *transfers, const KvCopy *copy, double pieces, double now);
 
@@ -35,5 +38,8 @@ double kv_transfers_next(KvTransfers *transfers);
 
 /* Take off a copy that has completed by `now`. */
 gboolean kv_transfers_pop(KvTransfers *transfers, double now, KvCopy *copy);
+
+/* Give up every copy for `sequence` at `now`: what is left shares its path anew. */
+void kv_transfers_cancel(KvTransfers *transfers, const KvSequence *sequence, double now);
 
 #endif

@@ -136,12 +136,76 @@ json_t *kv_comparison_to_json(const KvComparison *c) {
   return root;
 }
 
-/* One line a run whose requests are known: the figures that the target is set on. */
+/* A run that belongs to a sweep of rates: others of its group are in open loop too. */
+static gboolean in_sweep(const KvComparison *c, const GPtrArray *comparisons) {
+  guint n = 0;
+  if (c->run->scenario->arrivals == KV_ARRIVE_CLOSED)
+    return FALSE;
+  for (guint i = 0; i < comparisons->len; i++)
+    n += strcmp(((const KvComparison *)g_ptr_array_index(comparisons, i))->run->group,
+                c->run->group) == 0;
+  return n > 1;
+}
+
+static const KvComparisonRow *row_of(const KvComparison *c, const char *metric,
+                                     const char *statistic) {
+  for (guint r = 0; r < c->rows->len; r++) {
+    const KvComparisonRow *row = &g_array_index(c->rows, KvComparisonRow, r);
+    if (strcmp(row->metric, metric) == 0 && strcmp(row->statistic, statistic) == 0)
+      return row;
+  }
+  return NULL;
+}
+
+/* A line for each run of a sweep: what was measured, and the errors. */
+static void write_sweeps(GString *text, const GPtrArray *comparisons) {
+  static const struct {
+    const char *heading, *metric, *statistic;
+    gboolean with_value;
+  } columns[] = {
+      {"TTFT mean", "ttft", "mean", TRUE}, {"TTFT p50", "ttft", "p50", TRUE},
+      {"TTFT p99", "ttft", "p99", TRUE},   {"TPOT mean", "tpot", "mean", TRUE},
+      {"E2E mean", "e2e", "mean", TRUE},   {"E2E p50", "e2e", "p50", TRUE},
+      {"E2E p99", "e2e", "p99", TRUE},     {"requests/s", "requests_per_second", "", FALSE},
+      {"makespan", "makespan", "", FALSE},
+  };
+  g_string_append(text,
+                  "\n## Sweeps, rate by rate\n\nMeasured, and the prediction's error.\n\n| run |");
+  for (guint k = 0; k < G_N_ELEMENTS(columns); k++)
+    g_string_append_printf(text, " %s |", columns[k].heading);
+  g_string_append(text, " KS of TTFT, E2E |\n|---|");
+  for (guint k = 0; k <= G_N_ELEMENTS(columns); k++)
+    g_string_append(text, "---:|");
+  g_string_append_c(text, '\n');
+  for (guint i = 0; i < comparisons->len; i++) {
+    const KvComparison *c = g_ptr_array_index(comparisons, i);
+    if (!in_sweep(c, comparisons))
+      continue;
+    g_string_append_printf(text, "| %s |", c->run->name);
+    for (guint k = 0; k < G_N_ELEMENTS(columns); k++) {
+      const KvComparisonRow *row = row_of(c, columns[k].metric, columns[k].statistic);
+      g_autofree char *value =
+          row && columns[k].with_value ? in_unit(row, row->measured) : g_strdup("");
+      if (row)
+        g_string_append_printf(text, " %s%s%+.1f %% |", g_strstrip(value), *value ? " " : "",
+                               100.0 * kv_comparison_error(row));
+      else
+        g_string_append(text, " |");
+    }
+    if (isfinite(c->agreement[KV_LATENCY_E2E].ks))
+      g_string_append_printf(text, " %.2f, %.2f |\n", c->agreement[KV_LATENCY_TTFT].ks,
+                             c->agreement[KV_LATENCY_E2E].ks);
+    else
+      g_string_append(text, " |\n");
+  }
+}
+
+/* A table for each run whose requests are known, of those that stand alone. */
 static void write_logs(GString *text, const GPtrArray *comparisons) {
   static const KvLatency latencies[] = {KV_LATENCY_TTFT, KV_LATENCY_TPOT, KV_LATENCY_E2E};
   for (guint i = 0; i < comparisons->len; i++) {
     const KvComparison *c = g_ptr_array_index(comparisons, i);
-    if (!c->run->requests)
+    if (!c->run->requests || in_sweep(c, comparisons))
       continue;
     g_string_append_printf(text,
                            "\n### %s%s\n\n| figure | measured | predicted | error | KS distance | "
@@ -187,6 +251,7 @@ static GArray *mean_figures(const GArray *accuracy) {
 char *kv_accuracy_page(const GPtrArray *comparisons) {
   GString *text = g_string_new("## Runs, request by request\n");
   write_logs(text, comparisons);
+  write_sweeps(text, comparisons);
   g_autoptr(GArray) kinds = kv_accuracy_collect(comparisons, FALSE);
   g_autoptr(GArray) groups = kv_accuracy_collect(comparisons, TRUE);
   g_autoptr(GArray) means = mean_figures(groups);

@@ -24,6 +24,7 @@ static const char *const workload_fields[] = {"kind",
                                               "batch_without",
                                               "phase",
                                               "trace",
+                                              "shared_tokens",
                                               "requests",
                                               "rate",
                                               "slo_ttft_seconds",
@@ -88,6 +89,7 @@ static void read_workload(KvJson *json, json_t *object, KvClaimWorkload *w) {
     w->batch_without = w->batch;
   w->prefill = kv_json_choice(json, object, "phase", phases, 0) == 1;
   w->trace = text_of(json, object, "trace");
+  w->shared_tokens = (guint)kv_json_integer(json, object, "shared_tokens", 0, 0, 100000000);
   w->requests = (guint64)kv_json_integer(json, object, "requests", 500, 1, 100000000);
   w->rate = kv_json_number(json, object, "rate", 0, 1e-6, 1e6);
   w->slo_ttft_seconds = kv_json_number(json, object, "slo_ttft_seconds", 0, 0, 1e6);

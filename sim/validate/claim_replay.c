@@ -147,6 +147,17 @@ static double batch_value(const KvClaim *claim, const KvSummary *s) {
   return s->weight_bytes + s->activation_bytes + s->peak_blocks_held_share * s->cache_bytes;
 }
 
+/* Every prompt begins alike. */
+static void share(const KvClaimWorkload *w, KvTraceGenerator *g) {
+  if (w->shared_tokens == 0)
+    return;
+  g->block_tokens = 16;
+  g->shared_prompts = 1;
+  g->shared_tokens = w->shared_tokens;
+  g->header_tokens = 0;
+  g->input_is_total = TRUE;
+}
+
 static gboolean replay_batch(const KvClaim *claim, const KvScenario *scenario, guint batch,
                              const volatile gint *interrupted, double *value, GError **error) {
   g_autoptr(KvSetup) setup = batch_setup(claim, scenario, batch, error);
@@ -174,6 +185,7 @@ static gboolean replay_batch(const KvClaim *claim, const KvScenario *scenario, g
   g.arrivals.kind = KV_ARRIVALS_AT_ONCE;
   g.input_tokens = (KvLengths){.kind = KV_LENGTHS_FIXED, .a = w->prompt_tokens};
   g.output_tokens = (KvLengths){.kind = KV_LENGTHS_FIXED, .a = w->output_tokens};
+  share(w, &g);
   g_autoptr(KvTraceReader) reader = kv_trace_generate(&g, error);
   KvSimulateOptions options = {.interrupted = interrupted};
   g_autoptr(KvSummary) summary =
@@ -194,6 +206,7 @@ static gboolean load_generator(const KvClaimWorkload *w, double rate, KvTraceGen
   }
   g->n_requests = w->requests;
   g->arrivals.rate_rps = rate;
+  share(w, g);
   if (w->prompt_tokens)
     g->input_tokens = (KvLengths){.kind = KV_LENGTHS_FIXED, .a = w->prompt_tokens};
   if (w->output_tokens)

@@ -30,9 +30,10 @@ typedef struct {
   KvClaimWorkloadKind kind;
   guint context_tokens, prompt_tokens, output_tokens;
   char *prompt_lengths, *output_lengths; /* distributions, where not fixed; else NULL */
-  guint batch, batch_without;            /* 0: what memory holds */
-  gboolean prefill;                      /* of a step */
-  char *trace;                           /* id of a preset of traces */
+  guint shared_tokens;        /* that all prompts begin with, of their length; batch and load */
+  guint batch, batch_without; /* 0: what memory holds */
+  gboolean prefill;           /* of a step */
+  char *trace;                /* id of a preset of traces */
   guint64 requests;
   double rate; /* requests/s; 0: the metric searches for it */
   double slo_ttft_seconds, slo_tpot_seconds, attainment; /* goodput */

@@ -30,9 +30,17 @@ static guint weight_dtype(const KvClosedLoop *loop) {
   gboolean as_published = strstr(loop->model, "gpt-oss") != NULL;
   if (as_published)
     return 0;
+  gboolean in_blocks = strstr(loop->model, "DeepSeek") != NULL; /* scales of 128 x 128 weights */
   return strcmp(loop->precision, "fp4") == 0   ? 1 + KV_DTYPE_FP4
-         : strcmp(loop->precision, "fp8") == 0 ? 1 + KV_DTYPE_FP8
+         : strcmp(loop->precision, "fp8") == 0 ? 1 + (in_blocks ? KV_DTYPE_FP8_BLOCK : KV_DTYPE_FP8)
                                                : 0;
+}
+
+/* On Blackwell the scripts of vLLM and TensorRT-LLM have the kernels of gpt-oss's experts multiply
+ * them with 8-bit activations. */
+static guint expert_dtype(const KvClosedLoop *loop) {
+  gboolean gpt_oss = strstr(loop->model, "gpt-oss") != NULL;
+  return gpt_oss && g_str_has_prefix(loop->device, "b200") ? 1 + KV_DTYPE_MXFP4_FP8 : 0;
 }
 
 /* Whole prompts, blocks of 32 tokens. DeepSeek's script leaves room for one prompt beside all
@@ -68,6 +76,7 @@ gboolean kv_closed_loop_fill(const KvClosedLoop *loop, KvMeasuredRun *run,
   s->tensor_parallel = loop->tensor_parallel;
   e->expert_parallel = loop->expert_parallel > 1 ? loop->expert_parallel : 0;
   s->weight_dtype = weight_dtype(loop);
+  s->expert_dtype = expert_dtype(loop);
   if (s->weight_dtype > 0) /* the quantized checkpoints bring an fp8 cache */
     s->cache_dtype = KV_DTYPE_FP8;
   s->arrivals = KV_ARRIVE_CLOSED;

@@ -121,6 +121,9 @@ gboolean kv_measured_name(KvMeasuredRun *run, const char *place, const char *mod
 /* The client sent text over HTTP: set the time until the engine sees a request. */
 void kv_measured_over_http(KvScenario *scenario);
 
+/* The server is a vLLM before 0.14: each step is prepared after the one before it has ended. */
+void kv_measured_synchronous(KvScenario *scenario);
+
 /* Prompt and output lengths drawn uniformly from [share, 1] times nominal, as a workload. */
 char *kv_measured_closed_workload(guint64 n, guint32 input_tokens, guint32 output_tokens,
                                   double share);

@@ -17,6 +17,9 @@ static inline KvModel model_of(const char *id, guint layers, guint heads, guint 
                                        .head_dim = 128,
                                        .value_head_dim = 128}};
   return (KvModel){.id = (char *)id,
+                   .hidden = 4096,
+                   .vocab = 32000,
+                   .embedding_dim = 4096,
                    .max_context_tokens = 4096,
                    .weight_dtype = KV_DTYPE_FP16,
                    .n_groups = 1,
@@ -31,6 +34,16 @@ static inline KvModel llama3_8b(void) {
   return model_of("llama-3-8b", 32, 32, 8);
 }
 
+/* A copy that architecture techniques may change; kept reachable to the end of the test. */
+static inline KvModel *own_copy(const KvModel *model) {
+  static GPtrArray *copies;
+  if (!copies)
+    copies = g_ptr_array_new();
+  KvModel *copy = kv_model_copy(model);
+  g_ptr_array_add(copies, copy);
+  return copy;
+}
+
 typedef struct {
   KvModel model;
   KvPlan *plan;
@@ -42,10 +55,12 @@ static inline Applied apply(KvModel model, const char *text) {
   g_autoptr(GError) error = NULL;
   g_autoptr(KvStack) stack = kv_stack_parse(text, &error);
   g_assert_no_error(error);
-  Applied x = {.model = model};
+  KvModel *owned = own_copy(&model);
+  Applied x = {0};
   kv_engine_config_init(&x.config);
-  x.plan = kv_stack_apply(stack, &x.model, KV_DTYPE_FP16, &x.config, &error);
+  x.plan = kv_stack_apply(stack, owned, KV_DTYPE_FP16, &x.config, &error);
   g_assert_no_error(error);
+  x.model = *owned;
   g_assert_true(kv_plan_compile(x.plan, &x.curves, &error));
   return x;
 }
@@ -75,7 +90,7 @@ static inline void refused(KvModel model, const char *text, const char *message)
   kv_engine_config_init(&config);
   g_autoptr(KvPlan) plan = NULL;
   if (stack)
-    plan = kv_stack_apply(stack, &model, KV_DTYPE_FP16, &config, &error);
+    plan = kv_stack_apply(stack, own_copy(&model), KV_DTYPE_FP16, &config, &error);
   g_assert_null(plan);
   g_assert_nonnull(error);
   g_assert_cmpstr(error->message, ==, message);

@@ -151,6 +151,10 @@ static void test_default_efficiency_follows_the_device(void) {
     for (guint k = 0; k < KV_N_KERNELS; k++)
       for (guint t = 0; t < KV_N_DTYPES; t++) {
         const KvEfficiency *e = &other->device->efficiency[k][t];
+        if (k == KV_KERNEL_MOE && e->bandwidth_share == 0) { /* priced by GEMM's */
+          g_assert_false(e->fitted);
+          continue;
+        }
         g_assert_cmpfloat(e->fixed_seconds, >=, 0);
         g_assert_cmpfloat(e->fixed_seconds, <, 1e-3);
         g_assert_cmpfloat(e->flops_share, >, 0);

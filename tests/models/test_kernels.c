@@ -172,10 +172,10 @@ static void test_decode_reads_the_cache_at_bandwidth(void) {
 static void test_a_shared_prefix_is_read_once(void) {
   KvDevice device = round_device();
   const double bytes_per_token = 2.0 * 8 * 128 * 2, flops_per_token = 4.0 * 32 * 128;
-  KvDecodeAttention all = {64, 64 * 4352 * bytes_per_token, 64 * 4352 * flops_per_token, 8, 4, 4352,
-                           0};
-  KvDecodeAttention own = {64, 64 * 256 * bytes_per_token, 64 * 256 * flops_per_token, 8, 4, 256,
-                           0};
+  KvDecodeAttention all = {
+      64, 64 * 4352 * bytes_per_token, 64 * 4352 * flops_per_token, 8, 4, 4352, 0, 0, 0};
+  KvDecodeAttention own = {
+      64, 64 * 256 * bytes_per_token, 64 * 256 * flops_per_token, 8, 4, 256, 0, 0, 0};
   KvCost apart = kv_kernel_decode_attention(&device, KV_DTYPE_BF16, &all);
   KvCost shared = kv_kernel_shared_prefix_attention(&device, KV_DTYPE_BF16, &own, 64, 4096,
                                                     4096 * bytes_per_token);
@@ -208,30 +208,9 @@ static void test_decode_is_smooth_in_context(void) {
   }
 }
 
-static void test_experts_touched(void) {
-  assert_near(kv_kernel_experts_touched(1, 256, 8), 8, 1e-9);
-  assert_near(kv_kernel_experts_touched(2, 8, 2), 8 * (1 - 0.75 * 0.75), 1e-12);
-  assert_near(kv_kernel_experts_touched(1e5, 256, 8), 256, 1e-9);
-  assert_near(kv_kernel_experts_touched(3, 4, 4), 4, 0);
-  assert_near(kv_kernel_experts_touched(0, 8, 2), 0, 0);
-}
-
-static void test_moe_reads_the_experts_it_touches(void) {
-  KvDevice device = round_device();
-  KvCost one = kv_kernel_moe(&device, KV_DTYPE_BF16, 2, 1, 4096, 14336, TRUE, 8, 2);
-  double expert_bytes = 2. * 3 * 4096 * 14336;
-  assert_near(one.bytes, 2 * expert_bytes, 0.01);
-  KvCost many = kv_kernel_moe(&device, KV_DTYPE_BF16, 2, 64, 4096, 14336, TRUE, 8, 2);
-  assert_near(many.bytes, 8 * expert_bytes, 0.03);
-  g_assert_cmpfloat(many.seconds, >, 3.5 * one.seconds);
-  /* Enough tokens are bound by multiplication: k experts a token. */
-  KvCost prefill = kv_kernel_moe(&device, KV_DTYPE_BF16, 2, 16384, 4096, 14336, TRUE, 8, 2);
-  g_assert_cmpint(prefill.bound, ==, KV_BOUND_COMPUTE);
-  assert_near(prefill.seconds, 16384 * 2 * expert_bytes / 8e14, 0.1);
-}
-
 static void test_all_reduce_takes_the_better_algorithm(void) {
   KvDevice device = round_device();
+  device.link_Bps = 450e9;
   KvLink link = {.peak_Bps = 450e9, .achievable_share = 0.8, .latency_seconds = 2e-6};
   g_assert_cmpfloat(kv_kernel_all_reduce(&device, &link, 1e6, 1).seconds, ==, 0);
   /* Large: 2 (r-1)/r of the bytes at the fitted share. */
@@ -241,6 +220,112 @@ static void test_all_reduce_takes_the_better_algorithm(void) {
   assert_near(kv_kernel_all_reduce(&device, &link, 8192, 8).seconds,
               4e-6 + 2e-6 + 7 * 8192 / (450e9 * 0.9), 0.001);
   assert_near(kv_kernel_send(&link, 36e9).seconds, 0.1, 0.001);
+}
+
+/* Worked by hand: 80 GB/s, a hop of 1 us, 5 us to start; long messages 20 us more, short ones at
+ * half the rate. */
+static void test_nccl_passes_rings(void) {
+  KvDevice device = round_device();
+  device.link_Bps = 100e9;
+  KvLink link = {.peak_Bps = 100e9};
+  device.efficiency[KV_KERNEL_NCCL][KV_DTYPE_BF16] = (KvEfficiency){.fixed_seconds = 5e-6,
+                                                                    .step_seconds = 1e-6,
+                                                                    .bulk_seconds = 2e-5,
+                                                                    .bandwidth_share = 0.8,
+                                                                    .quick_share = 0.5,
+                                                                    .crowding = 2};
+  KvCost gather = kv_kernel_collective(&device, &link, KV_COLLECTIVE_ALL_GATHER, 80e6, 8);
+  assert_near(gather.bytes, 70e6, 1e-12);
+  assert_near(gather.seconds, 5e-6 + 7e-6 + 2e-5 + 70e6 / 80e9, 1e-12);
+  KvCost scatter = kv_kernel_collective(&device, &link, KV_COLLECTIVE_REDUCE_SCATTER, 80e6, 8);
+  assert_near(scatter.seconds, gather.seconds, 1e-12);
+  /* Summing takes a second pass. */
+  KvCost reduce = kv_kernel_collective(&device, &link, KV_COLLECTIVE_ALL_REDUCE, 8192, 4);
+  assert_near(reduce.seconds, 5e-6 + 6e-6 + 2 * 0.75 * 8192 / 40e9, 1e-12);
+  /* Every pair at once: one step. */
+  KvCost direct = kv_kernel_collective(&device, &link, KV_COLLECTIVE_ALL_TO_ALL, 8192, 4);
+  assert_near(direct.seconds, 5e-6 + 1e-6 + 0.75 * 8192 / 40e9, 1e-12);
+  /* Without links of their own four GPUs get a quarter of the rate of two. */
+  device.link_Bps = 0;
+  KvCost hosted = kv_kernel_collective(&device, &link, KV_COLLECTIVE_ALL_GATHER, 80e6, 4);
+  assert_near(hosted.seconds, 5e-6 + 3e-6 + 2e-5 + 60e6 / 20e9, 1e-12);
+}
+
+static void test_engines_leave_large_all_reduces_to_nccl(void) {
+  g_autoptr(GError) error = NULL;
+  const struct {
+    const char *device;
+    double mebibytes;
+    guint ranks;
+    KvKernelFamily family;
+  } cases[] = {
+      {"a100-80gb", 7.9, 8, KV_KERNEL_ALL_REDUCE}, {"a100-80gb", 8, 8, KV_KERNEL_NCCL},
+      {"h100-sxm", 63, 2, KV_KERNEL_ALL_REDUCE},   {"h100-sxm", 32, 4, KV_KERNEL_NCCL},
+      {"b200", 100, 8, KV_KERNEL_ALL_REDUCE},      {"b200", 8, 2, KV_KERNEL_NCCL},
+      {"l40s", 1, 2, KV_KERNEL_ALL_REDUCE},        {"l40s", 0.001, 4, KV_KERNEL_NCCL},
+  };
+  for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+    KvDevice *device = kv_device_load(cases[i].device, &error);
+    g_assert_no_error(error);
+    double bytes = cases[i].mebibytes * 1048576;
+    g_assert_cmpint(kv_kernel_all_reduce_family(device, bytes, cases[i].ranks), ==,
+                    cases[i].family);
+    KvLink link = {.peak_Bps = 450e9, .achievable_share = 0.8, .latency_seconds = 2e-6};
+    if (cases[i].family == KV_KERNEL_NCCL)
+      assert_near(
+          kv_kernel_all_reduce(device, &link, bytes, cases[i].ranks).seconds,
+          kv_kernel_collective(device, &link, KV_COLLECTIVE_ALL_REDUCE, bytes, cases[i].ranks)
+              .seconds,
+          1e-12);
+    kv_device_free(device);
+  }
+}
+
+/* 700 W of which 77 are drawn anyway; 1 pJ a FLOP, 100 pJ a byte. 1 PFLOP in a second: 1000 W and
+ * 123 for memory. At a clock of 0.5^(1/3), 0.794, and 1.26 s, 0.63 kJ of FLOPs and 0.123 of memory
+ * are 597 W; 623 are allowed. */
+static void test_power_limits_the_clock(void) {
+  KvDevice device = {.tdp_watts = 700, .idle_watts_share = 0.11, .flop_joules = 1e-12};
+  KvPowerLoad load = {.seconds = 1, .clocked_seconds = 1, .flop_joules = 1000, .byte_joules = 123};
+  double clock = kv_kernel_power_clock(&device, &load);
+  g_assert_cmpfloat(clock, >, 0.794);
+  assert_near(1000 * clock * clock + 123, 623 / clock, 1e-6);
+  /* What memory bounds does not slow down; less work is not limited; neither is what is not known.
+   */
+  load.clocked_seconds = 0;
+  assert_near(kv_kernel_power_clock(&device, &load), sqrt(0.5), 1e-6);
+  load.flop_joules = 400;
+  g_assert_cmpfloat(kv_kernel_power_clock(&device, &load), ==, 1);
+  load.flop_joules = 4000;
+  device.flop_joules = 0;
+  g_assert_cmpfloat(kv_kernel_power_clock(&device, &load), ==, 1);
+}
+
+/* Beside a prompt chunk FlashAttention-2 does not split contexts: the longest sequence is waited
+ * for. FlashAttention-3 does. */
+static void test_the_longest_sequence_is_waited_for(void) {
+  KvDevice device = round_device();
+  KvDecodeAttention even = {.batch = 8,
+                            .read_bytes = 8 * 4096 * 4096.0,
+                            .flops = 8 * 4096 * 4.0 * 32 * 128,
+                            .n_kv_heads = 8,
+                            .group = 4,
+                            .mean_tokens = 4096};
+  KvDecodeAttention uneven = even;
+  uneven.longest_tokens = 16384;
+  double seconds[2][2];
+  for (guint fa3 = 0; fa3 < 2; fa3++) {
+    device.efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].kernel =
+        fa3 ? KV_ATTENTION_KERNEL_FA3 : KV_ATTENTION_KERNEL_FA2;
+    for (guint u = 0; u < 2; u++) {
+      KvAttentionWork work = {0};
+      kv_kernel_add_prefill_attention(&device, KV_DTYPE_BF16, 64, 0, 32, 8, 128, 128, 0, 2, &work);
+      kv_kernel_add_decode_attention(&device, KV_DTYPE_BF16, u ? &uneven : &even, &work);
+      seconds[fa3][u] = kv_kernel_attention_call(&device, KV_DTYPE_BF16, &work).seconds;
+    }
+  }
+  g_assert_cmpfloat(seconds[0][1], >, 1.2 * seconds[0][0]);
+  g_assert_cmpfloat(seconds[1][1], ==, seconds[1][0]);
 }
 
 /* An H200's host link: 55.5 GB/s, 7.3 us to issue a copy. Measured: 19351 us for 1 GiB, 1958 us for
@@ -273,6 +358,38 @@ static void test_types_without_a_fit_use_bf16(void) {
               wide / 2 + 5 * 16384. * 8192 / 3.6e12, 0.02); /* activations scaled: 5 bytes each */
   /* No fp4 rate: operands are widened. */
   assert_near(kv_kernel_gemm(&device, KV_DTYPE_FP4, 0.5, 16384, 8192, 8192).seconds, wide, 0.02);
+}
+
+/* Memory time of decodes in a call with prompts: 128 sequences of 8 KV heads for 32 query heads. */
+static double bytes_seconds_beside_prompts(const KvDevice *device, double tokens) {
+  enum { BATCH = 128, N_KV_HEADS = 8, GROUP = 4, HEAD_DIM = 128 };
+  KvDecodeAttention operands = {.batch = BATCH,
+                                .read_bytes = tokens * BATCH * N_KV_HEADS * HEAD_DIM * 4,
+                                .flops = tokens * BATCH * N_KV_HEADS * GROUP * HEAD_DIM * 4,
+                                .n_kv_heads = N_KV_HEADS,
+                                .group = GROUP,
+                                .mean_tokens = tokens};
+  KvAttentionWork work = {0};
+  kv_kernel_add_decode_attention(device, KV_DTYPE_BF16, &operands, &work);
+  return work.bytes_seconds;
+}
+
+/* Without packed heads each query head reads the cache again: from the second-level cache while one
+ * head's part of all sequences fits there (64 KiB a token here), from memory when twice that does
+ * not. */
+static void test_decodes_beside_prompts_are_read_again(void) {
+  KvDevice device = round_device();
+  device.efficiency[KV_KERNEL_PREFILL_ATTENTION][KV_DTYPE_BF16].kernel = KV_ATTENTION_KERNEL_FA2;
+  double once = 8 * 64 * 1024 / (4e12 * 0.9); /* seconds a token */
+  device.l2_bytes = 64 * 1048576.0;
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 1000), 1000 * once, 1e-9);
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 1024), 1024 * once, 1e-9);
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 1536), 1536 * once * 2.5,
+                                 1e-9);
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 4096), 4096 * once * 4,
+                                 1e-9);
+  device.l2_bytes = 0; /* not known */
+  g_assert_cmpfloat_with_epsilon(bytes_seconds_beside_prompts(&device, 100), 100 * once * 4, 1e-9);
 }
 
 static GArray *synthetic_rows(const KvDevice *device, double noise) {
@@ -407,7 +524,7 @@ static void test_tables_are_read(void) {
       rows));
   g_assert_null(read_table("table.csv",
                            "op_name,gemm_dtype,m,n,k,latency\ngemm,fp8,128,4096,2048,0.012\n"
-                           "gemm,nvfp4,128,4096,2048,0.01\n",
+                           "gemm,w2a2,128,4096,2048,0.01\n",
                            rows));
   g_assert_null(
       read_table("decode.csv",
@@ -493,6 +610,67 @@ static const KvObservation *last_row(const GArray *rows) {
   return &g_array_index(rows, KvObservation, rows->len - 1);
 }
 
+/* Rows of TensorRT-LLM 1.3.0rc20 and vLLM 0.24.0 on an H100, ai-dynamo/aiconfigurator @095f58a. */
+static void test_latent_tables_are_read(void) {
+  g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+  g_assert_null(
+      read_table("mla.csv",
+                 "op_name,mla_dtype,kv_cache_dtype,num_heads,batch_size,isl,tp_size,step,latency\n"
+                 "mla_context,bfloat16,bfloat16,64,8,2048,1,0,1.443445\n"
+                 "mla_generation,bfloat16,fp8,1,2,1,64,131071,0.072624\n",
+                 rows));
+  g_assert_cmpuint(rows->len, ==, 2);
+  const KvObservation *row = &g_array_index(rows, KvObservation, 0);
+  g_assert_cmpint(row[0].kind, ==, KV_OBSERVED_LATENT_PREFILL);
+  g_assert_cmpfloat(row[0].n_heads, ==, 64);
+  g_assert_cmpfloat(row[0].chunk, ==, 2048);
+  assert_near(row[0].seconds, 1443.445e-6, 1e-9);
+  g_assert_cmpint(row[1].kind, ==, KV_OBSERVED_LATENT_DECODE);
+  g_assert_cmpint(row[1].dtype, ==, KV_DTYPE_FP8);
+  g_assert_cmpfloat(row[1].cache_bytes, ==, 1);
+  g_assert_cmpfloat(row[1].past + row[1].chunk, ==, 131072);
+  g_assert_null(read_table("bmm.csv",
+                           "op_name,bmm_dtype,num_tokens,num_heads,latency\n"
+                           "mla_gen_pre,bfloat16,80,48,0.0055392\n",
+                           rows));
+  g_assert_cmpint(last_row(rows)->kind, ==, KV_OBSERVED_LATENT_PROJECTION);
+  g_assert_cmpfloat(last_row(rows)->k, ==, 128);
+  g_assert_cmpfloat(last_row(rows)->n, ==, 512);
+  /* Whole modules are left out. */
+  g_assert_null(read_table("module.csv",
+                           "op_name,mla_dtype,kv_cache_dtype,gemm_type,num_heads,batch_size,isl,"
+                           "step,latency\n"
+                           "mla_context,fp8_block,fp8,fp8_block,8,2,128,0,0.6019\n",
+                           rows));
+  g_assert_cmpuint(rows->len, ==, 3);
+}
+
+/* Rows of NCCL 2.29.2 on H100s, the same source, and of an RTX PRO 6000 (LLMServingSim): the
+ * latter's times are of three runs. */
+static void test_nccl_tables_are_read(void) {
+  g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+  g_assert_null(read_table("nccl.csv",
+                           "op_name,kernel_source,nccl_dtype,num_gpus,message_size,latency\n"
+                           "all_gather,NCCL,half,2,256,0.00531\n"
+                           "reduce_scatter,NCCL,half,2,4194304,0.03241\n"
+                           "alltoall,NCCL,int8,2,256,0.0065\n",
+                           rows));
+  g_assert_cmpuint(rows->len, ==, 2);
+  const KvObservation *row = &g_array_index(rows, KvObservation, 0);
+  g_assert_cmpint(row[0].collective, ==, KV_COLLECTIVE_ALL_GATHER);
+  g_assert_cmpint(row[1].collective, ==, KV_COLLECTIVE_REDUCE_SCATTER);
+  g_assert_cmpfloat(row[1].bytes, ==, 8388608);
+  g_assert_null(read_table("Llama-3.1-8B/bf16/tp1/skew.csv",
+                           "regime,n,nb,ratio,skew,pc,kp,kvs,kv_big,kv_mean,t_mean_us,t_max_us,"
+                           "t_skew_us,alpha\n"
+                           "mixed,2,1,0.5,4.0,16,0,128,512,320,37.729,52.094,51.681,0.9712\n",
+                           rows));
+  g_assert_cmpint(last_row(rows)->kind, ==, KV_OBSERVED_UNEVEN_ATTENTION);
+  g_assert_cmpfloat(last_row(rows)->longest_context, ==, 512);
+  g_assert_cmpfloat(last_row(rows)->decode_context, ==, 320);
+  assert_near(last_row(rows)->seconds, 17.227e-6, 1e-9);
+}
+
 /* A profile's shapes follow from the model and the parallelism that its folder names. */
 static void test_profiles_are_read(void) {
   g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
@@ -553,7 +731,8 @@ static void test_vidur_is_read(void) {
       "0.02,0,2,2048,2\n0.03,1,2,2048,2\n0.04,0,4,2048,4\n0.05,0,8,2048,4\n";
   g_assert_null(read_table("dgx/all_reduce.csv", exchanges, rows));
   g_assert_cmpuint(rows->len, ==, 6);
-  g_assert_cmpint(last_row(rows)->kind, ==, KV_OBSERVED_ALL_REDUCE);
+  g_assert_cmpint(last_row(rows)->kind, ==, KV_OBSERVED_NCCL);
+  g_assert_cmpint(last_row(rows)->collective, ==, KV_COLLECTIVE_ALL_REDUCE);
   g_assert_cmpfloat(last_row(rows)->ranks, ==, 4);
   g_assert_cmpfloat(last_row(rows)->bytes, ==, 2048);
   g_assert_null(read_table("pairwise/all_reduce.csv", exchanges, rows));
@@ -620,6 +799,7 @@ int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/kernels/smooth-max", test_smooth_max);
   g_test_add_func("/kernels/gemm/roofline", test_gemm_is_bound_as_a_roofline_says);
+  g_test_add_func("/kernels/attention/beside-prompts", test_decodes_beside_prompts_are_read_again);
   g_test_add_func("/kernels/gemm/rows", test_gemm_grows_with_rows);
   g_test_add_func("/kernels/gemm/waves", test_gemm_counts_waves);
   g_test_add_func("/kernels/gemm/sustained", test_sustained_rate_slows_many_rows_only);
@@ -629,9 +809,13 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/decode/bandwidth", test_decode_reads_the_cache_at_bandwidth);
   g_test_add_func("/kernels/decode/shared-prefix", test_a_shared_prefix_is_read_once);
   g_test_add_func("/kernels/decode/smooth", test_decode_is_smooth_in_context);
-  g_test_add_func("/kernels/moe/touched", test_experts_touched);
-  g_test_add_func("/kernels/moe/bytes", test_moe_reads_the_experts_it_touches);
   g_test_add_func("/kernels/all-reduce", test_all_reduce_takes_the_better_algorithm);
+  g_test_add_func("/kernels/nccl", test_nccl_passes_rings);
+  g_test_add_func("/kernels/all-reduce-or-nccl", test_engines_leave_large_all_reduces_to_nccl);
+  g_test_add_func("/kernels/power-limit", test_power_limits_the_clock);
+  g_test_add_func("/kernels/longest-sequence", test_the_longest_sequence_is_waited_for);
+  g_test_add_func("/kernels/latent-tables", test_latent_tables_are_read);
+  g_test_add_func("/kernels/nccl-tables", test_nccl_tables_are_read);
   g_test_add_func("/kernels/copy", test_copies_cost_by_size_and_count);
   g_test_add_func("/kernels/launch", test_launches_bound_small_steps);
   g_test_add_func("/kernels/fit/recovers", test_fit_recovers_a_device_despite_outliers);

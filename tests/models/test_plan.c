@@ -1,6 +1,6 @@
 #include <math.h>
 
-#include "models/techniques/plan.h"
+#include "models/techniques/build.h"
 #include "sim/base/random.h"
 
 /* Models by hand, so that no figure here depends on the catalogue. */
@@ -263,6 +263,65 @@ static void test_evicted_by_a_share_of_the_prompt(void) {
   g_assert_cmpstr(text, ==, "at most (4 and 20 % of the prompt) once the prompt is done");
 }
 
+static void test_nothing_up_to_a_length_and_all_beyond_it(void) {
+  KvLaw law = kv_law(KV_LAW_OVER, 100);
+  double slope, valid;
+  g_assert_cmpfloat(kv_law_value(&law, 60, 0, TRUE, &slope, &valid), ==, 0);
+  g_assert_cmpfloat(slope, ==, 0);
+  g_assert_cmpfloat(valid, ==, 40);
+  g_assert_cmpfloat(kv_law_value(&law, 101, 0, TRUE, &slope, &valid), ==, 101);
+  g_assert_cmpfloat(slope, ==, 1);
+  g_assert_cmpfloat(valid, ==, G_MAXDOUBLE);
+}
+
+static void test_short_prompts_are_cut_by_a_rule_of_their_own(void) {
+  KvLaw law = kv_law(KV_LAW_PROMPT_CAPPED, 30);
+  law.short_prompt = 200;
+  law.short_kept = 80;
+  g_assert_cmpfloat(value(law, 210, 200, TRUE), ==, 40); /* 30 and 10 generated */
+  g_assert_cmpfloat(value(law, 209, 199, TRUE), ==, 90); /* 80 and 10 */
+  g_assert_cmpfloat(value(law, 60, 50, TRUE), ==, 60);
+  law = kv_law(KV_LAW_LAST, 70);
+  law.kept_prompt = 30;
+  law.short_prompt = 200;
+  law.short_kept = 80;
+  g_assert_cmpfloat(value(law, 210, 200, TRUE), ==, 40);
+  g_assert_cmpfloat(value(law, 209, 199, TRUE), ==, 70);
+}
+
+static void test_an_index_is_read_beyond_a_length_only(void) {
+  KvModel model = full_model(4, 8, 2);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  KvReader *reader = &g_array_index(plan->readers, KvReader, 0);
+  reader->index_bytes_per_token = 10;
+  reader->index_flops_per_token = 3;
+  reader->index_over_tokens = 100;
+  KvPlanCurves curves;
+  g_assert_true(kv_plan_compile(plan, &curves, NULL));
+  double token = 2.0 * 2 * 128 * 2, flops = 4.0 * 8 * 128;
+  g_assert_cmpfloat(kv_plan_cost(plan, &curves, 100, 50, TRUE).read_bytes, ==, 100 * 4 * token);
+  KvPlanCost cost = kv_plan_cost(plan, &curves, 101, 50, TRUE);
+  g_assert_cmpfloat(cost.read_bytes, ==, 101 * 4 * (token + 10));
+  g_assert_cmpfloat(cost.attention_flops, ==, 101 * 4 * (flops + 3));
+}
+
+/* Eight layers read what sixteen store: after all are split none is left with a reader of no layer.
+ */
+static void test_split_layers_keep_their_readers_share(void) {
+  KvModel model = full_model(16, 8, 2);
+  g_autoptr(KvPlan) plan = kv_plan_new(&model, KV_DTYPE_BF16);
+  g_array_index(plan->readers, KvReader, 0).layers = 8;
+  guint layers = 0;
+  for (guint i = 0; i < 15; i++)
+    kv_plan_split_layers(plan, 0, 1);
+  for (guint r = 0; r < plan->readers->len; r++) {
+    g_assert_cmpuint(g_array_index(plan->readers, KvReader, r).layers, >, 0);
+    layers += g_array_index(plan->readers, KvReader, r).layers;
+  }
+  g_assert_cmpuint(layers, ==, 8);
+  g_assert_cmpuint(plan->caches->len, ==, 16);
+}
+
 static void test_borrowed_cache_is_stored_once_and_read_by_all(void) {
   KvModel model = full_model(4, 8, 2);
   groups[1] = groups[0];
@@ -297,6 +356,10 @@ int main(int argc, char **argv) {
   g_test_add_func("/plan/law/lines-are-exact-where-valid", test_lines_are_exact_where_valid);
   g_test_add_func("/plan/law/nothing-is-valid-for-ever", test_nothing_is_valid_for_ever);
   g_test_add_func("/plan/law/describe", test_describe);
+  g_test_add_func("/plan/law/over", test_nothing_up_to_a_length_and_all_beyond_it);
+  g_test_add_func("/plan/law/short-prompts", test_short_prompts_are_cut_by_a_rule_of_their_own);
+  g_test_add_func("/plan/index-over-a-length", test_an_index_is_read_beyond_a_length_only);
+  g_test_add_func("/plan/split-layers", test_split_layers_keep_their_readers_share);
   g_test_add_func("/plan/full-attention", test_full_attention);
   g_test_add_func("/plan/sliding-and-recurrent-groups", test_sliding_and_recurrent_groups);
   g_test_add_func("/plan/latent-attention", test_latent_attention);

@@ -12,11 +12,16 @@ Workload *workload_new(guint32 block_tokens) {
   return workload;
 }
 
+static void workload_forget(Request *request) {
+  g_clear_pointer(&request->hashes, g_array_unref);
+  g_clear_pointer(&request->calls, g_array_unref);
+}
+
 void workload_free(Workload *workload) {
   if (!workload)
     return;
   for (guint i = 0; i < workload->requests->len; i++)
-    g_clear_pointer(&g_array_index(workload->requests, Request, i).hashes, g_array_unref);
+    workload_forget(&g_array_index(workload->requests, Request, i));
   g_array_unref(workload->requests);
   g_free(workload);
 }
@@ -42,6 +47,14 @@ void workload_add(Workload *workload, double arrival_seconds, guint32 input_toke
     }
   }
   g_array_append_val(workload->requests, request);
+}
+
+void workload_call(Workload *workload, guint32 position, double seconds, guint32 returned_tokens) {
+  Request *last = &g_array_index(workload->requests, Request, workload->requests->len - 1);
+  KvTraceCall call = {position, returned_tokens, seconds};
+  if (!last->calls)
+    last->calls = g_array_new(FALSE, FALSE, sizeof call);
+  g_array_append_val(last->calls, call);
 }
 
 Workload *workload_random(KvRandom *random, guint n, guint32 most_input, guint32 most_output,
@@ -78,6 +91,9 @@ Workload *workload_read(KvTraceReader *reader) {
       g_array_append_vals(request.hashes, r.hashes, r.n_hashes);
     }
     g_array_append_val(workload->requests, request);
+    for (guint32 i = 0; i < r.n_calls; i++)
+      workload_call(workload, r.calls[i].position, r.calls[i].duration_seconds,
+                    r.calls[i].returned_tokens);
   }
   g_assert_no_error(error);
   kv_trace_reader_close(reader);
@@ -100,6 +116,8 @@ static gboolean cursor_next(gpointer state, KvTraceRequest *request, GError **er
       .input_tokens = r->input_tokens,
       .output_tokens = r->output_tokens,
       .n_hashes = r->hashes ? r->hashes->len : 0,
+      .n_calls = r->calls ? r->calls->len : 0,
+      .calls = r->calls ? (const KvTraceCall *)(const void *)r->calls->data : NULL,
       .hashes = r->hashes ? (const guint64 *)(const void *)r->hashes->data : NULL,
       .session = r->session,
       .turn = r->turn,

@@ -20,6 +20,7 @@ typedef struct {
   gint64 session; /* negative: none */
   guint32 turn;
   double think_seconds;
+  GArray *calls; /* of KvTraceCall, or NULL */
 } Request;
 
 typedef struct {
@@ -35,6 +36,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Workload, workload_free)
  * prompt of request `parent` (negative: none). */
 void workload_add(Workload *workload, double arrival_seconds, guint32 input_tokens,
                   guint32 output_tokens, gint parent, guint32 shared_tokens);
+/* Let the request added last call an API after `position` tokens of its answer. */
+void workload_call(Workload *workload, guint32 position, double seconds, guint32 returned_tokens);
 /* `n` requests of lengths up to the given, at a mean rate; `sharing` is the share of requests that
  * continue an earlier one's prompt. */
 Workload *workload_random(KvRandom *random, guint n, guint32 most_input, guint32 most_output,

@@ -145,6 +145,21 @@ static void closed_keeps_places_filled(void) {
   assert_all(&log, 4);
 }
 
+/* The trace's own times, and places: requests 3 and 4 wait until one is free. */
+static void limited_holds_back(void) {
+  Log log;
+  serve(timed, KV_ARRIVE_LIMITED, 2, 1.0, 0, ten_seconds, &log);
+  assert_all(&log, 4);
+  g_assert_cmpuint(log.most_in_flight, ==, 2);
+  const double times[] = {0.0, 1.0, 10.0, 11.0};
+  for (guint i = 0; i < 4; i++)
+    g_assert_cmpfloat(log.served[i + 1].arrival, ==, times[i]);
+  serve(timed, KV_ARRIVE_LIMITED, 4, 1.0, 0, ten_seconds, &log); /* nobody waits */
+  g_assert_cmpfloat(log.served[4].arrival, ==, 4.5);
+  serve(timed, KV_ARRIVE_LIMITED, 1, 1.0, 0, no_time, &log);
+  g_assert_cmpfloat(log.served[4].arrival, ==, 4.5); /* not before its own time */
+}
+
 static void untimed_is_closed(void) {
   g_autoptr(GError) error = NULL;
   static const char text[] =
@@ -323,6 +338,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/arrival-source/trace-keeps-its-times", trace_keeps_its_times);
   g_test_add_func("/arrival-source/limit-stops", limit_stops);
   g_test_add_func("/arrival-source/closed-keeps-places-filled", closed_keeps_places_filled);
+  g_test_add_func("/arrival-source/limited-holds-back", limited_holds_back);
   g_test_add_func("/arrival-source/untimed-is-closed", untimed_is_closed);
   g_test_add_func("/arrival-source/empty-trace-gives-nothing", empty_trace_gives_nothing);
   g_test_add_func("/arrival-source/bad-line-is-told", bad_line_is_told);

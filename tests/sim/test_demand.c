@@ -128,6 +128,38 @@ static void tiers_share_a_block(void) {
   g_assert_cmpfloat(demand.tier_share[KV_TIER_DRAM], ==, 0.75);
 }
 
+/* The prompt's 30 bytes a token lie in host memory, the generated 10 in HBM: a block is the same
+ * share of both, here 100 and 1,200 bytes, and the fuller tier counts. */
+static void the_fullest_tier_counts(void) {
+  KvLaw laws[] = {kv_law(KV_LAW_BEYOND, 0), kv_law(KV_LAW_FIRST, 0)};
+  laws[0].prompt_share = laws[1].prompt_share = 1.0;
+  g_autofree KvPlanCurves *curves = curves_of(laws, (double[]){10, 0}, 2);
+  KvDemand demand;
+  curves->stored_bytes[KV_TIER_DRAM][1] = 30.0;
+  kv_demand_init(&demand, curves, 16);
+  g_assert_true(demand.uneven);
+  g_assert_false(demand.simple);
+  g_assert_cmpfloat(demand.block_bytes, ==, 160.0);
+  const double capacity[KV_N_TIERS] = {[KV_TIER_HBM] = 1e5, [KV_TIER_DRAM] = 1.2e6};
+  kv_demand_set_tiers(&demand, capacity, 1000);
+  g_assert_cmpuint(kv_demand_blocks(&demand, 400, 400, FALSE), ==, 10); /* 12,000 / 1,200 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 500, 400, TRUE), ==, 10);  /* 1,000 / 100 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 501, 400, TRUE), ==, 11);
+}
+
+/* Of 32 layers one at a time holds the whole prompt: 100 tokens and a 32nd of the other 900. */
+static void layers_drop_their_own(void) {
+  KvLaw law = kv_law(KV_LAW_PROMPT_CAPPED, 100);
+  g_autofree KvPlanCurves *curves = curves_of(&law, (double[]){10}, 1);
+  KvDemand demand;
+  kv_demand_init(&demand, curves, 16);
+  demand.peak_share = 1.0 / 32;
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, FALSE), ==, 9); /* 128.125 / 16 */
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, TRUE), ==, 7);
+  demand.simple = FALSE;
+  g_assert_cmpuint(kv_demand_blocks(&demand, 1000, 1000, FALSE), ==, 9);
+}
+
 /* A tenth is not a binary fraction: ten tenths must not take an eleventh block. */
 static void rounding_takes_no_extra_block(void) {
   const KvLaw laws[] = {kv_law(KV_LAW_ALL, 0), kv_law(KV_LAW_ALL, 0), kv_law(KV_LAW_ALL, 0)};
@@ -140,6 +172,8 @@ static void rounding_takes_no_extra_block(void) {
 
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
+  g_test_add_func("/demand/layers-drop-their-own", layers_drop_their_own);
+  g_test_add_func("/demand/the-fullest-tier-counts", the_fullest_tier_counts);
   g_test_add_func("/demand/unchanged-cache-has-vllms-block", unchanged_cache_has_vllms_block);
   g_test_add_func("/demand/sawtooth-counts-its-envelope", sawtooth_counts_its_envelope);
   g_test_add_func("/demand/window-adds-its-bytes", window_adds_its_bytes);

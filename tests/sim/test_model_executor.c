@@ -105,6 +105,22 @@ static const char *const stacks[] = {
     "model=deepseek-v2-lite",
     "model=mixtral-8x7b",
     "model=opt-13b use=flexgen",
+    "model=llama-3.1-8b use=h2o",
+    "model=opt-13b use=h2o,flexgen:cpu_cache_compute=off",
+    "model=llama-3.1-8b use=pyramidkv:budget=256",
+    "model=llama-2-7b use=fastgen",
+    "model=llama-3.1-8b use=leankv",
+    "model=llama-3.1-8b use=retrieval-attention",
+    "model=llama-3.1-8b use=shadowkv:sparse_budget=256",
+    "model=opt-13b use=infinigen",
+    "model=llama-2-7b use=lckv:w=2,quarot",
+    "model=llama-3.1-8b use=palu:bits=4:rank_spread=0.2",
+    "model=llama-2-7b use=minicache,kivi:bits=4",
+    "model=llama-2-7b use=less:impl=released",
+    "model=llama-3.1-8b use=dmc,kvquant",
+    "model=llama-3.1-8b use=mamba",
+    "model=llama-3.1-8b use=goldfinch",
+    "model=llama-3.1-8b use=block-transformer",
 };
 
 /* Any number of steps of a jump, from one to all, costs what they cost one by one. */
@@ -252,6 +268,47 @@ static void test_prefill_by_hand(void) {
   g_assert_cmpfloat(seconds, >, cost.seconds);
 }
 
+/* What is fetched in short rows beside the step takes as much longer as the link gives less. */
+static void test_rows_fetched_beside_the_step(void) {
+  g_auto(Priced) whole = priced_new("model=opt-13b use=infinigen:gather_efficiency=1:overlap=on");
+  g_auto(Priced) rows = priced_new("model=opt-13b use=infinigen:gather_efficiency=0.1:overlap=on");
+  Set set = one_sequence(20001);
+  double valid;
+  KvStep step = decode_step(&whole, &set, 0.0, 1, &valid);
+  const KvLink *link = whole.setup->platform->host_link;
+  double up = link->peak_Bps * link->achievable_share;
+  /* 40 layers of 2 * 5120 fp16 elements a token; the first fetches all and the others a tenth. */
+  double layer = 20001.0 * 2 * 5120 * 2, first = layer / up, others = 39 * 0.1 * layer / up;
+  KvStepCost a = price_one(&whole, &step), b = price_one(&rows, &step);
+  assert_near(b.seconds, first + others / 0.1, 1e-6);
+  g_assert_cmpfloat(a.seconds, <, b.seconds);
+  assert_near(a.fetched_bytes[KV_TIER_DRAM], (1 + 3.9) * layer, 1e-9);
+  assert_near(b.fetched_bytes[KV_TIER_DRAM], (1 + 3.9) * layer, 1e-9);
+}
+
+/* A prompt leaves on the host what of it stays there: all of it, or the slots that H2O keeps. */
+static void test_prompt_written_to_the_host(void) {
+  static const struct {
+    const char *stack;
+    double share;
+  } cases[] = {{"h2o:hh_ratio=0.05:recent_ratio=0.05,flexgen:wg=100:wc=0:hg=100:hc=0", 0.1},
+               {"h2o:hh_ratio=0.3:recent_ratio=0.3,flexgen:wg=100:wc=0:hg=100:hc=0", 0.6}};
+  double left[G_N_ELEMENTS(cases)];
+  const KvLink *link = NULL;
+  for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+    g_autofree char *settings = g_strdup_printf("model=opt-13b use=%s", cases[i].stack);
+    g_auto(Priced) p = priced_new(settings);
+    /* Slow enough for the link to be all that counts. */
+    p.setup->platform->host_link->peak_Bps = 1e6;
+    link = p.setup->platform->host_link;
+    KvChunk chunk = {.tokens = 1000, .last = TRUE};
+    KvStep step = {.chunks = &chunk, .n_chunks = 1, .repeat = 1};
+    left[i] = price_one(&p, &step).seconds * link->peak_Bps * link->achievable_share;
+    /* 40 layers of 2 * 5120 fp16 elements and 40 fp16 scores a token. */
+    assert_near(left[i], cases[i].share * 1000 * 40 * (2.0 * 5120 * 2 + 40 * 2), 1e-3);
+  }
+}
+
 /* Two GPUs hold half of each product's weights, and all of the tokens pass between them. */
 static void test_tensor_parallel(void) {
   g_auto(Priced) one = priced_new("model=llama-3-8b platform=4xh200");
@@ -285,6 +342,38 @@ static void test_padding(void) {
   assert_near(price_one(&p, &padded).seconds, price_one(&p, &full).seconds, 1e-12);
 }
 
+/* A latent cannot be split by heads: each of two GPUs reads all of it, with half of the FLOPs. */
+static void test_latent_in_parallel(void) {
+  g_auto(Priced) one = priced_new("model=deepseek-v2-lite platform=4xh200");
+  g_auto(Priced) two =
+      priced_new("model=deepseek-v2-lite platform=4xh200 deployment.tensor_parallel=2");
+  double unused;
+  Set set = one_sequence(4000);
+  KvStep step = decode_step(&one, &set, 0.0, 1, &unused);
+  KvStepCost a = price_one(&one, &step), b = price_one(&two, &step);
+  KvComponent attention = KV_COMPONENT_DECODE_ATTENTION;
+  assert_near(b.component_bytes[attention], a.component_bytes[attention], 1e-9);
+  assert_near(b.component_flops[attention], 0.5 * a.component_flops[attention], 1e-9);
+}
+
+/* A block's mixer is multiplied by each token: 64 blocks of 4096, 6.25 D^2 and a little each. */
+static void test_recurrent_by_hand(void) {
+  g_auto(Priced) p = priced_new("model=llama-2-7b platform=h200 use=mamba");
+  KvChunk chunk = {.tokens = 1024, .last = TRUE};
+  KvStep step = {.chunks = &chunk, .n_chunks = 1, .repeat = 1};
+  KvStepCost cost = price_one(&p, &step);
+  assert_near(cost.component_flops[KV_COMPONENT_QKV], 2.0 * 1024 * 64 * 6.25 * 4096 * 4096, 0.02);
+  assert_near(cost.component_flops[KV_COMPONENT_TECHNIQUE], 1024.0 * 64 * 2 * 4096 * 152, 1e-9);
+  g_assert_cmpfloat(cost.component_flops[KV_COMPONENT_MLP], ==, 0.0);
+  /* A decode step reads and writes 20 numbers of 2 bytes for each of 8192 channels and 64 blocks.
+   */
+  double unused;
+  Set set = one_sequence(1000);
+  KvStep decode = decode_step(&p, &set, 0.0, 1, &unused);
+  assert_near(price_one(&p, &decode).component_bytes[KV_COMPONENT_DECODE_ATTENTION],
+              2.0 * 64 * 8192 * 20 * 2, 1e-9);
+}
+
 static void add(const char *name, const char *stack, GTestDataFunc test) {
   g_autofree char *path = g_strdup_printf("/sim/model-executor/%s/%s", name, stack);
   g_strdelimit(path + strlen("/sim/model-executor/") + strlen(name) + 1, " /", '+');
@@ -296,12 +385,17 @@ int main(int argc, char **argv) {
   for (guint i = 0; i < G_N_ELEMENTS(stacks); i++) {
     add("sum-of-steps", stacks[i], test_sum_of_steps);
     add("parts", stacks[i], test_parts);
-    if (!strstr(stacks[i], "kivi")) /* a flush makes a cache smaller */
+    /* A flush makes a cache smaller; a pyramid, where it begins, makes equal layers unequal. */
+    if (!strstr(stacks[i], "kivi") && !strstr(stacks[i], "pyramidkv"))
       add("longer-costs-more", stacks[i], test_longer_costs_more);
   }
   g_test_add_func("/sim/model-executor/decode-by-hand", test_decode_by_hand);
   g_test_add_func("/sim/model-executor/prefill-by-hand", test_prefill_by_hand);
   g_test_add_func("/sim/model-executor/tensor-parallel", test_tensor_parallel);
   g_test_add_func("/sim/model-executor/padding", test_padding);
+  g_test_add_func("/sim/model-executor/rows-fetched", test_rows_fetched_beside_the_step);
+  g_test_add_func("/sim/model-executor/prompt-written", test_prompt_written_to_the_host);
+  g_test_add_func("/sim/model-executor/latent-in-parallel", test_latent_in_parallel);
+  g_test_add_func("/sim/model-executor/recurrent-by-hand", test_recurrent_by_hand);
   return g_test_run();
 }

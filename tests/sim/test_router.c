@@ -9,7 +9,7 @@ static guint64 hashes[] = {11, 12, 13, 14};
 static KvSequence asked;
 
 static guint choice(const char *router) {
-  return kv_router_find(router)->choose(list, N, &asked);
+  return kv_router_find(router)->choose(NULL, list, N, &asked);
 }
 
 static void set_loads(const guint waiting[N], const guint running[N]) {
@@ -99,6 +99,75 @@ static void prefix_without_names_is_least_loaded(void) {
   tear_down();
 }
 
+static void session_stays(void) {
+  guint counts[N] = {0};
+  set_up();
+  for (gint64 session = 0; session < 300; session++) {
+    asked.session = session;
+    asked.index = 0;
+    guint first = choice("session");
+    asked.index = (guint64)session + 17;
+    set_loads((guint[]){7, 0, 3}, (guint[]){1, 2, 3}); /* loads do not matter */
+    g_assert_cmpuint(choice("session"), ==, first);
+    counts[first]++;
+  }
+  for (guint i = 0; i < N; i++) /* 100 each, give or take four standard deviations */
+    g_assert_cmpfloat_with_epsilon(counts[i], 100.0, 33.0);
+  asked.session = -1; /* of none: each by itself */
+  gboolean differ = FALSE;
+  for (asked.index = 0; asked.index < 20; asked.index++) {
+    guint first = choice("session");
+    asked.index++;
+    differ |= choice("session") != first;
+  }
+  g_assert_true(differ);
+  tear_down();
+}
+
+/* A client's requests in order: sent at, complete at. */
+static guint send_at(const KvRouterClass *router, gpointer state, guint64 index, double seconds) {
+  asked.index = index;
+  asked.arrival_seconds = seconds;
+  return router->choose(state, list, N, &asked);
+}
+
+static void finish_at(const KvRouterClass *router, gpointer state, guint64 index, double seconds) {
+  asked.index = index;
+  router->finished(state, &asked, seconds);
+}
+
+static void connections_are_reused(void) {
+  const KvRouterClass *router = kv_router_find("connection");
+  set_up();
+  gpointer state = router->state_new();
+  guint places[12];
+  for (guint i = 0; i < 12; i++) /* all at once: a connection each */
+    places[i] = send_at(router, state, i, 0.0);
+  gboolean differ = FALSE;
+  for (guint i = 1; i < 12; i++)
+    differ |= places[i] != places[0];
+  g_assert_true(differ);
+  finish_at(router, state, 7, 1.0);
+  finish_at(router, state, 3, 2.0);
+  /* The one opened first, not the one idle longest; then the other; and a new one. */
+  g_assert_cmpuint(send_at(router, state, 20, 2.5), ==, places[3]);
+  g_assert_cmpuint(send_at(router, state, 21, 2.5), ==, places[7]);
+  finish_at(router, state, 21, 3.0);
+  /* Sent before the answer was complete, whenever the engine sees it. */
+  gpointer other = router->state_new();
+  guint first = send_at(router, other, 0, 0.0), second = send_at(router, other, 1, 0.0);
+  finish_at(router, other, 1, 1.0);
+  g_assert_cmpuint(send_at(router, other, 2, 1.0), ==, second);
+  finish_at(router, other, 0, 1.5);
+  finish_at(router, other, 2, 2.0);
+  /* Five seconds idle are the most: only the second is still open at 6.9. */
+  g_assert_cmpuint(send_at(router, other, 3, 6.9), ==, second);
+  g_assert_cmpuint(first, <, N);
+  router->state_free(other);
+  router->state_free(state);
+  tear_down();
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/router/names-are-found", names_are_found);
@@ -108,5 +177,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/router/prefix-prefers-the-longest-match", prefix_prefers_the_longest_match);
   g_test_add_func("/router/prefix-without-names-is-least-loaded",
                   prefix_without_names_is_least_loaded);
+  g_test_add_func("/router/session-stays", session_stays);
+  g_test_add_func("/router/connections-are-reused", connections_are_reused);
   return g_test_run();
 }

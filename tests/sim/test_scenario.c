@@ -187,7 +187,7 @@ static void bad_settings_are_told(void) {
       {"prefix_cache.tier=hdd", "--set prefix_cache.tier: 'hdd', expected none|dram|ssd"},
       {"executor=gpu", "--set executor: 'gpu', expected model|host|cuda"},
       {"engine.scheduler=",
-       "--set engine.scheduler: '', expected vllm-v1|sglang|trtllm|vllm-2023|vllm-2023-mixed|orca|static|flexgen"},
+       "--set engine.scheduler: '', expected vllm-v1|sglang|trtllm|vllm-v0|vllm-2023|vllm-2023-mixed|orca|static|flexgen|vtensor|fastserve|lamps|distserve|neo"},
       {"label=\xff", "--set label: not UTF-8, expected text"},
       {"=3", "--set =3: unknown field ''"},
       {"a\nb=3", "--set a?b=3: unknown field 'a?b'"},

@@ -2,8 +2,9 @@
  * said every step is decided by itself and scheduling is synchronous. */
 #include "shapes.h"
 
-#define SYNC "engine.step_by_step=true engine.async_scheduling=false "
-#define ASYNC "engine.step_by_step=true "
+#define SYNC                                                                                       \
+  "engine.step_by_step=true engine.async_scheduling=false engine.between_steps_seconds=0 "
+#define ASYNC "engine.step_by_step=true engine.between_steps_seconds=0 "
 
 /* A and B decode; C and D come while operation 2 runs. */
 static Workload *four_requests(const char *settings) {
@@ -131,6 +132,31 @@ static void test_closed_loop(void) {
   assert_at(async->outcomes[2].arrival, end_of(async, 2));
 }
 
+/* What no scheduling hides comes once a step, in jumps too; what only a synchronous engine waits
+ * for comes on top there. */
+static void test_between_steps(void) {
+  g_autoptr(Workload) workload = workload_new(0);
+  workload_add(workload, 0.0, 50, 10, -1, 0);
+  static const struct {
+    const char *settings;
+    double gap; /* of the CPU, in each of nine steps after the first token's */
+  } cases[] = {
+      {"", 0.0},
+      {"engine.step_by_step=true ", 0.0},
+      {"engine.async_scheduling=false ", 1e-4},
+      {"engine.async_scheduling=false engine.step_by_step=true ", 1e-4},
+  };
+  g_autoptr(Replay) bare = replay(workload, "engine.between_steps_seconds=0");
+  double kernels = bare->outcomes[0].last - bare->outcomes[0].first;
+  for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+    g_autoptr(Replay) run =
+        replay(workload, "%sengine.between_steps_seconds=0.003", cases[i].settings);
+    assert_at(run->outcomes[0].last - run->outcomes[0].first, kernels + 9 * (0.003 + cases[i].gap));
+  }
+  g_autoptr(Replay) own = replay(workload, "engine.async_scheduling=true");
+  assert_at(own->outcomes[0].last - own->outcomes[0].first, kernels + 9 * 0.0008);
+}
+
 /* Only last tokens in flight: what comes meanwhile starts when they are out. */
 static void test_last_token_in_flight(void) {
   g_autoptr(Workload) workload = workload_new(0);
@@ -200,5 +226,6 @@ int main(int argc, char **argv) {
   g_test_add_func("/sim/vllm-v1/chunks", test_chunks);
   g_test_add_func("/sim/vllm-v1/prefix-hits", test_prefix_hits);
   g_test_add_func("/sim/vllm-v1/eviction", test_eviction);
+  g_test_add_func("/sim/vllm-v1/between-steps", test_between_steps);
   return g_test_run();
 }

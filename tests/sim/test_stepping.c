@@ -112,6 +112,25 @@ static Workload *sessions(guint64 seed) {
   return workload_read(reader);
 }
 
+/* Answers that call APIs in the middle. */
+static Workload *calls(guint64 seed) {
+  KvTraceGenerator g;
+  g_autoptr(GError) error = NULL;
+  kv_trace_generator_default(&g);
+  g.n_requests = 50;
+  g.seed = seed;
+  g.block_tokens = 0;
+  g.arrivals.rate_rps = seed % 2 ? 10.0 : 60.0;
+  g.input_tokens = (KvLengths){.kind = KV_LENGTHS_UNIFORM, .a = 10, .b = 400};
+  g.output_tokens = (KvLengths){.kind = KV_LENGTHS_UNIFORM, .a = 1, .b = 150};
+  g.calls_mean = 1.5;
+  g.call_mean_seconds = 0.4;
+  g.call_tokens = (KvLengths){.kind = KV_LENGTHS_UNIFORM, .a = 1, .b = 100};
+  KvTraceReader *reader = kv_trace_generate(&g, &error);
+  g_assert_no_error(error);
+  return workload_read(reader);
+}
+
 static void test_case(gconstpointer data) {
   const Case *c = data;
   guint64 jumped = 0, preempted = 0, hit = 0;
@@ -121,8 +140,9 @@ static void test_case(gconstpointer data) {
     double rate = exp(log(2.0) + kv_random_unit(&random) * log(200.0));
     guint32 most_output = kv_random_unit(&random) < 0.5 ? 40 : 300;
     g_autoptr(Workload) workload =
-        strstr(c->name, "sessions")
-            ? sessions(run)
+        strstr(c->name, "sessions") ? sessions(run)
+        : strstr(c->name, "calls")
+            ? calls(run)
             : workload_random(&random, 40, 600, most_output, rate, 16, c->shares ? 0.6 : 0.0);
     g_autofree char *settings = drawn_settings(&random, c);
     g_test_message("run %u: %s", run, settings);
@@ -159,10 +179,55 @@ static const Case cases[] = {
     {"router-80-2",
      "platform=8xh200 deployment.replicas=2 deployment.router=prefix engine.num_blocks=80", 6,
      TRUE},
+    {"sglang-preempt", "engine.scheduler=sglang", 6, TRUE},
+    {"sglang-sync", "engine.scheduler=sglang engine.async_scheduling=false", 3, TRUE},
+    {"radixattention", "use=radixattention:page_size=16", 6, TRUE},
+    {"radixattention-tokens", "use=radixattention engine.num_blocks=1400", 4, TRUE},
+    {"radixattention-dfs", "use=radixattention:policy=dfs-weight:page_size=16", 3, TRUE},
+    {"chunkattention", "use=chunkattention engine.num_blocks=40 engine.max_model_len=1024", 5,
+     TRUE},
+    {"vtensor", "use=vtensor model=llama-2-7b engine.num_blocks=24", 5, FALSE},
+    {"fastserve-preempt", "use=fastserve:max_batch_size=4:check_period=1 engine.num_blocks=90", 6,
+     FALSE},
+    {"fastserve-reactive-preempt",
+     "use=fastserve:max_batch_size=4:proactive=off:impl=released:check_period=50 engine.num_blocks=90",
+     4, FALSE},
+    {"fastserve-no-host-preempt", "use=fastserve:max_batch_size=6:swap_space=0:cpu_guard=0", 4,
+     FALSE},
+    {"calls-vllm-v1", "", 4, FALSE},
+    {"calls-vllm-v1-sync", "engine.async_scheduling=false", 3, FALSE},
+    {"calls-sglang", "engine.scheduler=sglang", 3, FALSE},
+    {"calls-static", "engine.scheduler=static engine.num_blocks=300", 2, FALSE},
+    {"calls-fastserve", "use=fastserve:max_batch_size=4", 3, FALSE},
+    {"calls-lamps", "use=lamps:block_size=16:threshold=20", 6, FALSE},
+    {"calls-lamps-preserve", "use=lamps:block_size=16:strategy=preserve:predictor_ms=0", 4, FALSE},
+    {"calls-lamps-swap", "use=lamps:block_size=16:strategy=swap:impl=released", 4, FALSE},
+    {"calls-lamps-fcfs", "use=lamps:block_size=16:rank=off:bin_tokens=0", 3, FALSE},
+    {"cachedattention-sessions", "use=cachedattention arrivals.concurrency=12", 4, TRUE},
+    {"cachedattention-lru-sessions",
+     "use=cachedattention:policy=lru:dram=0.2:ssd=0.0005 arrivals.concurrency=12", 4, TRUE},
     {"vllm-2023-preempt", "use=vllm", 4, FALSE},
     {"vllm-2023-swap-preempt", "use=vllm:preemption_mode=swap", 4, FALSE},
     {"vllm-2023-mixed-preempt", "use=vllm:version=2023-mixed", 4, FALSE},
     {"vllm-2023-mixed-swap-preempt", "use=vllm:version=2023-mixed:preemption_mode=swap", 4, FALSE},
+    {"distserve", "use=distserve:decode_instances=2 platform=8xh200 deployment.replicas=1", 6,
+     FALSE},
+    {"distserve-swap-preempt",
+     "use=distserve:prefill_instances=2:pull_threshold=0.3 platform=8xh200 deployment.replicas=1 "
+     "engine.num_blocks=60",
+     6, FALSE},
+    {"distserve-recompute-preempt",
+     "use=distserve:swap_space=0:pull_threshold=0.2:decode_max_batch=8 platform=8xh200 "
+     "deployment.replicas=1 engine.num_blocks=60",
+     6, FALSE},
+    {"neo-preempt", "use=neo:max_batch_size=12:max_tokens_in_batch=900 engine.num_blocks=60", 4,
+     FALSE},
+    {"neo-little-host-preempt",
+     "use=neo:swap_space=0.2:launch_ms=0.001 platform=a10 model=llama-2-7b "
+     "engine.num_blocks=60",
+     4, FALSE},
+    {"cake-race", "use=cake:chunk=64:bandwidth=8 prefix_cache.tier=dram prefix_cache.tier_GB=1", 4,
+     TRUE},
     {"orca-max", "use=orca:max_bs=8 engine.max_model_len=1024 engine.num_blocks=256", 2, FALSE},
     {"orca-pow2", "use=orca:max_bs=8:reservation=pow2", 2, FALSE},
     {"orca-oracle", "use=orca:max_bs=8:reservation=oracle", 2, FALSE},

@@ -227,6 +227,26 @@ static void any_schedule_is_possible(void) {
   }
 }
 
+/* Giving a copy up leaves its path to the others: 50 bytes left at half of 100 bytes/s, after that
+ * alone. */
+static void test_cancel(void) {
+  KvTransfers *transfers = kv_transfers_new();
+  KvPath path = {.down_Bps = 100.0, .up_Bps = 100.0, .duplex_share = 1.0};
+  KvSequence one = {0}, other = {0};
+  kv_transfers_set_path(transfers, KV_TIER_HBM, KV_TIER_DRAM, &path);
+  KvCopy copy = {.from = KV_TIER_DRAM, .to = KV_TIER_HBM, .bytes = 100.0, .sequence = &one};
+  kv_transfers_begin(transfers, &copy, 0, 0.0);
+  copy.sequence = &other;
+  kv_transfers_begin(transfers, &copy, 0, 0.0);
+  kv_transfers_cancel(transfers, &one, 1.0); /* both have 50 bytes left */
+  g_assert_cmpfloat_with_epsilon(kv_transfers_next(transfers), 1.5, 1e-12);
+  g_assert_true(kv_transfers_pop(transfers, 1.5, &copy));
+  g_assert_true(copy.sequence == &other);
+  g_assert_cmpfloat(kv_transfers_next(transfers), ==, G_MAXDOUBLE);
+  kv_transfers_cancel(transfers, &one, 2.0); /* there is none: nothing happens */
+  kv_transfers_free(transfers);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/transfer/one-copy-takes-its-time", one_copy_takes_its_time);
@@ -238,5 +258,6 @@ int main(int argc, char **argv) {
   g_test_add_func("/transfer/nothing-is-popped-early", nothing_is_popped_early);
   g_test_add_func("/transfer/late-pops-find-all", late_pops_find_all);
   g_test_add_func("/transfer/any-schedule-is-possible", any_schedule_is_possible);
+  g_test_add_func("/sim/transfer/cancel", test_cancel);
   return g_test_run();
 }

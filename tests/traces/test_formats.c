@@ -34,6 +34,10 @@ static void append_request(const KvTraceRequest *q) {
     g_string_append_printf(transcript, "%s%" G_GUINT64_FORMAT, i ? " " : ", blocks ", q->hashes[i]);
   for (guint32 i = 0; i < q->n_tokens; i++)
     g_string_append_printf(transcript, "%s%u", i ? " " : ", ids ", q->tokens[i]);
+  for (guint32 i = 0; i < q->n_calls; i++)
+    g_string_append_printf(transcript, "%s%u for %g s gives %u", i ? ", " : ", calls at ",
+                           q->calls[i].position, q->calls[i].duration_seconds,
+                           q->calls[i].returned_tokens);
   g_string_append_c(transcript, '\n');
 }
 

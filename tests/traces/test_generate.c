@@ -219,6 +219,38 @@ static void test_preset(gconstpointer user) {
     g_assert_cmpfloat_with_epsilon(s.turns_mean, spec.turns_mean, 0.05 * spec.turns_mean);
 }
 
+/* Calls: of the mean asked for, in order and inside of the answer; without them nothing else
+ * changes. */
+static void test_calls(void) {
+  KvTraceGenerator g;
+  kv_trace_generator_default(&g);
+  g.n_requests = 4000;
+  g.output_tokens = (KvLengths){.kind = KV_LENGTHS_FIXED, .a = 1000};
+  g_autoptr(KvTraceReader) plain = kv_trace_generate(&g, NULL);
+  g.calls_mean = 2.0;
+  g.call_mean_seconds = 3.0;
+  g.call_tokens = (KvLengths){.kind = KV_LENGTHS_UNIFORM, .a = 10, .b = 30};
+  g_autoptr(KvTraceReader) calling = kv_trace_generate(&g, NULL);
+  KvTraceRequest a, b;
+  guint64 n = 0, tokens = 0;
+  double seconds = 0.0;
+  while (kv_trace_reader_next(calling, &a, NULL)) {
+    guint32 after = 0;
+    g_assert_true(kv_trace_reader_next(plain, &b, NULL));
+    g_assert_cmpfloat(a.arrival_seconds, ==, b.arrival_seconds);
+    for (guint32 i = 0; i < a.n_calls; i++, n++) {
+      g_assert_cmpuint(a.calls[i].position, >, after);
+      g_assert_cmpuint(a.calls[i].position, <, a.output_tokens);
+      after = a.calls[i].position;
+      tokens += a.calls[i].returned_tokens;
+      seconds += a.calls[i].duration_seconds;
+    }
+  }
+  g_assert_cmpfloat_with_epsilon((double)n / 4000.0, 2.0, 0.15);
+  g_assert_cmpfloat_with_epsilon((double)tokens / (double)n, 20.0, 0.5);
+  g_assert_cmpfloat_with_epsilon(seconds / (double)n, 3.0, 0.2);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/traces/generate/same-seed-same-trace", test_same_seed_same_trace);
@@ -231,5 +263,6 @@ int main(int argc, char **argv) {
     g_autofree char *name = g_strconcat("/traces/presets/", p->id, NULL);
     g_test_add_data_func(name, p, test_preset);
   }
+  g_test_add_func("/traces/generate/calls", test_calls);
   return g_test_run();
 }

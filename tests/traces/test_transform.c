@@ -194,8 +194,10 @@ static void write_all(KvTraceReader *reader, const char *path) {
 static void test_writer_keeps_everything(void) {
   static const char text[] =
       "{\"kvsim_trace\": 1, \"block_tokens\": 4, \"timing\": \"timed\"}\n"
-      "{\"timestamp\": 0.25, \"input_length\": 9, \"output_length\": 1, \"id\": 77, \"priority\": -3, "
-      "\"deadline_ms\": 12.5, \"hash_ids\": [0, 1, 2]}\n"
+      "{\"timestamp\": 0.25, \"input_length\": 9, \"output_length\": 8, \"id\": 77, \"priority\": -3, "
+      "\"deadline_ms\": 12.5, \"api_calls\": [{\"position\": 2, \"duration_ms\": 1.5, "
+      "\"returned_tokens\": 0}, {\"position\": 7, \"duration_ms\": 0, \"returned_tokens\": 64}], "
+      "\"hash_ids\": [0, 1, 2]}\n"
       "{\"timestamp\": 1000000.000001, \"input_length\": 2, \"output_length\": 1, \"session_id\": 4, "
       "\"turn\": 1, \"think_ms\": 3, \"hash_ids\": [3], \"token_ids\": [5, 4294967295]}\n";
   g_autofree char *got = NULL;

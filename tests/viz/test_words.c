@@ -78,6 +78,11 @@ static void replicas_are_named(void) {
   run->n_instances = 1;
   g_autofree char *alone = kv_words_platform(run);
   g_assert_cmpstr(alone, ==, "h200, TP 2");
+  run->n_roles = 2;
+  run->roles[0] = (KvRoleSummary){.instances = 1, .tensor_parallel = 2};
+  run->roles[1] = (KvRoleSummary){.instances = 3, .tensor_parallel = 1};
+  g_autofree char *apart = kv_words_platform(run);
+  g_assert_cmpstr(apart, ==, "h200, 1 for prompts of TP 2 and 3 for answers of TP 1");
 }
 
 int main(int argc, char **argv) {
