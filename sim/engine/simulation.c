@@ -361,7 +361,7 @@ typedef struct {
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
   gint64 wall_origin; /* pace_wall: the wall's microseconds at the run's second 0; 0: not begun */
-  GError *problem; /* with what came */
+  GError *problem;    /* with what came */
 } Run;
 
 static void router_finished(Run *run, const KvSequence *sequence, double now) {

@@ -15,14 +15,10 @@ const char *const kv_rate_names[] = {"makespan", "requests_per_second", "output_
                                      "total_tokens_per_second", NULL};
 
 const KvMeasuredKind *const kv_measured_kinds[] = {
-    &kv_measured_vllm_log,
-    &kv_measured_inferencemax,
-    &kv_measured_silicon,
-    &kv_measured_vllm_bench,
-    &kv_measured_inference_perf,
-    &kv_measured_multi_round_qa,
-    &kv_measured_reference,
-    NULL,
+    &kv_measured_vllm_log,       &kv_measured_inferencemax,
+    &kv_measured_silicon,        &kv_measured_vllm_bench,
+    &kv_measured_inference_perf, &kv_measured_multi_round_qa,
+    &kv_measured_reference,      NULL,
 };
 
 KvMeasuredRun *kv_measured_run_new(const char *kind) {
