@@ -6,20 +6,13 @@
  * Faster Attention with Better Parallelism and Work Partitioning" (2023), algorithm 1. Twin:
  * kv_host_attention().
  */
+#include <stdlib.h>
+
 #include "reference/cuda/mma.cuh"
+#include "reference/cuda/prefill.cuh"
 
 enum { WARPS = 4, ROWS = 32, TILE_ROWS = WARPS * ROWS, KEYS = 64, THREADS = WARPS * 32 };
-
-struct Prefill {
-  KvBf16 *out;
-  const KvBf16 *q;
-  uint64_t row_stride;
-  KvCudaPages pages;
-  KvCudaTables tables;
-  const KvCudaTile *tiles;
-  uint32_t n_heads, group, window;
-  float scale; /* of a score, as a power of two: log2(e) / sqrt(d) */
-};
+static_assert(TILE_ROWS == KV_PREFILL_TILE_ROWS, "both kernels take the same tiles");
 
 template <int d> struct Shared {
   KvBf16 queries[TILE_ROWS][SharedRow<d>::elements];
@@ -277,6 +270,12 @@ cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
   if (p.group > TILE_ROWS)
     return cudaErrorInvalidValue;
+  /* 0: this file's kernel; 1: wgmma; + 2: groups take turns; + 4: heads first. */
+  const char *chosen = getenv("KV_PREFILL");
+  int variant = chosen ? atoi(chosen) : 7;
+  if ((variant & 1) && (pages->head_dim == 64 || pages->head_dim == 128))
+    return kv_prefill_wgmma(p, n_tiles, (variant & 2) != 0, (variant & 4) && n_tiles < 65536,
+                            stream);
   switch (pages->head_dim) {
   case 64:
     return launch<64>(p, n_tiles, stream);
