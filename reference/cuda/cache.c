@@ -84,6 +84,7 @@ void kv_cuda_cache_free(KvCudaCache *cache) {
   GArray *arrays[] = {cache->moves, cache->to, cache->from, cache->sizes};
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_unref(arrays[i]);
+  kv_cuda_free(cache->pieces);
   g_free(cache->slabs);
   g_free(cache->hbm_names);
   g_free(cache->dram_names);
@@ -128,19 +129,50 @@ static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **er
   return TRUE;
 }
 
+/* By the copy engines. */
+static gboolean copy_by_engine(KvCudaCache *cache, GError **error) {
+  struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream};
+  size_t first = 0;
+  return KV_CUDA_OK(cudaMemcpyBatchAsync((void *const *)(void *)cache->to->data,
+                                         (const void *const *)(void *)cache->from->data,
+                                         (const size_t *)(void *)cache->sizes->data, cache->to->len,
+                                         &attributes, &first, 1, cache->device->copies),
+                    error);
+}
+
+/* By threads. */
+static gboolean copy_by_kernel(KvCudaCache *cache, GError **error) {
+  cudaStream_t stream = cache->device->copies;
+  guint n = cache->to->len;
+  gsize bytes = n * sizeof(KvCudaPiece);
+  if (n > cache->room_pieces) {
+    kv_cuda_free(cache->pieces);
+    cache->room_pieces = 2 * n;
+    cache->pieces = kv_cuda_alloc(2 * bytes, "the list of a batch of copies", error);
+    if (!cache->pieces) {
+      cache->room_pieces = 0;
+      return FALSE;
+    }
+  }
+  g_autofree KvCudaPiece *pieces = g_new(KvCudaPiece, n);
+  for (guint i = 0; i < n; i++)
+    pieces[i] =
+        (KvCudaPiece){g_array_index(cache->to, void *, i), g_array_index(cache->from, void *, i),
+                      g_array_index(cache->sizes, size_t, i)};
+  return KV_CUDA_OK(cudaMemcpyAsync(cache->pieces, pieces, bytes, cudaMemcpyHostToDevice, stream),
+                    error) &&
+         KV_CUDA_OK(kv_cuda_copy_pieces(cache->pieces, n, stream), error);
+}
+
 /* The batch on the copy stream, between the device's two events. */
 static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) {
   KvCudaDevice *device = cache->device;
-  struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream};
-  size_t first = 0;
   float milliseconds = 0.0f;
+  const char *chosen = g_getenv("KV_SWAP");
+  gboolean by_engine = chosen && *chosen == '0';
   if (!kv_cuda_wait(device, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
-      !KV_CUDA_OK(cudaMemcpyBatchAsync((void *const *)(void *)cache->to->data,
-                                       (const void *const *)(void *)cache->from->data,
-                                       (const size_t *)(void *)cache->sizes->data, cache->to->len,
-                                       &attributes, &first, 1, device->copies),
-                  error) ||
+      !(by_engine ? copy_by_engine(cache, error) : copy_by_kernel(cache, error)) ||
       !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
       !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
       !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))

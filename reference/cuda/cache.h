@@ -31,6 +31,8 @@ typedef struct {
   char **slabs;                    /* pinned; NULL until one of their blocks is used */
   GArray *moves;                   /* of KvCudaMove, not yet made */
   GArray *to, *from, *sizes;       /* the batch: pointers and sizes */
+  KvCudaPiece *pieces;             /* the batch on the device */
+  guint room_pieces;               /* that there is room for there */
   double early_seconds;            /* of moves that were made before they were asked for */
 } KvCudaCache;
 

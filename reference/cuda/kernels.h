@@ -154,6 +154,16 @@ cudaError_t kv_cuda_copy_blocks(char *const *pools, const uint64_t *block_bytes,
                                 const uint32_t *from, const uint32_t *to, uint32_t n,
                                 cudaStream_t stream);
 
+/* A copy of `bytes` (a multiple of 16); either end may be pinned host memory. */
+typedef struct {
+  void *to;
+  const void *from;
+  uint64_t bytes;
+} KvCudaPiece;
+
+/* Make n copies in any order; pieces is in device memory. */
+cudaError_t kv_cuda_copy_pieces(const KvCudaPiece *pieces, uint32_t n, cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,6 +2,7 @@
  * and the write of keys and values to their block, in one pass over the rows. Twins:
  * kv_host_rms_norm() by head, kv_host_rotary(), kv_host_pages_write(). */
 #include "reference/cuda/bf16.cuh"
+#include "reference/cuda/launch.cuh"
 
 enum { WARPS = 8 };
 
@@ -19,6 +20,7 @@ static __global__ void __launch_bounds__(32 * WARPS)
                      const uint32_t *row_sequences, const uint32_t *positions, const float2 *angles,
                      const KvBf16 *query_norm, const KvBf16 *key_norm, float epsilon,
                      uint32_t n_heads) {
+  await_previous();
   uint32_t row = blockIdx.x, head = blockIdx.y * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
   uint32_t d = pages.head_dim, heads = n_heads + 2 * pages.n_kv_heads;
   uint32_t sequence = row_sequences[row];
@@ -76,7 +78,6 @@ cudaError_t kv_cuda_rotate_and_store(KvBf16 *qkv, const KvCudaPages *pages,
   if (angles && pages->head_dim % 2)
     return cudaErrorInvalidValue;
   dim3 grid(rows, (n_heads + 2 * pages->n_kv_heads + WARPS - 1) / WARPS);
-  rotate_and_store<<<grid, 32 * WARPS, 0, stream>>>(qkv, *pages, *tables, row_sequences, positions,
-                                                    angles, query_norm, key_norm, epsilon, n_heads);
-  return cudaGetLastError();
+  return launch_early(rotate_and_store, grid, 32 * WARPS, 0, stream, 1, qkv, *pages, *tables,
+                      row_sequences, positions, angles, query_norm, key_norm, epsilon, n_heads);
 }
