@@ -216,12 +216,15 @@ static __device__ __forceinline__ void step(Running<d> &run, Shared<d> &shared, 
   pass_turn<turns>(group);
   wgmma_wait<1>();
   pin(run.s);
-  if (lane == 0)
-    barrier_arrive(address(&shared.keys_free[stage]));
   if (masked)
     mask_scores<d>(run, job.first + j * KEYS, p.window, lane);
   soften<d>(run, p.scale);
-  pin(run.s);
+  /* A sum is never negative. That the address seems to depend on it keeps the assembler from
+   * moving the exponentials behind the next wait, where no product of this group runs beside
+   * them. */
+  uint32_t nothing = run.sum[0] + run.sum[1] < 0.0f ? sizeof(uint64_t) : 0;
+  if (lane == 0)
+    barrier_arrive(address(&shared.keys_free[stage]) + nothing);
   wgmma_wait<0>();
   pin(run.o);
   if (lane == 0)
