@@ -32,6 +32,7 @@ struct Decode {
 /* A block's part of the work. */
 struct Piece {
   uint32_t sequence, kv_head, first_head, heads, split, splits;
+  uint32_t context;
   uint32_t start;      /* first token that is attended to at all */
   uint32_t begin, end; /* tokens of this piece, begin a multiple of TILE */
   const uint32_t *table;
@@ -46,6 +47,7 @@ static __device__ bool piece_of_block(const Decode &p, Piece &piece) {
   piece.heads = min(p.group - heads_before, (uint32_t)HEADS);
   piece.split = blockIdx.x;
   uint32_t context = p.contexts[blockIdx.z], split_tokens = *p.split_tokens;
+  piece.context = context;
   piece.table = p.tables.table + p.tables.table_starts[blockIdx.z];
   piece.start = p.window && p.window < context ? context - p.window : 0;
   uint32_t base = piece.start / TILE * TILE;
@@ -78,7 +80,7 @@ template <int d> struct Stage {
 
 /* Begin to load the tile at token `t`; lane l < TILE knows the block of token t + l. Tokens outside
  * the piece become zeros: what stands there may be anything, NaN too. */
-template <int d>
+template <int d, int hint>
 static __device__ __forceinline__ void load_tile(Stage<d> &stage, const Decode &p,
                                                  const Piece &piece, uint32_t t, uint32_t block,
                                                  int lane) {
@@ -95,8 +97,8 @@ static __device__ __forceinline__ void load_tile(Stage<d> &stage, const Decode &
     uint64_t offset = __shfl_sync(0xffffffffu, row, r);
     int bytes = offset == UINT64_MAX ? 0 : 16;
     const KvBf16 *keys = p.pages.pool + (bytes ? offset + c * 8 : 0);
-    copy_16_async(&stage.keys[r][c * 8], keys, bytes);
-    copy_16_async(&stage.values[r][c * 8], bytes ? keys + p.pages.value_offset : keys, bytes);
+    copy_16_async<hint>(&stage.keys[r][c * 8], keys, bytes);
+    copy_16_async<hint>(&stage.values[r][c * 8], bytes ? keys + p.pages.value_offset : keys, bytes);
   }
 }
 
@@ -168,9 +170,9 @@ static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s
   }
 }
 
-/* All tiles of this warp. The tables are constants of the step: they are read before the kernel
- * that wrote queries and cache is known to be done. */
-template <int d, int stages>
+/* All tiles of this warp. Tables, and all tokens of a context but its last, are older than the
+ * kernel before this one: the first tiles are on their way before that one is known to be done. */
+template <int d, int stages, int hint>
 static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring, const Decode &p,
                                                  const Piece &piece, int warp, int lane) {
   const uint32_t stride = WARPS * TILE, shift = p.pages.block_shift;
@@ -182,19 +184,23 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring
     return token < piece.end ? table[token >> shift] : 0;
   };
   uint32_t block = block_at(loaded);
-  await_previous();
-  load_queries<d>(queries, p, piece, lane);
   auto load_next = [&](int stage) {
     if (loaded < piece.end) {
-      load_tile<d>(ring[stage], p, piece, loaded, block, lane);
+      load_tile<d, hint>(ring[stage], p, piece, loaded, block, lane);
       loaded += stride;
       block = block_at(loaded);
     }
     copies_commit();
   };
+  bool old = piece.begin + warp * TILE + (stages - 2) * stride + TILE < piece.context;
+  if (!old)
+    await_previous();
 #pragma unroll
   for (int s = 0; s < stages - 1; s++)
     load_next(s);
+  if (old)
+    await_previous();
+  load_queries<d>(queries, p, piece, lane);
   int stage = 0;
   for (uint32_t t = piece.begin + warp * TILE; t < piece.end; t += stride) {
     load_next((stage + stages - 1) % stages);
@@ -370,7 +376,7 @@ static __device__ void store_nothing(const Decode &p, const Piece &piece, uint32
 }
 
 /* The block's piece of the context, its warps' shares in `merge`. */
-template <int d, int stages>
+template <int d, int stages, int hint>
 static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
                                                  const Piece &piece) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -382,14 +388,14 @@ static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
       run.o[n][i] = 0.0f;
   run.largest[0] = run.largest[1] = -INFINITY;
   run.sum[0] = run.sum[1] = 0.0f;
-  run_tiles<d, stages>(run, (Stage<d> *)shared + warp * stages, p, piece, warp, lane);
+  run_tiles<d, stages, hint>(run, (Stage<d> *)shared + warp * stages, p, piece, warp, lane);
   __syncthreads(); /* the rings become the hand-over */
   hand_over<d>(*(Merge<d> *)shared, run, warp, lane);
   __syncthreads();
 }
 
 /* grid (splits, Hkv * groups of HEADS query heads, S) */
-template <int d, int stages>
+template <int d, int stages, int hint>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   Piece piece;
@@ -399,7 +405,7 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Deco
       store_nothing(p, piece, d);
     return;
   }
-  run_piece<d, stages>(shared, p, piece);
+  run_piece<d, stages, hint>(shared, p, piece);
   merge_warps<d>(*(Merge<d> *)shared, p, piece);
   if (piece.splits > 1 && is_last(p, piece))
     merge_pieces<d>(p, piece);
@@ -407,14 +413,14 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Deco
 
 /* The same grid, the blocks of a context a cluster: they merge through each other's shared memory,
  * without a way to global memory and back. */
-template <int d, int stages>
+template <int d, int stages, int hint>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   Share<d> &share = *(Share<d> *)(shared + sizeof(Merge<d>));
   Piece piece;
   if (piece_of_block(p, piece)) {
-    run_piece<d, stages>(shared, p, piece);
+    run_piece<d, stages, hint>(shared, p, piece);
     share_piece<d>(share, *(Merge<d> *)shared, piece.heads);
   } else {
     await_previous();
@@ -428,13 +434,13 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(co
 }
 
 /* Bits of KV_DECODE: 1: contexts of 2 to 8 pieces merge in clusters; 2: rings of two stages, so
- * that three blocks share a multiprocessor. */
+ * that three blocks share a multiprocessor; 4: the second-level cache fetches 256 bytes at once. */
 static int variant() {
   const char *chosen = getenv("KV_DECODE");
   return chosen ? atoi(chosen) : 1;
 }
 
-template <int d, int stages>
+template <int d, int stages, int hint>
 static cudaError_t launch_rings(const Decode &p, dim3 grid, cudaStream_t stream) {
   const int bytes = sizeof(Stage<d>) * WARPS * stages;
   static_assert(sizeof(Stage<d>) * WARPS * stages >= sizeof(Merge<d>), "the hand-over fits");
@@ -443,7 +449,8 @@ static cudaError_t launch_rings(const Decode &p, dim3 grid, cudaStream_t stream)
   const int needed = clustered && bytes < (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          ? (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          : bytes;
-  auto kernel = clustered ? decode_attention_cluster<d, stages> : decode_attention<d, stages>;
+  auto kernel =
+      clustered ? decode_attention_cluster<d, stages, hint> : decode_attention<d, stages, hint>;
   static bool ready[2]; /* one GPU, one thread */
   if (!ready[clustered]) {
     cudaError_t status =
@@ -456,7 +463,11 @@ static cudaError_t launch_rings(const Decode &p, dim3 grid, cudaStream_t stream)
 }
 
 template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
-  return variant() & 2 ? launch_rings<d, 2>(p, grid, stream) : launch_rings<d, 3>(p, grid, stream);
+  if (variant() & 4)
+    return variant() & 2 ? launch_rings<d, 2, 256>(p, grid, stream)
+                         : launch_rings<d, 3, 256>(p, grid, stream);
+  return variant() & 2 ? launch_rings<d, 2, 0>(p, grid, stream)
+                       : launch_rings<d, 3, 0>(p, grid, stream);
 }
 
 /* Groups of at most HEADS query heads that share a KV head. */
