@@ -3,7 +3,7 @@
  * lane, several tiles ahead.
  *
  * Every warp runs alone: it owns each WARPS-th tile of TILE tokens of its piece of the context, a
- * ring of stages tiles in shared memory, and a running softmax (Milakov & Gimelshein, "Online
+ * ring of STAGES tiles in shared memory, and a running softmax (Milakov & Gimelshein, "Online
  * normalizer calculation for softmax", 2018). The warps of a block then merge; if the context was
  * cut into several pieces, the block that finishes last merges those. Twin: kv_host_attention().
  */
@@ -12,7 +12,7 @@
 #include "reference/cuda/launch.cuh"
 #include "reference/cuda/mma.cuh"
 
-enum { WARPS = 4, TILE = 16, HEADS = 16 }; /* HEADS: rows of the product */
+enum { WARPS = 4, TILE = 16, STAGES = 3, HEADS = 16 }; /* HEADS: rows of the product */
 static_assert(KV_CUDA_SPLIT_UNIT == WARPS * TILE, "a piece is whole tiles of every warp");
 
 struct Decode {
@@ -80,7 +80,7 @@ template <int d> struct Stage {
 
 /* Begin to load the tile at token `t`; lane l < TILE knows the block of token t + l. Tokens outside
  * the piece become zeros: what stands there may be anything, NaN too. */
-template <int d, int hint>
+template <int d>
 static __device__ __forceinline__ void load_tile(Stage<d> &stage, const Decode &p,
                                                  const Piece &piece, uint32_t t, uint32_t block,
                                                  int lane) {
@@ -97,8 +97,8 @@ static __device__ __forceinline__ void load_tile(Stage<d> &stage, const Decode &
     uint64_t offset = __shfl_sync(0xffffffffu, row, r);
     int bytes = offset == UINT64_MAX ? 0 : 16;
     const KvBf16 *keys = p.pages.pool + (bytes ? offset + c * 8 : 0);
-    copy_16_async<hint>(&stage.keys[r][c * 8], keys, bytes);
-    copy_16_async<hint>(&stage.values[r][c * 8], bytes ? keys + p.pages.value_offset : keys, bytes);
+    copy_16_async(&stage.keys[r][c * 8], keys, bytes);
+    copy_16_async(&stage.values[r][c * 8], bytes ? keys + p.pages.value_offset : keys, bytes);
   }
 }
 
@@ -172,7 +172,7 @@ static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s
 
 /* All tiles of this warp. Tables, and all tokens of a context but its last, are older than the
  * kernel before this one: the first tiles are on their way before that one is known to be done. */
-template <int d, int stages, int hint>
+template <int d>
 static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring, const Decode &p,
                                                  const Piece &piece, int warp, int lane) {
   const uint32_t stride = WARPS * TILE, shift = p.pages.block_shift;
@@ -186,32 +186,32 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring
   uint32_t block = block_at(loaded);
   auto load_next = [&](int stage) {
     if (loaded < piece.end) {
-      load_tile<d, hint>(ring[stage], p, piece, loaded, block, lane);
+      load_tile<d>(ring[stage], p, piece, loaded, block, lane);
       loaded += stride;
       block = block_at(loaded);
     }
     copies_commit();
   };
-  bool old = piece.begin + warp * TILE + (stages - 2) * stride + TILE < piece.context;
+  bool old = piece.begin + warp * TILE + (STAGES - 2) * stride + TILE < piece.context;
   if (!old)
     await_previous();
 #pragma unroll
-  for (int s = 0; s < stages - 1; s++)
+  for (int s = 0; s < STAGES - 1; s++)
     load_next(s);
   if (old)
     await_previous();
   load_queries<d>(queries, p, piece, lane);
   int stage = 0;
   for (uint32_t t = piece.begin + warp * TILE; t < piece.end; t += stride) {
-    load_next((stage + stages - 1) % stages);
-    copies_wait<stages - 1>();
+    load_next((stage + STAGES - 1) % STAGES);
+    copies_wait<STAGES - 1>();
     __syncwarp();
     float s[2][4] = {};
     score_tile<d>(s, ring[stage], queries, lane);
     soften<d>(s, run, p, piece, t, lane);
     mix_tile<d>(run, s, ring[stage], lane);
     __syncwarp(); /* the tile may be overwritten */
-    stage = (stage + 1) % stages;
+    stage = (stage + 1) % STAGES;
   }
   copies_wait<0>();
 }
@@ -376,7 +376,7 @@ static __device__ void store_nothing(const Decode &p, const Piece &piece, uint32
 }
 
 /* The block's piece of the context, its warps' shares in `merge`. */
-template <int d, int stages, int hint>
+template <int d>
 static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
                                                  const Piece &piece) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -388,14 +388,14 @@ static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
       run.o[n][i] = 0.0f;
   run.largest[0] = run.largest[1] = -INFINITY;
   run.sum[0] = run.sum[1] = 0.0f;
-  run_tiles<d, stages, hint>(run, (Stage<d> *)shared + warp * stages, p, piece, warp, lane);
+  run_tiles<d>(run, (Stage<d> *)shared + warp * STAGES, p, piece, warp, lane);
   __syncthreads(); /* the rings become the hand-over */
   hand_over<d>(*(Merge<d> *)shared, run, warp, lane);
   __syncthreads();
 }
 
 /* grid (splits, Hkv * groups of HEADS query heads, S) */
-template <int d, int stages, int hint>
+template <int d>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   Piece piece;
@@ -405,7 +405,7 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Deco
       store_nothing(p, piece, d);
     return;
   }
-  run_piece<d, stages, hint>(shared, p, piece);
+  run_piece<d>(shared, p, piece);
   merge_warps<d>(*(Merge<d> *)shared, p, piece);
   if (piece.splits > 1 && is_last(p, piece))
     merge_pieces<d>(p, piece);
@@ -413,14 +413,14 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Deco
 
 /* The same grid, the blocks of a context a cluster: they merge through each other's shared memory,
  * without a way to global memory and back. */
-template <int d, int stages, int hint>
+template <int d>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   Share<d> &share = *(Share<d> *)(shared + sizeof(Merge<d>));
   Piece piece;
   if (piece_of_block(p, piece)) {
-    run_piece<d, stages, hint>(shared, p, piece);
+    run_piece<d>(shared, p, piece);
     share_piece<d>(share, *(Merge<d> *)shared, piece.heads);
   } else {
     await_previous();
@@ -433,24 +433,16 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(co
   cluster.sync(); /* shared memory lasts until its last reader */
 }
 
-/* Bits of KV_DECODE: 1: contexts of 2 to 8 pieces merge in clusters; 2: rings of two stages, so
- * that three blocks share a multiprocessor; 4: the second-level cache fetches 256 bytes at once. */
-static int variant() {
-  const char *chosen = getenv("KV_DECODE");
-  return chosen ? atoi(chosen) : 1;
-}
-
-template <int d, int stages, int hint>
-static cudaError_t launch_rings(const Decode &p, dim3 grid, cudaStream_t stream) {
-  const int bytes = sizeof(Stage<d>) * WARPS * stages;
-  static_assert(sizeof(Stage<d>) * WARPS * stages >= sizeof(Merge<d>), "the hand-over fits");
+template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
+  const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
+  static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
   static_assert(sizeof(Merge<d>) % 16 == 0, "what follows it is aligned");
-  const bool clustered = (variant() & 1) && grid.x > 1 && grid.x <= 8;
+  /* A cluster of more than eight blocks may not find room. */
+  const bool clustered = grid.x > 1 && grid.x <= 8;
   const int needed = clustered && bytes < (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          ? (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          : bytes;
-  auto kernel =
-      clustered ? decode_attention_cluster<d, stages, hint> : decode_attention<d, stages, hint>;
+  auto kernel = clustered ? decode_attention_cluster<d> : decode_attention<d>;
   static bool ready[2]; /* one GPU, one thread */
   if (!ready[clustered]) {
     cudaError_t status =
@@ -460,14 +452,6 @@ static cudaError_t launch_rings(const Decode &p, dim3 grid, cudaStream_t stream)
     ready[clustered] = true;
   }
   return launch_early(kernel, grid, WARPS * 32, needed, stream, clustered ? grid.x : 1, p);
-}
-
-template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
-  if (variant() & 4)
-    return variant() & 2 ? launch_rings<d, 2, 256>(p, grid, stream)
-                         : launch_rings<d, 3, 256>(p, grid, stream);
-  return variant() & 2 ? launch_rings<d, 2, 0>(p, grid, stream)
-                       : launch_rings<d, 3, 0>(p, grid, stream);
 }
 
 /* Groups of at most HEADS query heads that share a KV head. */
@@ -488,8 +472,7 @@ uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint
 /* The fewest pieces whose blocks, two on a multiprocessor, fill whole waves to 95 %. */
 uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
                                    uint32_t multiprocessors) {
-  uint64_t slots = (variant() & 2 ? 3 : 2) * (uint64_t)multiprocessors,
-           blocks = (uint64_t)sequences * n_kv_heads;
+  uint64_t slots = 2 * (uint64_t)multiprocessors, blocks = (uint64_t)sequences * n_kv_heads;
   uint32_t best = 1;
   double best_share = 0.0;
   for (uint32_t splits = 1; splits <= 64 && blocks; splits++) {

@@ -1,4 +1,5 @@
-/* Prefill attention: a chunk's queries over the paged cache, theirs included, on the tensor cores.
+/* Prefill attention, for heads that attention_prefill_wgmma.cu does not take: a chunk's queries
+ * over the paged cache, theirs included, on the tensor cores.
  *
  * A block takes the queries of TILE_ROWS (token, head) pairs that share a KV head, so keys and
  * values are read once for all heads of a group, and walks over the visible tokens KEYS at a time,
@@ -6,8 +7,6 @@
  * Faster Attention with Better Parallelism and Work Partitioning" (2023), algorithm 1. Twin:
  * kv_host_attention().
  */
-#include <stdlib.h>
-
 #include "reference/cuda/mma.cuh"
 #include "reference/cuda/prefill.cuh"
 
@@ -270,21 +269,13 @@ cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
   if (p.group > TILE_ROWS)
     return cudaErrorInvalidValue;
-  /* 0: this file's kernel; 1: wgmma; + 2: groups take turns; + 4: heads first. */
-  const char *chosen = getenv("KV_PREFILL");
-  int variant = chosen ? atoi(chosen) : 7;
-  if ((variant & 1) && (pages->head_dim == 64 || pages->head_dim == 128))
-    return kv_prefill_wgmma(p, n_tiles, (variant & 2) != 0, (variant & 4) && n_tiles < 65536,
-                            stream);
+  if (pages->head_dim == 64 || pages->head_dim == 128)
+    return kv_prefill_wgmma(p, n_tiles, stream);
   switch (pages->head_dim) {
-  case 64:
-    return launch<64>(p, n_tiles, stream);
   case 80:
     return launch<80>(p, n_tiles, stream);
   case 96:
     return launch<96>(p, n_tiles, stream);
-  case 128:
-    return launch<128>(p, n_tiles, stream);
   default:
     return cudaErrorInvalidValue;
   }

@@ -189,31 +189,29 @@ template <int d> static __device__ __forceinline__ void pack_weights(Running<d> 
 }
 
 /* Turns at the tensor cores. */
-template <bool turns> static __device__ __forceinline__ void take_turn(int group) {
-  if (turns)
-    named_sync(1 + group, GROUPS * GROUP);
+static __device__ __forceinline__ void take_turn(int group) {
+  named_sync(1 + group, GROUPS * GROUP);
 }
 
-template <bool turns> static __device__ __forceinline__ void pass_turn(int group) {
-  if (turns)
-    named_arrive(1 + (group ^ 1), GROUPS * GROUP);
+static __device__ __forceinline__ void pass_turn(int group) {
+  named_arrive(1 + (group ^ 1), GROUPS * GROUP);
 }
 
 /* The scores of tile j beside the mix of tile j - 1. */
-template <int d, bool turns, bool masked>
+template <int d, bool masked>
 static __device__ __forceinline__ void step(Running<d> &run, Shared<d> &shared, const Prefill &p,
                                             const Job &job, int j, int group, int lane) {
   int stage = j % STAGES, before = (j - 1) % STAGES;
   barrier_wait(address(&shared.keys_full[stage]), j / STAGES & 1);
   barrier_wait(address(&shared.values_full[before]), (j - 1) / STAGES & 1);
   publish_shared();
-  take_turn<turns>(group);
+  take_turn(group);
   pin(run.o);
   pin(run.s);
   wgmma_fence();
   launch_scores<d>(run, shared, group, stage);
   launch_mix<d>(run, shared, before);
-  pass_turn<turns>(group);
+  pass_turn(group);
   wgmma_wait<1>();
   pin(run.s);
   if (masked)
@@ -253,7 +251,7 @@ static __device__ __forceinline__ void store(const Running<d> &run, const Prefil
   }
 }
 
-template <int d, bool turns>
+template <int d>
 static __device__ __forceinline__ void compute(Shared<d> &shared, const Prefill &p, const Job &job,
                                                int group, int thread) {
   const int lane = thread % 32, first_row = group * ROWS + thread / 32 * 16 + lane / 4;
@@ -267,15 +265,15 @@ static __device__ __forceinline__ void compute(Shared<d> &shared, const Prefill 
     run.largest[half] = -INFINITY;
     run.sum[half] = 0.0f;
   }
-  if (turns && group == 1)
-    pass_turn<turns>(group); /* the first group begins */
+  if (group == 1)
+    pass_turn(group); /* the first group begins */
   barrier_wait(address(&shared.keys_full[0]), 0);
   publish_shared();
-  take_turn<turns>(group);
+  take_turn(group);
   pin(run.s);
   wgmma_fence();
   launch_scores<d>(run, shared, group, 0);
-  pass_turn<turns>(group);
+  pass_turn(group);
   wgmma_wait<0>();
   pin(run.s);
   if (lane == 0)
@@ -286,31 +284,31 @@ static __device__ __forceinline__ void compute(Shared<d> &shared, const Prefill 
   /* Tiles that the tile's first token sees whole need no mask; with a window, all take it. */
   int whole = p.window ? 0 : (int)((job.tile.position + 1 - job.first) / KEYS), j = 1;
   for (; j < min(whole, job.tiles); j++)
-    step<d, turns, false>(run, shared, p, job, j, group, lane);
+    step<d, false>(run, shared, p, job, j, group, lane);
   for (; j < job.tiles; j++)
-    step<d, turns, true>(run, shared, p, job, j, group, lane);
+    step<d, true>(run, shared, p, job, j, group, lane);
   barrier_wait(address(&shared.values_full[(j - 1) % STAGES]), (j - 1) / STAGES & 1);
   publish_shared();
-  take_turn<turns>(group);
+  take_turn(group);
   pin(run.o);
   wgmma_fence();
   launch_mix<d>(run, shared, (j - 1) % STAGES);
   if (group == 0)
-    pass_turn<turns>(group); /* the second group ends */
+    pass_turn(group); /* the second group ends */
   wgmma_wait<0>();
   pin(run.o);
   store<d>(run, p, job, first_row, lane);
 }
 
-/* grid (Hkv, tiles), or (tiles, Hkv) if !heads_first */
-template <int d, bool turns>
+/* grid (Hkv, tiles): the heaviest tiles of all heads come first */
+template <int d>
 static __global__ void __launch_bounds__(THREADS, 1)
-    prefill_attention_wgmma(const __grid_constant__ Prefill p, bool heads_first) {
+    prefill_attention_wgmma(const __grid_constant__ Prefill p) {
   extern __shared__ __align__(1024) char bytes[];
   Shared<d> &shared = *(Shared<d> *)bytes;
   Job job;
-  job.tile = p.tiles[heads_first ? blockIdx.y : blockIdx.x];
-  job.kv_head = heads_first ? blockIdx.x : blockIdx.y;
+  job.tile = p.tiles[blockIdx.y];
+  job.kv_head = blockIdx.x;
   job.end = job.tile.position + job.tile.count;
   job.first = p.window && job.tile.position + 1 > p.window ? job.tile.position + 1 - p.window : 0;
   job.first = job.first / KEYS * KEYS;
@@ -332,32 +330,26 @@ static __global__ void __launch_bounds__(THREADS, 1)
     copy_tiles<d>(shared, p, job, threadIdx.x % GROUP);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(REGISTERS_COMPUTING));
-    compute<d, turns>(shared, p, job, group, threadIdx.x % GROUP);
+    compute<d>(shared, p, job, group, threadIdx.x % GROUP);
   }
 }
 
-template <int d, bool turns>
-static cudaError_t launch(const Prefill &p, uint32_t n_tiles, bool heads_first,
-                          cudaStream_t stream) {
+template <int d>
+static cudaError_t launch(const Prefill &p, uint32_t n_tiles, cudaStream_t stream) {
   static bool ready = false; /* one GPU, one thread */
   if (!ready) {
     cudaError_t status =
-        cudaFuncSetAttribute(prefill_attention_wgmma<d, turns>,
+        cudaFuncSetAttribute(prefill_attention_wgmma<d>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(Shared<d>));
     if (status != cudaSuccess)
       return status;
     ready = true;
   }
-  dim3 grid = heads_first ? dim3(p.pages.n_kv_heads, n_tiles) : dim3(n_tiles, p.pages.n_kv_heads);
-  prefill_attention_wgmma<d, turns><<<grid, THREADS, sizeof(Shared<d>), stream>>>(p, heads_first);
+  dim3 grid(p.pages.n_kv_heads, n_tiles);
+  prefill_attention_wgmma<d><<<grid, THREADS, sizeof(Shared<d>), stream>>>(p);
   return cudaGetLastError();
 }
 
-cudaError_t kv_prefill_wgmma(const Prefill &p, uint32_t n_tiles, bool turns, bool heads_first,
-                             cudaStream_t stream) {
-  if (p.pages.head_dim == 64)
-    return turns ? launch<64, true>(p, n_tiles, heads_first, stream)
-                 : launch<64, false>(p, n_tiles, heads_first, stream);
-  return turns ? launch<128, true>(p, n_tiles, heads_first, stream)
-               : launch<128, false>(p, n_tiles, heads_first, stream);
+cudaError_t kv_prefill_wgmma(const Prefill &p, uint32_t n_tiles, cudaStream_t stream) {
+  return p.pages.head_dim == 64 ? launch<64>(p, n_tiles, stream) : launch<128>(p, n_tiles, stream);
 }

@@ -55,9 +55,7 @@ KvCudaCache *kv_cuda_cache_new(KvCudaDevice *device, const KvCudaWeights *weight
   cache->hbm_blocks = hbm_blocks;
   cache->dram_blocks = dram_blocks;
   cache->moves = g_array_new(FALSE, FALSE, sizeof(KvCudaMove));
-  cache->to = g_array_new(FALSE, FALSE, sizeof(void *));
-  cache->from = g_array_new(FALSE, FALSE, sizeof(void *));
-  cache->sizes = g_array_new(FALSE, FALSE, sizeof(size_t));
+  cache->batch = g_array_new(FALSE, FALSE, sizeof(KvCudaPiece));
   if (!lay_out(cache, weights, error))
     return NULL;
   cache->hbm_names = g_try_new0(guint64, hbm_blocks * block_tokens);
@@ -81,7 +79,7 @@ void kv_cuda_cache_free(KvCudaCache *cache) {
   for (guint64 i = 0; cache->slabs && i <= cache->dram_blocks / SLAB_BLOCKS; i++)
     if (cache->slabs[i])
       (void)cudaFreeHost(cache->slabs[i]);
-  GArray *arrays[] = {cache->moves, cache->to, cache->from, cache->sizes};
+  GArray *arrays[] = {cache->moves, cache->batch};
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_unref(arrays[i]);
   kv_cuda_free(cache->pieces);
@@ -119,47 +117,29 @@ static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **er
   if (move->to_tier != KV_TIER_HBM && !(target = dram_block(cache, move->to, error)))
     return FALSE;
   for (guint l = 0; l < cache->n_layers; l++) {
-    void *to = layer_part(cache, move->to_tier, move->to, target, l);
-    void *from = layer_part(cache, move->from_tier, move->from, source, l);
-    size_t bytes = block_part_bytes(cache, l);
-    g_array_append_val(cache->to, to);
-    g_array_append_val(cache->from, from);
-    g_array_append_val(cache->sizes, bytes);
+    KvCudaPiece piece = {layer_part(cache, move->to_tier, move->to, target, l),
+                         layer_part(cache, move->from_tier, move->from, source, l),
+                         block_part_bytes(cache, l)};
+    g_array_append_val(cache->batch, piece);
   }
   return TRUE;
 }
 
-/* By the copy engines. */
-static gboolean copy_by_engine(KvCudaCache *cache, GError **error) {
-  struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream};
-  size_t first = 0;
-  return KV_CUDA_OK(cudaMemcpyBatchAsync((void *const *)(void *)cache->to->data,
-                                         (const void *const *)(void *)cache->from->data,
-                                         (const size_t *)(void *)cache->sizes->data, cache->to->len,
-                                         &attributes, &first, 1, cache->device->copies),
-                    error);
-}
-
-/* By threads. */
-static gboolean copy_by_kernel(KvCudaCache *cache, GError **error) {
+/* The list of pieces to the GPU, and its copies. */
+static gboolean launch_batch(KvCudaCache *cache, GError **error) {
   cudaStream_t stream = cache->device->copies;
-  guint n = cache->to->len;
-  gsize bytes = n * sizeof(KvCudaPiece);
+  guint n = cache->batch->len;
   if (n > cache->room_pieces) {
     kv_cuda_free(cache->pieces);
-    cache->room_pieces = 2 * n;
-    cache->pieces = kv_cuda_alloc(2 * bytes, "the list of a batch of copies", error);
-    if (!cache->pieces) {
-      cache->room_pieces = 0;
+    cache->room_pieces = 0;
+    cache->pieces =
+        kv_cuda_alloc(2 * n * sizeof(KvCudaPiece), "the list of a batch of copies", error);
+    if (!cache->pieces)
       return FALSE;
-    }
+    cache->room_pieces = 2 * n;
   }
-  g_autofree KvCudaPiece *pieces = g_new(KvCudaPiece, n);
-  for (guint i = 0; i < n; i++)
-    pieces[i] =
-        (KvCudaPiece){g_array_index(cache->to, void *, i), g_array_index(cache->from, void *, i),
-                      g_array_index(cache->sizes, size_t, i)};
-  return KV_CUDA_OK(cudaMemcpyAsync(cache->pieces, pieces, bytes, cudaMemcpyHostToDevice, stream),
+  return KV_CUDA_OK(cudaMemcpyAsync(cache->pieces, cache->batch->data, n * sizeof(KvCudaPiece),
+                                    cudaMemcpyHostToDevice, stream),
                     error) &&
          KV_CUDA_OK(kv_cuda_copy_pieces(cache->pieces, n, stream), error);
 }
@@ -168,11 +148,9 @@ static gboolean copy_by_kernel(KvCudaCache *cache, GError **error) {
 static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) {
   KvCudaDevice *device = cache->device;
   float milliseconds = 0.0f;
-  const char *chosen = g_getenv("KV_SWAP");
-  gboolean by_engine = chosen && *chosen == '0';
   if (!kv_cuda_wait(device, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
-      !(by_engine ? copy_by_engine(cache, error) : copy_by_kernel(cache, error)) ||
+      !launch_batch(cache, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
       !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
       !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))
@@ -183,14 +161,12 @@ static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) 
 
 static gboolean make_moves(KvCudaCache *cache, double *seconds, GError **error) {
   *seconds = 0.0;
-  g_array_set_size(cache->to, 0);
-  g_array_set_size(cache->from, 0);
-  g_array_set_size(cache->sizes, 0);
+  g_array_set_size(cache->batch, 0);
   for (guint i = 0; i < cache->moves->len; i++)
     if (!add_move(cache, &g_array_index(cache->moves, KvCudaMove, i), error))
       return FALSE;
   g_array_set_size(cache->moves, 0);
-  return cache->to->len == 0 || copy_batch(cache, seconds, error);
+  return cache->batch->len == 0 || copy_batch(cache, seconds, error);
 }
 
 gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error) {

@@ -2,7 +2,6 @@
 
 #include <cublasLt.h>
 #include <dlfcn.h>
-#include <stdlib.h>
 
 #include "sim/base/error.h"
 
@@ -236,9 +235,8 @@ static void trial_clear(Trial *t) {
 /* The fastest of the guesses. Where there is no memory to time them, the first. */
 static gboolean choose(Plan *plan, const KvCudaProduct *p, cudaStream_t stream, GError **error) {
   cublasLtMatmulHeuristicResult_t results[CANDIDATES];
-  const char *chosen = g_getenv("KV_GEMM");
-  int found = 0, wanted = chosen ? CLAMP(atoi(chosen), 1, CANDIDATES) : CANDIDATES;
-  if (!guess(plan, results, wanted, &found, error))
+  int found = 0;
+  if (!guess(plan, results, CANDIDATES, &found, error))
     return FALSE;
   plan->algorithm = results[0].algo;
   Trial trial = {.stream = stream,

@@ -132,8 +132,7 @@ static __global__ void __launch_bounds__(WARPS * 32) gemv(const Gemv p) {
 
 template <int rows> static cudaError_t launch(const Gemv &p, cudaStream_t stream) {
   /* Few outputs: more warps an output, so that there are blocks enough to fill the GPU. */
-  const char *chosen = getenv("KV_GEMV");
-  bool shared = chosen ? *chosen == '1' : p.outputs < 16384;
+  bool shared = p.outputs < 16384;
   uint32_t outputs = OUTPUTS * (shared ? 1 : WARPS);
   return launch_early(shared ? gemv<rows, WARPS> : gemv<rows, 1>,
                       (p.outputs + outputs - 1) / outputs, WARPS * 32, 0, stream, 1, p);

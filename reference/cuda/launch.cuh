@@ -10,7 +10,6 @@
 #define KV_REFERENCE_CUDA_LAUNCH_CUH
 
 #include <stdint.h>
-#include <stdlib.h>
 
 #include <cuda_runtime.h>
 
@@ -26,10 +25,9 @@ template <typename... Parameters, typename... Arguments>
 static cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, uint32_t threads,
                                 size_t shared, cudaStream_t stream, uint32_t cluster,
                                 Arguments... arguments) {
-  const char *chosen = getenv("KV_PDL");
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = !chosen || *chosen != '0';
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = cluster;
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;

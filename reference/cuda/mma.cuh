@@ -11,19 +11,12 @@
 
 #include "reference/cuda/bf16.cuh"
 
-/* Begin to copy `bytes` (16, or 0: zeros are written and nothing is read). `fetched`: bytes that
- * the second-level cache takes from memory at once; 0: as it likes. */
-template <int fetched = 0>
+/* Begin to copy `bytes` (16, or 0: zeros are written and nothing is read). */
 static __device__ __forceinline__ void copy_16_async(void *shared, const void *global, int bytes) {
-  uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
-  if (fetched == 256)
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global),
-                 "r"(bytes)
-                 : "memory");
-  else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global),
-                 "r"(bytes)
-                 : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(
+                   (uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global), "r"(bytes)
+               : "memory");
 }
 
 static __device__ __forceinline__ void copies_commit() {

@@ -1,5 +1,5 @@
-/* What the two kernels of prefill attention share: attention_prefill.cu, for every head size, and
- * attention_prefill_wgmma.cu, for heads of 64 and 128. */
+/* What the two kernels of prefill attention share: attention_prefill_wgmma.cu, for heads of
+ * 64 and 128, and attention_prefill.cu, for others. */
 #ifndef KV_REFERENCE_CUDA_PREFILL_CUH
 #define KV_REFERENCE_CUDA_PREFILL_CUH
 
@@ -18,8 +18,7 @@ struct Prefill {
   float scale; /* of a score, as a power of two: log2(e) / sqrt(d) */
 };
 
-/* `turns`: the computing groups alternate; `heads_first`: a tile's KV heads are neighbours. */
-cudaError_t kv_prefill_wgmma(const Prefill &p, uint32_t n_tiles, bool turns, bool heads_first,
-                             cudaStream_t stream);
+/* Heads of 64 or 128. */
+cudaError_t kv_prefill_wgmma(const Prefill &p, uint32_t n_tiles, cudaStream_t stream);
 
 #endif
