@@ -1,12 +1,14 @@
 /* What the kernels reach, beside what the GPU can do.
  *
- *     cuda_bench FILE.json [MODEL]
+ *     cuda_bench FILE.json [MODEL [PART ...]]
  *
  * First the ceilings: a copy inside the GPU's memory (bytes read plus bytes written) and a large
  * bf16 product. Then decode and prefill attention, products, swaps and whole steps of MODEL
- * (default llama-3-8b) with random weights and caches. Times are the GPU's, medians of REPEATS
- * after a warm run, in microseconds; what is timed alternates among buffers larger together than
- * the second-level cache. A row that needs more memory than is free is left out, and says so.
+ * (default llama-3-8b) with random weights and caches; of these only the PARTs, if there are any:
+ * decode, prefill, products, steps, targets (steps that have one) and swaps. Times are the GPU's,
+ * medians of REPEATS after a warm run, in microseconds; what is timed alternates among buffers
+ * larger together than the second-level cache. A row that needs more memory than is free is left
+ * out, and says so.
  */
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +27,7 @@ typedef struct {
   KvOutput *file;
   const char *separator; /* before the next row */
   double copy_Bps, gemm_flops;
+  gboolean only_targets; /* of the steps */
 } Bench;
 
 static int by_value(const void *a, const void *b) {
@@ -93,7 +96,7 @@ static gboolean bench_ceilings(Bench *b, GError **error) {
   return TRUE;
 }
 
-static gboolean bench_products(Bench *b, GError **error) {
+static gboolean bench_products(Bench *b, const KvModel *model, GError **error) {
   static const guint rows[] = {1, 4, 16, 64, 256, 2048, 8192};
   static const guint shapes[][2] = {{4096, 6144}, {4096, 4096}, {4096, 28672}, {14336, 4096}};
   begin_list(b, "products");
@@ -121,7 +124,7 @@ static const struct {
                {40, 8, 128, 64, 2048}, {28, 4, 128, 64, 2048}, {32, 32, 128, 16, 2048},
                {64, 8, 128, 64, 4096}, {32, 8, 64, 64, 4096},  {12, 12, 64, 64, 1024}};
 
-static gboolean bench_decode(Bench *b, GError **error) {
+static gboolean bench_decode(Bench *b, const KvModel *model, GError **error) {
   begin_list(b, "decode_attention");
   for (guint i = 0; i < G_N_ELEMENTS(decodes); i++) {
     KvCudaAttentionCase a = {.n_heads = decodes[i].n_heads,
@@ -150,7 +153,7 @@ static const struct {
 } prefills[] = {{32, 8, 128, 512},   {32, 8, 128, 2048}, {32, 8, 128, 8192}, {32, 8, 128, 16384},
                 {32, 32, 128, 8192}, {40, 8, 128, 8192}, {12, 12, 64, 2048}, {32, 8, 64, 8192}};
 
-static gboolean bench_prefill(Bench *b, GError **error) {
+static gboolean bench_prefill(Bench *b, const KvModel *model, GError **error) {
   begin_list(b, "prefill_attention");
   for (guint i = 0; i < G_N_ELEMENTS(prefills); i++) {
     KvCudaAttentionCase a = {.n_heads = prefills[i].n_heads,
@@ -272,6 +275,8 @@ static gboolean bench_steps(Bench *b, const KvModel *model, GError **error) {
   begin_list(b, "steps");
   for (guint i = 0; i < G_N_ELEMENTS(steps); i++) {
     guint batch = steps[i].batch, context = steps[i].context;
+    if (b->only_targets && steps[i].target_seconds <= 0.0)
+      continue;
     KvCudaWork work = {0};
     g_autofree char *label =
         batch ? g_strdup_printf("%s decode step, batch %u, context %u", model->id, batch, context)
@@ -325,28 +330,68 @@ static gboolean bench_swaps(Bench *b, const KvModel *model, GError **error) {
   return done;
 }
 
-static gboolean run(Bench *b, const char *path, const char *name, GError **error) {
+static gboolean bench_targets(Bench *b, const KvModel *model, GError **error) {
+  b->only_targets = TRUE;
+  return bench_steps(b, model, error);
+}
+
+static const struct {
+  const char *name;
+  gboolean (*run)(Bench *b, const KvModel *model, GError **error);
+  gboolean by_default;
+} parts[] = {{"decode", bench_decode, TRUE},     {"prefill", bench_prefill, TRUE},
+             {"products", bench_products, TRUE}, {"steps", bench_steps, TRUE},
+             {"targets", bench_targets, FALSE},  {"swaps", bench_swaps, TRUE}};
+
+static gboolean wanted(guint part, char **names) {
+  return *names ? g_strv_contains((const char *const *)names, parts[part].name)
+                : parts[part].by_default;
+}
+
+static gboolean run(Bench *b, const char *path, const char *name, char **names, GError **error) {
   g_autoptr(KvModel) model = kv_model_load(name, error);
   if (!model || !(b->timer.device = kv_cuda_device_open(error)) ||
       !(b->timer.gemm = kv_cuda_gemm_new(error)) || !(b->file = kv_output_open(path, error)))
     return FALSE;
   kv_output_print(b->file, "{\n \"device\": \"%s\",\n \"driver_cuda\": %u", b->timer.device->name,
                   b->timer.device->driver_version);
-  if (!bench_ceilings(b, error) || !bench_decode(b, error) || !bench_prefill(b, error) ||
-      !bench_products(b, error) || !bench_steps(b, model, error) || !bench_swaps(b, model, error))
+  if (!bench_ceilings(b, error))
     return FALSE;
+  for (guint i = 0; i < G_N_ELEMENTS(parts); i++)
+    if (wanted(i, names) && !parts[i].run(b, model, error))
+      return FALSE;
   kv_output_print(b->file, "\n}\n");
   return kv_output_commit(g_steal_pointer(&b->file), error);
+}
+
+/* The first of names that is no part, or NULL. */
+static const char *unknown_part(char **names) {
+  for (; *names; names++) {
+    guint i = 0;
+    while (i < G_N_ELEMENTS(parts) && strcmp(*names, parts[i].name) != 0)
+      i++;
+    if (i == G_N_ELEMENTS(parts))
+      return *names;
+  }
+  return NULL;
 }
 
 int main(int argc, char **argv) {
   g_autoptr(GError) error = NULL;
   Bench bench = {0};
-  if (argc < 2 || argc > 3) {
-    (void)fprintf(stderr, "cuda_bench: expected FILE.json [MODEL]\n");
+  char **names = argv + MIN(argc, 3);
+  if (argc < 2) {
+    (void)fprintf(stderr, "cuda_bench: expected FILE.json [MODEL [PART ...]]\n");
     return 2;
   }
-  gboolean done = run(&bench, argv[1], argc == 3 ? argv[2] : "llama-3-8b", &error);
+  if (unknown_part(names)) {
+    (void)fprintf(stderr,
+                  "cuda_bench: no part '%s', expected decode, prefill, products, steps, "
+                  "targets or swaps\n",
+                  unknown_part(names));
+    return 2;
+  }
+  gboolean done = run(&bench, argv[1], argc >= 3 ? argv[2] : "llama-3-8b", names, &error);
   if (bench.file)
     kv_output_discard(bench.file);
   kv_cuda_gemm_free(bench.timer.gemm);

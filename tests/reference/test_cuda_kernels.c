@@ -659,6 +659,33 @@ static void test_block_copies(void) {
   release();
 }
 
+/* To pinned memory and back, in pieces of every length. */
+static void test_pieces(void) {
+  static const guint64 bytes[] = {16, 4096, 48, 32768, 4112, 100016};
+  enum { N = G_N_ELEMENTS(bytes), ROOM = 100032 };
+  g_autofree guint8 *before = g_malloc(N * ROOM), *after = g_malloc(N * ROOM);
+  for (gsize i = 0; i < N * ROOM; i++)
+    before[i] = (guint8)kv_random_u64(&random_numbers);
+  char *source = on_device(before, N * ROOM), *target = poisoned(N * ROOM), *pinned = NULL;
+  g_assert_cmpint(cudaHostAlloc((void **)&pinned, N * ROOM, cudaHostAllocDefault), ==, 0);
+  memset(pinned, 0xff, N * ROOM);
+  KvCudaPiece out[N], in[N];
+  for (guint i = 0; i < N; i++) {
+    out[i] = (KvCudaPiece){pinned + i * ROOM, source + i * ROOM, bytes[i]};
+    in[i] = (KvCudaPiece){target + (N - 1 - i) * ROOM, pinned + i * ROOM, bytes[i]};
+  }
+  LAUNCHED(kv_cuda_copy_pieces(on_device(out, sizeof out), N, device->stream));
+  LAUNCHED(kv_cuda_copy_pieces(on_device(in, sizeof in), N, device->stream));
+  OK(kv_cuda_download(device, after, target, N * ROOM, &ok_error));
+  for (guint i = 0; i < N; i++) {
+    g_assert_cmpmem(after + (N - 1 - i) * ROOM, bytes[i], before + i * ROOM, bytes[i]);
+    for (gsize b = bytes[i]; b < ROOM; b++) /* nothing else is written */
+      g_assert_true((guint8)pinned[i * ROOM + b] == 0xff);
+  }
+  (void)cudaFreeHost(pinned);
+  release();
+}
+
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
@@ -698,6 +725,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/prefill-attention", test_prefill_attention);
   g_test_add_func("/reference/cuda/attention-extremes", test_attention_extremes);
   g_test_add_func("/reference/cuda/block-copies", test_block_copies);
+  g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
   g_ptr_array_unref(allocated);
