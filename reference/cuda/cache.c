@@ -133,7 +133,7 @@ static gboolean launch_batch(KvCudaCache *cache, GError **error) {
     kv_cuda_free(cache->pieces);
     cache->room_pieces = 0;
     cache->pieces =
-        kv_cuda_alloc(2 * n * sizeof(KvCudaPiece), "the list of a batch of copies", error);
+        kv_cuda_alloc((gsize)2 * n * sizeof(KvCudaPiece), "the list of a batch of copies", error);
     if (!cache->pieces)
       return FALSE;
     cache->room_pieces = 2 * n;

@@ -48,7 +48,7 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
     e->between_steps_seconds = scheduler->between_steps_seconds;
   if (strcmp(e->allocator, "reserved") == 0 || !scheduler->shares_prefixes)
     e->prefix_caching = FALSE;
-  if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
+  if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0 && !e->scheduled_by)
     e->reservation = KV_RESERVE_ORACLE;
 }
 

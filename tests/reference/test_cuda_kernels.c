@@ -662,25 +662,26 @@ static void test_block_copies(void) {
 /* To pinned memory and back, in pieces of every length. */
 static void test_pieces(void) {
   static const guint64 bytes[] = {16, 4096, 48, 32768, 4112, 100016};
-  enum { N = G_N_ELEMENTS(bytes), ROOM = 100032 };
-  g_autofree guint8 *before = g_malloc(N * ROOM), *after = g_malloc(N * ROOM);
-  for (gsize i = 0; i < N * ROOM; i++)
+  enum { N = G_N_ELEMENTS(bytes) };
+  const gsize room = 100032, all = N * room;
+  g_autofree guint8 *before = g_malloc(all), *after = g_malloc(all);
+  for (gsize i = 0; i < all; i++)
     before[i] = (guint8)kv_random_u64(&random_numbers);
-  char *source = on_device(before, N * ROOM), *target = poisoned(N * ROOM), *pinned = NULL;
-  g_assert_cmpint(cudaHostAlloc((void **)&pinned, N * ROOM, cudaHostAllocDefault), ==, 0);
-  memset(pinned, 0xff, N * ROOM);
+  char *source = on_device(before, all), *target = poisoned(all), *pinned = NULL;
+  g_assert_cmpint(cudaHostAlloc((void **)&pinned, all, cudaHostAllocDefault), ==, 0);
+  memset(pinned, 0xff, all);
   KvCudaPiece out[N], in[N];
   for (guint i = 0; i < N; i++) {
-    out[i] = (KvCudaPiece){pinned + i * ROOM, source + i * ROOM, bytes[i]};
-    in[i] = (KvCudaPiece){target + (N - 1 - i) * ROOM, pinned + i * ROOM, bytes[i]};
+    out[i] = (KvCudaPiece){pinned + i * room, source + i * room, bytes[i]};
+    in[i] = (KvCudaPiece){target + (N - 1 - i) * room, pinned + i * room, bytes[i]};
   }
   LAUNCHED(kv_cuda_copy_pieces(on_device(out, sizeof out), N, device->stream));
   LAUNCHED(kv_cuda_copy_pieces(on_device(in, sizeof in), N, device->stream));
-  OK(kv_cuda_download(device, after, target, N * ROOM, &ok_error));
+  OK(kv_cuda_download(device, after, target, all, &ok_error));
   for (guint i = 0; i < N; i++) {
-    g_assert_cmpmem(after + (N - 1 - i) * ROOM, bytes[i], before + i * ROOM, bytes[i]);
-    for (gsize b = bytes[i]; b < ROOM; b++) /* nothing else is written */
-      g_assert_true((guint8)pinned[i * ROOM + b] == 0xff);
+    g_assert_cmpmem(after + (N - 1 - i) * room, bytes[i], before + i * room, bytes[i]);
+    for (gsize b = bytes[i]; b < room; b++) /* nothing else is written */
+      g_assert_true((guint8)pinned[i * room + b] == 0xff);
   }
   (void)cudaFreeHost(pinned);
   release();
