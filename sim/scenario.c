@@ -102,6 +102,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "replay captured graphs for small steps"},
     {"engine", "cuda_graph_max_tokens", KV_FIELD_COUNT, ENGINE(cuda_graph_max_tokens), 0, 1e6, NULL,
      "largest captured step; 0: min(2 max_seqs, 512)"},
+    {"engine", "cuda_graph_prompts", KV_FIELD_FLAG, ENGINE(cuda_graph_prompts), 0, 0, NULL,
+     "replay steps with a prompt in them too"},
     {"engine", "memory_utilization", KV_FIELD_REAL, ENGINE(memory_utilization), 0.01, 1, NULL,
      "share of the GPU's memory that the engine may use"},
     {"engine", "batch_wait_steps", KV_FIELD_COUNT, ENGINE(batch_wait_steps), 0, 1e6, NULL,

@@ -157,6 +157,55 @@ gboolean kv_validate_scatter_script(GString *script, const GPtrArray *comparison
   return TRUE;
 }
 
+/* Data block $stepsK of kind K's points, in ms; widens the range. */
+static guint write_steps(GString *script, const KvStepLog *log, KvStepKind kind, double *low,
+                         double *high) {
+  guint n = 0;
+  kv_say(script, "$steps%u << EOD\n", kind);
+  for (guint i = 0; i < log->steps->len; i++) {
+    const KvLoggedStep *step = &g_array_index(log->steps, KvLoggedStep, i);
+    if (kv_logged_step_kind(step) != kind || step->measured_seconds <= 0.0)
+      continue;
+    kv_say(script, "%.6g %.6g\n", 1e3 * step->measured_seconds, 1e3 * step->predicted_seconds);
+    *low = MIN(*low, 1e3 * MIN(step->measured_seconds, step->predicted_seconds));
+    *high = MAX(*high, 1e3 * MAX(step->measured_seconds, step->predicted_seconds));
+    n++;
+  }
+  kv_say(script, "EOD\n");
+  return n;
+}
+
+gboolean kv_validate_steps_script(GString *script, const KvStepLog *log) {
+  enum { STEPS_HEIGHT = 380 };
+  KvMargins margins = {.left = 80, .right = 30, .top = 40, .bottom = 62, .across = 80};
+  double low[KV_N_STEP_KINDS], high[KV_N_STEP_KINDS];
+  guint n[KV_N_STEP_KINDS];
+  if (log->steps->len == 0)
+    return FALSE;
+  kv_gnuplot_begin(script, WIDTH, STEPS_HEIGHT);
+  for (guint k = 0; k < KV_N_STEP_KINDS; k++) {
+    low[k] = INFINITY, high[k] = 0.0;
+    n[k] = write_steps(script, log, k, &low[k], &high[k]);
+  }
+  kv_gnuplot_panels(script, 1, KV_N_STEP_KINDS, WIDTH, STEPS_HEIGHT, &margins);
+  for (guint k = 0; k < KV_N_STEP_KINDS; k++) {
+    if (n[k] == 0) {
+      kv_plot_note(script, kv_step_kind_names[k], "none");
+      continue;
+    }
+    kv_say(script,
+           "set title '%s, ms'\nset logscale xy\nset xrange [%.6g:%.6g]\nset yrange "
+           "[%.6g:%.6g]\nset xlabel 'measured'\nset ylabel '%s'\nplot x with lines lc rgb '" KV_INK
+           "' notitle, 1.1*x with lines dt 3 lc rgb '" KV_INK
+           "' notitle, x/1.1 with lines dt 3 lc rgb '" KV_INK
+           "' notitle, $steps%u using 1:2 with points pt 7 ps 0.3 lc rgb '%s' notitle\n",
+           kv_step_kind_names[k], low[k] / 1.1, high[k] * 1.1, low[k] / 1.1, high[k] * 1.1,
+           k ? "" : "predicted", k, kv_colours[0]);
+  }
+  kv_say(script, "unset multiplot\n");
+  return TRUE;
+}
+
 static void text(GString *html, const char *open, const char *plain, const char *close) {
   g_autofree char *escaped = g_markup_escape_text(plain, -1);
   g_string_append_printf(html, "%s%s%s\n", open, escaped, close);
@@ -190,12 +239,27 @@ static void write_run(GString *html, const KvComparison *c, guint index) {
   text(html, "<section><pre>", table, "</pre></section>");
 }
 
+static void write_log(GString *html, const KvStepLog *log, guint index) {
+  GString *script = g_string_new(NULL);
+  if (kv_validate_steps_script(script, log))
+    figure(
+        html, script, "steps",
+        "Every step: on the line the prediction is exact, within the dotted ones it is off by at "
+        "most a tenth.");
+  else
+    g_string_free(script, TRUE);
+  g_autofree char *table = kv_step_log_table(log, FALSE);
+  text(html, "<section><pre>", table, "</pre></section>");
+}
+
 gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArray *comparisons,
-                                  GError **error) {
+                                  const GPtrArray *logs, GError **error) {
   g_autoptr(GString) html = g_string_new(
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>kvsim validate"
       "</title>\n<style>" KV_REPORT_STYLE "</style></head><body><main>\n"
       "<p class=\"eyebrow\">kvsim &middot; validation</p><h1>Predicted beside measured</h1>\n");
+  for (guint i = 0; i < logs->len; i++)
+    write_log(html, g_ptr_array_index(logs, i), i);
   g_autoptr(GArray) accuracy = kv_accuracy_collect(comparisons, FALSE);
   g_autofree char *table = kv_accuracy_table(accuracy, FALSE);
   GString *scatter = g_string_new(NULL);
@@ -205,7 +269,8 @@ gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArr
            "dotted ones it is off by at most a tenth.");
   else
     g_string_free(scatter, TRUE);
-  text(html, "<section><pre>", table, "</pre></section>");
+  if (comparisons->len > 0)
+    text(html, "<section><pre>", table, "</pre></section>");
   for (guint i = 0, drawn = 0; i < comparisons->len && drawn < MOST_RUN_PICTURES; i++) {
     const KvComparison *c = g_ptr_array_index(comparisons, i);
     if (c->run->requests || comparisons->len <= MOST_RUN_PICTURES) {

@@ -8,6 +8,7 @@
 
 #include "sim/base/output.h"
 #include "sim/validate/comparison.h"
+#include "sim/validate/step_log.h"
 
 /* Append a script that draws one run; FALSE if its requests are unknown. */
 gboolean kv_validate_run_script(GString *script, const KvComparison *comparison);
@@ -16,9 +17,13 @@ gboolean kv_validate_run_script(GString *script, const KvComparison *comparison)
  * for fewer than two. */
 gboolean kv_validate_scatter_script(GString *script, const GPtrArray *comparisons);
 
-/* Write report.html with pictures inline, and comparisons.json, into the folder. Without gnuplot
- * the page says which picture is missing. */
+/* Append a script that draws every step of a priced log, decoding and with prompts: predicted over
+ * measured. FALSE if there is none. */
+gboolean kv_validate_steps_script(GString *script, const KvStepLog *log);
+
+/* Write report.html with pictures inline, and comparisons.json, into the folder; with the steps of
+ * `logs` (KvStepLog, priced). Without gnuplot the page says which picture is missing. */
 gboolean kv_validate_report_write(const KvRunDirectory *directory, const GPtrArray *comparisons,
-                                  GError **error);
+                                  const GPtrArray *logs, GError **error);
 
 #endif

@@ -22,6 +22,7 @@ typedef enum {
   KV_ATTENTION_KERNEL_FA3,        /* FlashAttention-3 */
   KV_ATTENTION_KERNEL_TRTLLM,     /* TensorRT-LLM's, as FlashInfer calls them on B200 */
   KV_ATTENTION_KERNEL_FLASHINFER, /* FlashInfer's own */
+  KV_ATTENTION_KERNEL_KVSIM,      /* the reference engine's (reference/cuda/attention_*.cu) */
   KV_N_ATTENTION_KERNELS,
 } KvAttentionKernel;
 

@@ -8,8 +8,8 @@ const char *const kv_kernel_family_names[] = {
     "gemm", "prefill_attention", "decode_attention", "elementwise", "all_reduce",
     "nccl", "latent_prefill",    "latent_decode",    "moe",         NULL};
 
-const char *const kv_attention_kernel_names[] = {"fa2",    "fa2-small",  "fa3",
-                                                 "trtllm", "flashinfer", NULL};
+const char *const kv_attention_kernel_names[] = {"fa2",        "fa2-small", "fa3", "trtllm",
+                                                 "flashinfer", "kvsim",     NULL};
 
 #define GIGA 1e9
 #define TERA 1e12

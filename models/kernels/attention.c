@@ -22,6 +22,7 @@ static const Scheme schemes[KV_N_ATTENTION_KERNELS] = {
     [KV_ATTENTION_KERNEL_FA3] = {128, 32, TRUE, TRUE, FALSE, TRUE, 128, TRUE},
     [KV_ATTENTION_KERNEL_TRTLLM] = {128, 32, FALSE, FALSE, FALSE, FALSE, 0, TRUE},
     [KV_ATTENTION_KERNEL_FLASHINFER] = {128, 128, FALSE, FALSE, FALSE, FALSE, 0, FALSE},
+    [KV_ATTENTION_KERNEL_KVSIM] = {128, 128, TRUE, FALSE, FALSE, FALSE, 0, FALSE},
 };
 
 /* Cached tokens below which splitting a context over more blocks stops paying: decoding, and

@@ -3,7 +3,11 @@
 #include <math.h>
 #include <string.h>
 
+#include <glib/gstdio.h>
+
 #include "models/kernels/fit.h"
+#include "reference/cuda/measure.h"
+#include "reference/cuda/monitor.h"
 #include "sim/base/error.h"
 #include "sim/base/json.h"
 #include "sim/base/output.h"
@@ -39,9 +43,9 @@ static const struct {
 
 typedef struct {
   char **from, **files;
-  char *device, *out, *source;
-  char *like;
-  gboolean steps;
+  char *device, *out, *source, *like;
+  char *table; /* to write what is measured to */
+  gboolean steps, measure;
 } Options;
 
 static void options_clear(Options *options) {
@@ -51,6 +55,7 @@ static void options_clear(Options *options) {
   g_free(options->out);
   g_free(options->source);
   g_free(options->like);
+  g_free(options->table);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
@@ -70,6 +75,10 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
        "Fit nothing: score the tables by the data sheet of --device and the efficiencies of D "
        "(DEVICE itself for its own)",
        "D"},
+      {"measure", 0, 0, G_OPTION_ARG_NONE, &options->measure,
+       "Measure the GPU of this machine by the reference engine's kernels, and fit that", NULL},
+      {"table", 0, 0, G_OPTION_ARG_FILENAME, &options->table,
+       "Keep what --measure measures, as a table for --from", "TABLE"},
       {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &options->files, NULL, NULL},
       {NULL}};
   g_autoptr(GOptionContext) context = g_option_context_new("[TABLE…]");
@@ -78,7 +87,8 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
                "those of rows that the scoring fit did not see, of 10 us and more.");
   g_option_context_set_description(
       context,
-      "Example:\n  kvsim calibrate --device h200 --from ceilings.json steps.json -o h200.json\n");
+      "Example:\n  kvsim calibrate --device h200 --from ceilings.json steps.json -o h200.json\n"
+      "  kvsim calibrate --measure --table kernels.csv -o this-gpu.json\n");
   g_option_context_add_main_entries(context, entries, NULL);
   g_autoptr(GError) problem = NULL;
   if (!g_option_context_parse(context, argc, argv, &problem)) {
@@ -86,8 +96,11 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
                 problem->message);
     return FALSE;
   }
+  if (options->measure)
+    return TRUE;
   const char *missing = !options->device                    ? "--device"
-                        : !options->from && !options->files ? "--from"
+                        : !options->from && !options->files ? "--from (or --measure)"
+                        : options->table                    ? "--measure, which --table goes with"
                                                             : NULL;
   if (missing)
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "calibrate: no %s (see `kvsim calibrate --help`)",
@@ -95,14 +108,99 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
   return !missing;
 }
 
-static gboolean read_tables(char **paths, GArray *observations, GString *names, GError **error) {
+/* Append the tables' observations and names; what they say of launches goes to `launches`. */
+static gboolean read_tables(char **paths, GArray *observations, GString *names, KvDevice *launches,
+                            GError **error) {
   for (guint i = 0; paths && paths[i]; i++) {
-    if (!kv_observations_read(paths[i], observations, error))
+    double launch, node;
+    if (!kv_observations_read(paths[i], observations, error) ||
+        !kv_observations_launches(paths[i], &launch, &node, error))
       return FALSE;
+    launches->launch_seconds = launch > 0.0 ? launch : launches->launch_seconds;
+    launches->graph_node_seconds = node > 0.0 ? node : launches->graph_node_seconds;
     g_autofree char *name = g_path_get_basename(paths[i]);
     g_string_append_printf(names, "%s%s", names->len ? ", " : "", name);
   }
   return TRUE;
+}
+
+/* Clocks and the like, as a device file's source gives them. */
+static void describe_gpu(const json_t *gpu, GString *text) {
+  static const char *const readings[] = {"sm_clock_MHz", "power_watts", "temperature_C"};
+  const char *driver = gpu ? json_string_value(json_object_get(gpu, "driver")) : NULL;
+  if (driver)
+    g_string_append_printf(text, ", driver %s", driver);
+  for (guint r = 0; r < G_N_ELEMENTS(readings); r++) {
+    json_t *seen = gpu ? json_object_get(gpu, readings[r]) : NULL;
+    if (seen)
+      g_string_append_printf(text, ", %s %.0f to %.0f", readings[r],
+                             json_number_value(json_array_get(seen, 0)),
+                             json_number_value(json_array_get(seen, 2)));
+  }
+}
+
+/* The catalogue's id of the GPU that calls itself `name`. */
+static const char *device_of(const char *name, GError **error) {
+  static const struct {
+    const char *part, *id;
+  } known[] = {{"H200", "h200"}, {"H100 PCIe", "h100-pcie"}, {"H100", "h100-sxm"}};
+  for (guint i = 0; i < G_N_ELEMENTS(known); i++)
+    if (strstr(name, known[i].part))
+      return known[i].id;
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+              "calibrate: the GPU is '%s', expected --device with the data sheet to start from",
+              name);
+  return NULL;
+}
+
+/* Measure this GPU into the table at `path`. */
+static gboolean measure(Options *options, const char *path, GError **error) {
+  KvOutput *output = kv_output_open(path, error);
+  if (!output)
+    return FALSE;
+  g_autofree char *name = NULL;
+  KvGpuMonitor *monitor = kv_gpu_monitor_start();
+  gboolean measured = kv_cuda_measure(output, &name, error);
+  json_t *gpu = kv_gpu_monitor_stop(monitor);
+  if (!measured) {
+    kv_output_discard(output);
+    json_decref(gpu);
+    return FALSE;
+  }
+  if (!options->source) {
+    g_autoptr(GDateTime) now = g_date_time_new_now_utc();
+    g_autofree char *date = g_date_time_format(now, "%Y-%m-%d");
+    GString *source = g_string_new(NULL);
+    g_string_printf(source, "kvsim calibrate --measure on %s, %s", name, date);
+    describe_gpu(gpu, source);
+    options->source = g_string_free(source, FALSE);
+  }
+  json_decref(gpu);
+  if (!kv_output_commit(output, error))
+    return FALSE;
+  if (!options->device)
+    options->device = g_strdup(device_of(name, error));
+  return options->device != NULL;
+}
+
+/* Measure, and read what came out; the table stays if the user named one. */
+static gboolean measure_table(Options *options, GArray *observations, GString *names,
+                              KvDevice *launches, GError **error) {
+  g_autofree char *folder = NULL, *temporary = NULL;
+  const char *path = options->table;
+  if (!path) {
+    if (!(folder = g_dir_make_tmp("kvsim-calibrate-XXXXXX", error)))
+      return FALSE;
+    path = temporary = g_build_filename(folder, "kernels.csv", NULL);
+  }
+  char *paths[] = {(char *)path, NULL};
+  gboolean done =
+      measure(options, path, error) && read_tables(paths, observations, names, launches, error);
+  if (temporary) {
+    g_unlink(temporary);
+    g_rmdir(folder);
+  }
+  return done;
 }
 
 /* The members of an efficiency as files and this command show them, and the families that have
@@ -395,11 +493,13 @@ static guint settle_experts(GArray *observations) {
   return left_out;
 }
 
-static gboolean run(const Options *options, GError **error) {
+static gboolean run(Options *options, GError **error) {
   g_autoptr(GArray) observations = g_array_new(FALSE, FALSE, sizeof(KvObservation));
   g_autoptr(GString) names = g_string_new(NULL);
-  if (!read_tables(options->from, observations, names, error) ||
-      !read_tables(options->files, observations, names, error))
+  KvDevice launches = {0};
+  if ((options->measure && !measure_table(options, observations, names, &launches, error)) ||
+      !read_tables(options->from, observations, names, &launches, error) ||
+      !read_tables(options->files, observations, names, &launches, error))
     return FALSE;
   if (observations->len == 0) {
     g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: no operation that can be fitted", names->str);
@@ -425,6 +525,10 @@ static gboolean run(const Options *options, GError **error) {
   gboolean fine = document != NULL;
   if (fine) {
     calibrate_all(device, observations, names->str, options->steps, document);
+    if (launches.launch_seconds > 0.0)
+      put(document, "launch_us", 1e6 * launches.launch_seconds);
+    if (launches.graph_node_seconds > 0.0)
+      put(document, "graph_node_us", 1e6 * launches.graph_node_seconds);
     fine = !options->out || write_device(options, document, names->str, error);
   }
   json_decref(document);

@@ -24,9 +24,9 @@ const char *const kv_observed_names[] = {"gemm",
                                          NULL};
 G_STATIC_ASSERT(G_N_ELEMENTS(kv_observed_names) == KV_N_OBSERVED + 1);
 
-static const KvTableReader *const readers[] = {&kv_table_pytorch_grid, &kv_table_pytorch_steps,
-                                               &kv_table_vllm_profile, &kv_table_vidur,
-                                               &kv_table_aiconfigurator};
+static const KvTableReader *const readers[] = {&kv_table_kvsim,         &kv_table_pytorch_grid,
+                                               &kv_table_pytorch_steps, &kv_table_vllm_profile,
+                                               &kv_table_vidur,         &kv_table_aiconfigurator};
 
 gboolean kv_observations_read(const char *path, GArray *observations, GError **error) {
   if (!g_file_test(path, G_FILE_TEST_IS_REGULAR)) {

@@ -83,6 +83,11 @@ double kv_observation_step_seconds(const KvDevice *device, const KvObservation *
 /* Append the observations of the file at `path` to `observations` (of KvObservation). */
 gboolean kv_observations_read(const char *path, GArray *observations, GError **error);
 
+/* What the table at `path` says of one launch from a stream and of one node of a graph, in seconds;
+ * 0 for what it does not say. Only tables of `kvsim calibrate --measure` do. */
+gboolean kv_observations_launches(const char *path, double *launch_seconds, double *node_seconds,
+                                  GError **error);
+
 /* One format of table. */
 typedef struct {
   const char *name, *description;
@@ -90,7 +95,7 @@ typedef struct {
   gboolean (*read)(const char *path, GArray *observations, GError **error);
 } KvTableReader;
 
-extern const KvTableReader kv_table_pytorch_grid, kv_table_pytorch_steps;
+extern const KvTableReader kv_table_kvsim, kv_table_pytorch_grid, kv_table_pytorch_steps;
 extern const KvTableReader kv_table_aiconfigurator, kv_table_vllm_profile, kv_table_vidur;
 
 #endif

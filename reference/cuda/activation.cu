@@ -1,5 +1,6 @@
 /* The element-wise part of an MLP. Twin: reference/host/mlp.c. */
 #include "reference/cuda/bf16.cuh"
+#include "reference/cuda/launch.cuh"
 
 enum { THREADS = 256 };
 
@@ -10,6 +11,7 @@ static __device__ __forceinline__ float silu_times(float gate, float up) {
 /* out[R][E] from gate_up[R][2E]; grid (E / STEP / THREADS, R). */
 static __global__ void __launch_bounds__(THREADS)
     swiglu(KvBf16 *out, const KvBf16 *gate_up, uint32_t width) {
+  await_previous();
   uint32_t i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= width)
     return;
@@ -26,6 +28,7 @@ static __device__ __forceinline__ uint32_t silu_times_pair(uint32_t gate, uint32
 /* The same for widths that are a multiple of 8. */
 static __global__ void __launch_bounds__(THREADS)
     swiglu_by_8(KvBf16 *out, const KvBf16 *gate_up, uint32_t width) {
+  await_previous();
   uint32_t i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= width / 8)
     return;
@@ -70,13 +73,13 @@ cudaError_t kv_cuda_swiglu(KvBf16 *out, const KvBf16 *gate_up, uint32_t rows, ui
     uint32_t part = rows - first < most ? rows - first : most;
     KvBf16 *o = out + (uint64_t)first * width;
     const KvBf16 *x = gate_up + (uint64_t)first * 2 * width;
-    if (width % 8 == 0)
-      swiglu_by_8<<<dim3((width / 8 + THREADS - 1) / THREADS, part), THREADS, 0, stream>>>(o, x,
-                                                                                           width);
-    else
-      swiglu<<<dim3((width + THREADS - 1) / THREADS, part), THREADS, 0, stream>>>(o, x, width);
+    dim3 grid((width % 8 == 0 ? width / 8 + THREADS - 1 : width + THREADS - 1) / THREADS, part);
+    cudaError_t status = launch_early(width % 8 == 0 ? swiglu_by_8 : swiglu, grid, THREADS, 0,
+                                      stream, 1, o, x, width);
+    if (status != cudaSuccess)
+      return status;
   }
-  return cudaGetLastError();
+  return cudaSuccess;
 }
 
 cudaError_t kv_cuda_activate(KvBf16 *x, uint64_t n, KvCudaActivation activation,

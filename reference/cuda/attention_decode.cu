@@ -7,6 +7,9 @@
  * normalizer calculation for softmax", 2018). The warps of a block then merge; if the context was
  * cut into several pieces, the block that finishes last merges those. Twin: kv_host_attention().
  */
+#include <cooperative_groups.h>
+
+#include "reference/cuda/launch.cuh"
 #include "reference/cuda/mma.cuh"
 
 enum { WARPS = 4, TILE = 16, STAGES = 3, HEADS = 16 }; /* HEADS: rows of the product */
@@ -29,8 +32,10 @@ struct Decode {
 /* A block's part of the work. */
 struct Piece {
   uint32_t sequence, kv_head, first_head, heads, split, splits;
+  uint32_t context;
   uint32_t start;      /* first token that is attended to at all */
   uint32_t begin, end; /* tokens of this piece, begin a multiple of TILE */
+  const uint32_t *table;
 };
 
 /* FALSE if there is nothing to do. */
@@ -42,6 +47,8 @@ static __device__ bool piece_of_block(const Decode &p, Piece &piece) {
   piece.heads = min(p.group - heads_before, (uint32_t)HEADS);
   piece.split = blockIdx.x;
   uint32_t context = p.contexts[blockIdx.z], split_tokens = *p.split_tokens;
+  piece.context = context;
+  piece.table = p.tables.table + p.tables.table_starts[blockIdx.z];
   piece.start = p.window && p.window < context ? context - p.window : 0;
   uint32_t base = piece.start / TILE * TILE;
   piece.splits = (context - base + split_tokens - 1) / split_tokens;
@@ -163,12 +170,13 @@ static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s
   }
 }
 
-/* All tiles of this warp. */
+/* All tiles of this warp. Tables, and all tokens of a context but its last, are older than the
+ * kernel before this one: the first tiles are on their way before that one is known to be done. */
 template <int d>
 static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring, const Decode &p,
                                                  const Piece &piece, int warp, int lane) {
   const uint32_t stride = WARPS * TILE, shift = p.pages.block_shift;
-  const uint32_t *table = p.tables.table + p.tables.table_starts[piece.sequence];
+  const uint32_t *table = piece.table;
   uint32_t loaded = piece.begin + warp * TILE; /* the next tile to load, and its tokens' blocks */
   uint32_t queries[d / 16][4];
   auto block_at = [&](uint32_t t) {
@@ -176,7 +184,6 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring
     return token < piece.end ? table[token >> shift] : 0;
   };
   uint32_t block = block_at(loaded);
-  load_queries<d>(queries, p, piece, lane);
   auto load_next = [&](int stage) {
     if (loaded < piece.end) {
       load_tile<d>(ring[stage], p, piece, loaded, block, lane);
@@ -185,9 +192,15 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring
     }
     copies_commit();
   };
+  bool old = piece.begin + warp * TILE + (STAGES - 2) * stride + TILE < piece.context;
+  if (!old)
+    await_previous();
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++)
     load_next(s);
+  if (old)
+    await_previous();
+  load_queries<d>(queries, p, piece, lane);
   int stage = 0;
   for (uint32_t t = piece.begin + warp * TILE; t < piece.end; t += stride) {
     load_next((stage + STAGES - 1) % STAGES);
@@ -305,17 +318,67 @@ template <int d> static __device__ void merge_pieces(const Decode &p, const Piec
   }
 }
 
-/* grid (splits, Hkv * groups of HEADS query heads, S) */
+/* What a block of a cluster shows to the others: its piece, merged over its warps. */
+template <int d> struct Share {
+  float o[HEADS][d];
+  float2 sums[HEADS]; /* largest score and sum of exponentials */
+};
+
 template <int d>
-static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Decode p) {
-  extern __shared__ __align__(16) char shared[];
-  Piece piece;
-  if (!piece_of_block(p, piece)) {
-    if (piece.splits == 0 && piece.split == 0) /* an empty context */
-      for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32)
-        p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * d + i] = 0;
-    return;
+static __device__ void share_piece(Share<d> &share, const Merge<d> &merge, uint32_t heads) {
+  for (uint32_t i = threadIdx.x; i < heads * (d / 4); i += WARPS * 32) {
+    uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
+    float largest = -INFINITY, sum = 0.0f;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+      largest = fmaxf(largest, merge.largest[w][row]);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      float weight = power_of_2(merge.largest[w][row] - largest);
+      sum += merge.sum[w][row] * weight;
+      add_scaled(total, *(const float4 *)&merge.o[w][row][column], weight);
+    }
+    *(float4 *)&share.o[row][column] = total;
+    if (column == 0)
+      share.sums[row] = make_float2(largest, sum);
   }
+}
+
+/* Every block of the cluster merges its part of the rows and columns. */
+template <int d>
+static __device__ void merge_cluster(Share<d> &share, const Decode &p, const Piece &piece,
+                                     const cooperative_groups::cluster_group &cluster) {
+  for (uint32_t i = piece.split * WARPS * 32 + threadIdx.x; i < piece.heads * (d / 4);
+       i += gridDim.x * WARPS * 32) {
+    uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
+    float largest = -INFINITY, sum = 0.0f;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (uint32_t s = 0; s < piece.splits; s++) {
+      const Share<d> &other = *cluster.map_shared_rank(&share, s);
+      float2 part = other.sums[row];
+      float4 o = *(const float4 *)&other.o[row][column];
+      float higher = fmaxf(largest, part.x), kept = power_of_2(largest - higher);
+      float weight = power_of_2(part.x - higher);
+      total = make_float4(total.x * kept, total.y * kept, total.z * kept, total.w * kept);
+      add_scaled(total, o, weight);
+      sum = sum * kept + part.y * weight;
+      largest = higher;
+    }
+    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
+    store_4(p.out + head * d + column, total, sum);
+  }
+}
+
+static __device__ void store_nothing(const Decode &p, const Piece &piece, uint32_t d) {
+  for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32)
+    p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * d + i] = 0;
+}
+
+/* The block's piece of the context, its warps' shares in `merge`. */
+template <int d>
+static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
+                                                 const Piece &piece) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Running<d> run;
 #pragma unroll
@@ -327,27 +390,68 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Deco
   run.sum[0] = run.sum[1] = 0.0f;
   run_tiles<d>(run, (Stage<d> *)shared + warp * STAGES, p, piece, warp, lane);
   __syncthreads(); /* the rings become the hand-over */
-  Merge<d> &merge = *(Merge<d> *)shared;
-  hand_over<d>(merge, run, warp, lane);
+  hand_over<d>(*(Merge<d> *)shared, run, warp, lane);
   __syncthreads();
-  merge_warps<d>(merge, p, piece);
+}
+
+/* grid (splits, Hkv * groups of HEADS query heads, S) */
+template <int d>
+static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Decode p) {
+  extern __shared__ __align__(16) char shared[];
+  Piece piece;
+  if (!piece_of_block(p, piece)) {
+    await_previous();
+    if (piece.splits == 0 && piece.split == 0) /* an empty context */
+      store_nothing(p, piece, d);
+    return;
+  }
+  run_piece<d>(shared, p, piece);
+  merge_warps<d>(*(Merge<d> *)shared, p, piece);
   if (piece.splits > 1 && is_last(p, piece))
     merge_pieces<d>(p, piece);
+}
+
+/* The same grid, the blocks of a context a cluster: they merge through each other's shared memory,
+ * without a way to global memory and back. */
+template <int d>
+static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(const Decode p) {
+  extern __shared__ __align__(16) char shared[];
+  cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
+  Share<d> &share = *(Share<d> *)(shared + sizeof(Merge<d>));
+  Piece piece;
+  if (piece_of_block(p, piece)) {
+    run_piece<d>(shared, p, piece);
+    share_piece<d>(share, *(Merge<d> *)shared, piece.heads);
+  } else {
+    await_previous();
+    if (piece.splits == 0 && piece.split == 0) /* an empty context */
+      store_nothing(p, piece, d);
+  }
+  cluster.sync();
+  if (piece.splits > 0)
+    merge_cluster<d>(share, p, piece, cluster);
+  cluster.sync(); /* shared memory lasts until its last reader */
 }
 
 template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
   const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
   static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
-  static bool ready = false; /* one GPU, one thread */
-  if (!ready) {
-    cudaError_t status = cudaFuncSetAttribute(decode_attention<d>,
-                                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  static_assert(sizeof(Merge<d>) % 16 == 0, "what follows it is aligned");
+  /* A cluster of more than eight blocks may not find room. */
+  const bool clustered = grid.x > 1 && grid.x <= 8;
+  const int needed = clustered && bytes < (int)(sizeof(Merge<d>) + sizeof(Share<d>))
+                         ? (int)(sizeof(Merge<d>) + sizeof(Share<d>))
+                         : bytes;
+  auto kernel = clustered ? decode_attention_cluster<d> : decode_attention<d>;
+  static bool ready[2]; /* one GPU, one thread */
+  if (!ready[clustered]) {
+    cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, needed);
     if (status != cudaSuccess)
       return status;
-    ready = true;
+    ready[clustered] = true;
   }
-  decode_attention<d><<<grid, WARPS * 32, bytes, stream>>>(p);
-  return cudaGetLastError();
+  return launch_early(kernel, grid, WARPS * 32, needed, stream, clustered ? grid.x : 1, p);
 }
 
 /* Groups of at most HEADS query heads that share a KV head. */

@@ -1,4 +1,5 @@
-/* Prefill attention: a chunk's queries over the paged cache, theirs included, on the tensor cores.
+/* Prefill attention, for heads that attention_prefill_wgmma.cu does not take: a chunk's queries
+ * over the paged cache, theirs included, on the tensor cores.
  *
  * A block takes the queries of TILE_ROWS (token, head) pairs that share a KV head, so keys and
  * values are read once for all heads of a group, and walks over the visible tokens KEYS at a time,
@@ -7,19 +8,10 @@
  * kv_host_attention().
  */
 #include "reference/cuda/mma.cuh"
+#include "reference/cuda/prefill.cuh"
 
 enum { WARPS = 4, ROWS = 32, TILE_ROWS = WARPS * ROWS, KEYS = 64, THREADS = WARPS * 32 };
-
-struct Prefill {
-  KvBf16 *out;
-  const KvBf16 *q;
-  uint64_t row_stride;
-  KvCudaPages pages;
-  KvCudaTables tables;
-  const KvCudaTile *tiles;
-  uint32_t n_heads, group, window;
-  float scale; /* of a score, as a power of two: log2(e) / sqrt(d) */
-};
+static_assert(TILE_ROWS == KV_PREFILL_TILE_ROWS, "both kernels take the same tiles");
 
 template <int d> struct Shared {
   KvBf16 queries[TILE_ROWS][SharedRow<d>::elements];
@@ -277,15 +269,13 @@ cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
   if (p.group > TILE_ROWS)
     return cudaErrorInvalidValue;
+  if (pages->head_dim == 64 || pages->head_dim == 128)
+    return kv_prefill_wgmma(p, n_tiles, stream);
   switch (pages->head_dim) {
-  case 64:
-    return launch<64>(p, n_tiles, stream);
   case 80:
     return launch<80>(p, n_tiles, stream);
   case 96:
     return launch<96>(p, n_tiles, stream);
-  case 128:
-    return launch<128>(p, n_tiles, stream);
   default:
     return cudaErrorInvalidValue;
   }

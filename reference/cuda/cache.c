@@ -97,9 +97,7 @@ KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeig
   if (cache->compression.format == KV_HOST_FP8 || cache->compression.format == KV_HOST_KIVI)
     cache->packed = g_new0(KvCudaPacked, cache->n_layers);
   cache->moves = g_array_new(FALSE, FALSE, sizeof(KvCudaMove));
-  cache->to = g_array_new(FALSE, FALSE, sizeof(void *));
-  cache->from = g_array_new(FALSE, FALSE, sizeof(void *));
-  cache->sizes = g_array_new(FALSE, FALSE, sizeof(size_t));
+  cache->batch = g_array_new(FALSE, FALSE, sizeof(KvCudaPiece));
   if (!lay_out(cache, weights, error))
     return NULL;
   cache->hbm_names = g_try_new0(guint64, hbm_blocks * block_tokens);
@@ -123,9 +121,10 @@ void kv_cuda_cache_free(KvCudaCache *cache) {
   for (guint64 i = 0; cache->slabs && i <= cache->dram_blocks / SLAB_BLOCKS; i++)
     if (cache->slabs[i])
       (void)cudaFreeHost(cache->slabs[i]);
-  GArray *arrays[] = {cache->moves, cache->to, cache->from, cache->sizes};
+  GArray *arrays[] = {cache->moves, cache->batch};
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_unref(arrays[i]);
+  kv_cuda_free(cache->pieces);
   g_free(cache->slabs);
   g_free(cache->hbm_names);
   g_free(cache->dram_names);
@@ -161,29 +160,40 @@ static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **er
   if (move->to_tier != KV_TIER_HBM && !(target = dram_block(cache, move->to, error)))
     return FALSE;
   for (guint l = 0; l < cache->n_layers; l++) {
-    void *to = layer_part(cache, move->to_tier, move->to, target, l);
-    void *from = layer_part(cache, move->from_tier, move->from, source, l);
-    size_t bytes = block_part_bytes(cache, l);
-    g_array_append_val(cache->to, to);
-    g_array_append_val(cache->from, from);
-    g_array_append_val(cache->sizes, bytes);
+    KvCudaPiece piece = {layer_part(cache, move->to_tier, move->to, target, l),
+                         layer_part(cache, move->from_tier, move->from, source, l),
+                         block_part_bytes(cache, l)};
+    g_array_append_val(cache->batch, piece);
   }
   return TRUE;
+}
+
+/* The list of pieces to the GPU, and its copies. */
+static gboolean launch_batch(KvCudaCache *cache, GError **error) {
+  cudaStream_t stream = cache->device->copies;
+  guint n = cache->batch->len;
+  if (n > cache->room_pieces) {
+    kv_cuda_free(cache->pieces);
+    cache->room_pieces = 0;
+    cache->pieces =
+        kv_cuda_alloc((gsize)2 * n * sizeof(KvCudaPiece), "the list of a batch of copies", error);
+    if (!cache->pieces)
+      return FALSE;
+    cache->room_pieces = 2 * n;
+  }
+  return KV_CUDA_OK(cudaMemcpyAsync(cache->pieces, cache->batch->data, n * sizeof(KvCudaPiece),
+                                    cudaMemcpyHostToDevice, stream),
+                    error) &&
+         KV_CUDA_OK(kv_cuda_copy_pieces(cache->pieces, n, stream), error);
 }
 
 /* The batch on the copy stream, between the device's two events. */
 static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) {
   KvCudaDevice *device = cache->device;
-  struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream};
-  size_t first = 0;
   float milliseconds = 0.0f;
   if (!kv_cuda_wait(device, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
-      !KV_CUDA_OK(cudaMemcpyBatchAsync((void *const *)(void *)cache->to->data,
-                                       (const void *const *)(void *)cache->from->data,
-                                       (const size_t *)(void *)cache->sizes->data, cache->to->len,
-                                       &attributes, &first, 1, device->copies),
-                  error) ||
+      !launch_batch(cache, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
       !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
       !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))
@@ -194,14 +204,12 @@ static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) 
 
 static gboolean make_moves(KvCudaCache *cache, double *seconds, GError **error) {
   *seconds = 0.0;
-  g_array_set_size(cache->to, 0);
-  g_array_set_size(cache->from, 0);
-  g_array_set_size(cache->sizes, 0);
+  g_array_set_size(cache->batch, 0);
   for (guint i = 0; i < cache->moves->len; i++)
     if (!add_move(cache, &g_array_index(cache->moves, KvCudaMove, i), error))
       return FALSE;
   g_array_set_size(cache->moves, 0);
-  return cache->to->len == 0 || copy_batch(cache, seconds, error);
+  return cache->batch->len == 0 || copy_batch(cache, seconds, error);
 }
 
 gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error) {

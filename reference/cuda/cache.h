@@ -5,7 +5,7 @@
  * DRAM blocks are taken from the system a slab at a time, when they are first used.
  *
  * Moves are remembered and made together: kv_cuda_cache_flush() puts them on the copy stream as one
- * batch of asynchronous copies and says how long the GPU took. Names move at once (ledger.h).
+ * batch of copies and says how long the GPU took. Names move at once (ledger.h).
  */
 #ifndef KV_REFERENCE_CUDA_CACHE_H
 #define KV_REFERENCE_CUDA_CACHE_H
@@ -33,7 +33,9 @@ typedef struct {
   guint64 *hbm_names, *dram_names; /* [blocks][block_tokens]; 0: never written */
   char **slabs;                    /* pinned; NULL until one of their blocks is used */
   GArray *moves;                   /* of KvCudaMove, not yet made */
-  GArray *to, *from, *sizes;       /* the batch: pointers and sizes */
+  GArray *batch;                   /* of KvCudaPiece: what is copied next */
+  KvCudaPiece *pieces;             /* the batch on the device */
+  guint room_pieces;               /* that there is room for there */
   double early_seconds;            /* of moves that were made before they were asked for */
 } KvCudaCache;
 

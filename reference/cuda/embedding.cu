@@ -1,6 +1,7 @@
 /* Rows in and out of the residual stream: token and position embeddings, the rows whose logits are
  * wanted; and random weights. Twin: kv_host_weights_embed(). */
 #include "reference/cuda/bf16.cuh"
+#include "reference/cuda/launch.cuh"
 
 enum { THREADS = 256 };
 
@@ -8,6 +9,7 @@ enum { THREADS = 256 };
 static __global__ void __launch_bounds__(THREADS)
     embed(float *x, const uint32_t *tokens, const uint32_t *positions, const KvBf16 *embedding,
           const KvBf16 *learned, uint32_t width) {
+  await_previous();
   const KvBf16 *row = embedding + (uint64_t)tokens[blockIdx.x] * width;
   const KvBf16 *place = learned ? learned + (uint64_t)positions[blockIdx.x] * width : nullptr;
   x += (uint64_t)blockIdx.x * width;
@@ -42,8 +44,8 @@ cudaError_t kv_cuda_embed(float *x, const uint32_t *tokens, const uint32_t *posi
                           uint32_t width, cudaStream_t stream) {
   if (rows == 0)
     return cudaSuccess;
-  embed<<<rows, THREADS, 0, stream>>>(x, tokens, positions, embedding, learned, width);
-  return cudaGetLastError();
+  return launch_early(embed, rows, THREADS, 0, stream, 1, x, tokens, positions, embedding, learned,
+                      width);
 }
 
 cudaError_t kv_cuda_gather_rows(float *out, const float *x, const uint32_t *rows, uint32_t count,

@@ -1,8 +1,9 @@
 /* Products with a weight matrix: a few rows by our own kernel (gemv.cu), more by cuBLASLt.
  *
  * cuBLASLt is opened when the first product needs it, by name, so that the program starts where it
- * is not installed. Its heuristic chooses an algorithm once a shape; the choice, with its
- * descriptors, is kept. Sums are fp32; bias and the residual are added by the product's epilogue.
+ * is not installed. Of its heuristic's algorithms the fastest is found by timing them at the first
+ * product of a shape; the choice, with its descriptors, is kept. Sums are fp32; bias and the
+ * residual are added by the product's epilogue.
  */
 #ifndef KV_REFERENCE_CUDA_GEMM_H
 #define KV_REFERENCE_CUDA_GEMM_H

@@ -1,6 +1,7 @@
 /* Products of a few rows with a weight matrix, where all that counts is to read the weights once at
  * the speed of memory. Twin: kv_host_linear(). */
 #include "reference/cuda/bf16.cuh"
+#include "reference/cuda/launch.cuh"
 
 enum { WARPS = 4, OUTPUTS = 2, AHEAD = 4 }; /* outputs of a warp; loads before the first use */
 
@@ -43,38 +44,67 @@ static __device__ void store(const Gemv &p, uint32_t row, uint32_t output, float
     ((float *)p.out)[at] = sum;
 }
 
-/* A warp computes OUTPUTS neighbouring outputs of all rows; lane l takes chunks l, l + 32 ... of 8
- * inputs. */
-template <int rows> static __global__ void __launch_bounds__(WARPS * 32) gemv(const Gemv p) {
-  uint32_t lane = threadIdx.x % 32, chunks = p.inputs / 8;
-  uint32_t first = (blockIdx.x * WARPS + threadIdx.x / 32) * OUTPUTS;
-  if (first >= p.outputs)
-    return;
+/* The weights of AHEAD chunks, 32 apart, of OUTPUTS outputs. */
+struct Batch {
+  uint4 w[AHEAD][OUTPUTS];
+};
+
+static __device__ __forceinline__ void load(Batch &batch, const uint4 *const (&weights)[OUTPUTS],
+                                            uint32_t c) {
+#pragma unroll
+  for (int a = 0; a < AHEAD; a++)
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++)
+      batch.w[a][o] = load_once(weights[o] + c + 32 * a);
+}
+
+template <int rows>
+static __device__ __forceinline__ void add(float (&sums)[rows][OUTPUTS], const Batch &batch,
+                                           const uint4 *x, uint32_t chunks, uint32_t c) {
+#pragma unroll
+  for (int a = 0; a < AHEAD; a++)
+#pragma unroll
+    for (int r = 0; r < rows; r++) {
+      uint4 v = x[(uint64_t)r * chunks + c + 32 * a];
+#pragma unroll
+      for (int o = 0; o < OUTPUTS; o++)
+        sums[r][o] = dot_8(batch.w[a][o], v, sums[r][o]);
+    }
+}
+
+/* OUTPUTS neighbouring outputs of all rows by `sharers` warps of a block, each a part of the
+ * inputs; lane l takes chunks l, l + 32 ... of 8 inputs of its warp's part. Weights are constants,
+ * so the first are under way before the rows are there. */
+template <int rows, int sharers>
+static __global__ void __launch_bounds__(WARPS * 32) gemv(const Gemv p) {
+  __shared__ float parts[WARPS][rows][OUTPUTS];
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = p.inputs / 8;
+  uint32_t first = (blockIdx.x * (WARPS / sharers) + warp / sharers) * OUTPUTS;
   const uint4 *weights[OUTPUTS];
 #pragma unroll
-  for (int o = 0; o < OUTPUTS; o++) /* an odd last output is computed twice */
+  for (int o = 0; o < OUTPUTS; o++) /* outputs past the last are computed for nothing */
     weights[o] = (const uint4 *)(p.weight + (uint64_t)min(first + o, p.outputs - 1) * p.inputs);
   const uint4 *x = (const uint4 *)p.x;
   float sums[rows][OUTPUTS] = {};
-  uint32_t c = lane;
-  for (; c + 32 * (AHEAD - 1) < chunks; c += 32 * AHEAD) {
-    uint4 w[AHEAD][OUTPUTS];
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++)
-#pragma unroll
-      for (int o = 0; o < OUTPUTS; o++)
-        w[a][o] = load_once(weights[o] + c + 32 * a);
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++)
-#pragma unroll
-      for (int r = 0; r < rows; r++) {
-        uint4 v = x[(uint64_t)r * chunks + c + 32 * a];
-#pragma unroll
-        for (int o = 0; o < OUTPUTS; o++)
-          sums[r][o] = dot_8(w[a][o], v, sums[r][o]);
-      }
+  const uint32_t step = 32 * AHEAD * sharers;
+  uint32_t c = warp % sharers * 32 * AHEAD + lane; /* parts interleave by AHEAD loads of a warp */
+  Batch batch;
+  bool full = c - lane + 32 * AHEAD <= chunks;
+  if (full)
+    load(batch, weights, c);
+  await_previous();
+  while (full) {
+    Batch next;
+    bool more = c - lane + step + 32 * AHEAD <= chunks;
+    if (more)
+      load(next, weights, c + step);
+    add<rows>(sums, batch, x, chunks, c);
+    batch = next;
+    full = more;
+    c += step;
   }
-  for (; c < chunks; c += 32)
+  uint32_t end = min(chunks, c - lane + 32 * AHEAD);
+  for (; c < end; c += 32)
 #pragma unroll
     for (int o = 0; o < OUTPUTS; o++) {
       uint4 w = load_once(weights[o] + c);
@@ -87,9 +117,25 @@ template <int rows> static __global__ void __launch_bounds__(WARPS * 32) gemv(co
 #pragma unroll
     for (int o = 0; o < OUTPUTS; o++) {
       float sum = warp_sum(sums[r][o]);
-      if (lane == 0 && first + o < p.outputs)
-        store(p, r, first + o, sum);
+      if (lane == 0)
+        parts[warp][r][o] = sum;
     }
+  __syncthreads();
+  if (warp % sharers == 0 && lane < rows * OUTPUTS && first + lane % OUTPUTS < p.outputs) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < sharers; w++)
+      sum += parts[warp + w][lane / OUTPUTS][lane % OUTPUTS];
+    store(p, lane / OUTPUTS, first + lane % OUTPUTS, sum);
+  }
+}
+
+template <int rows> static cudaError_t launch(const Gemv &p, cudaStream_t stream) {
+  /* Few outputs: more warps an output, so that there are blocks enough to fill the GPU. */
+  bool shared = p.outputs < 16384;
+  uint32_t outputs = OUTPUTS * (shared ? 1 : WARPS);
+  return launch_early(shared ? gemv<rows, WARPS> : gemv<rows, 1>,
+                      (p.outputs + outputs - 1) / outputs, WARPS * 32, 0, stream, 1, p);
 }
 
 cudaError_t kv_cuda_gemv(void *out, int out_f32, int accumulate, const KvBf16 *x,
@@ -100,22 +146,16 @@ cudaError_t kv_cuda_gemv(void *out, int out_f32, int accumulate, const KvBf16 *x
   if (inputs % 8 || (accumulate && !out_f32))
     return cudaErrorInvalidValue;
   Gemv p = {out, x, weight, bias, inputs, outputs, out_f32, accumulate};
-  uint32_t grid = (outputs + WARPS * OUTPUTS - 1) / (WARPS * OUTPUTS);
   switch (rows) {
   case 1:
-    gemv<1><<<grid, WARPS * 32, 0, stream>>>(p);
-    break;
+    return launch<1>(p, stream);
   case 2:
-    gemv<2><<<grid, WARPS * 32, 0, stream>>>(p);
-    break;
+    return launch<2>(p, stream);
   case 3:
-    gemv<3><<<grid, WARPS * 32, 0, stream>>>(p);
-    break;
+    return launch<3>(p, stream);
   case 4:
-    gemv<4><<<grid, WARPS * 32, 0, stream>>>(p);
-    break;
+    return launch<4>(p, stream);
   default:
     return cudaErrorInvalidValue;
   }
-  return cudaGetLastError();
 }

@@ -99,8 +99,9 @@ cudaError_t kv_cuda_rotate_and_store(KvBf16 *qkv, const KvCudaPages *pages,
  * of its table are attended to (the last `window` of them if not 0); 0: none, and out is zero.
  * out[S][H][d]. The context is cut into pieces of *split_tokens (device memory, so that a captured
  * launch can serve other contexts; a multiple of KV_CUDA_SPLIT_UNIT), at most max_splits of them:
- * max_splits * *split_tokens must cover the longest context. counters: S * H numbers, zero at first
- * and left so. scratch: kv_cuda_decode_scratch_bytes(). d is 64, 80, 96 or 128. */
+ * max_splits * *split_tokens must cover the longest context. Of the cache, only the last token of a
+ * context may be written by the kernel before this one on the stream. counters: S * H numbers, zero
+ * at first and left so. scratch: kv_cuda_decode_scratch_bytes(). d is 64, 80, 96 or 128. */
 #define KV_CUDA_SPLIT_UNIT 64
 cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
                                      const KvCudaPages *pages, const KvCudaTables *tables,
@@ -252,6 +253,16 @@ cudaError_t kv_cuda_gemv(void *out, int out_f32, int accumulate, const KvBf16 *x
 cudaError_t kv_cuda_copy_blocks(char *const *pools, const uint64_t *block_bytes, uint32_t n_layers,
                                 const uint32_t *from, const uint32_t *to, uint32_t n,
                                 cudaStream_t stream);
+
+/* A copy of `bytes` (a multiple of 16); either end may be pinned host memory. */
+typedef struct {
+  void *to;
+  const void *from;
+  uint64_t bytes;
+} KvCudaPiece;
+
+/* Make n copies in any order; pieces is in device memory. */
+cudaError_t kv_cuda_copy_pieces(const KvCudaPiece *pieces, uint32_t n, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -28,6 +28,11 @@ template <int pending> static __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
+/* Wait for all of this thread's copies, committed or not. */
+static __device__ __forceinline__ void copies_wait_all() {
+  asm volatile("cp.async.wait_all;\n" ::: "memory");
+}
+
 /* Four 8 x 8 tiles; lane l gives the address of row l % 8 of tile l / 8. */
 static __device__ __forceinline__ void load_tiles(uint32_t (&r)[4], const KvBf16 *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"

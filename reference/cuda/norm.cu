@@ -1,6 +1,7 @@
 /* RMSNorm and LayerNorm of the fp32 residual stream into the bf16 input of the next product. The
  * residual itself is added by that product's epilogue (gemm.h). Twin: reference/host/norm.c. */
 #include "reference/cuda/bf16.cuh"
+#include "reference/cuda/launch.cuh"
 
 enum { THREADS = 256 };
 
@@ -22,6 +23,7 @@ static __device__ float block_sum(float x) {
 /* One block a row of x[R][D]; the row is read again from the first-level cache. */
 static __global__ void __launch_bounds__(THREADS)
     rms_norm(KvBf16 *out, const float *x, const KvBf16 *weight, float epsilon, uint32_t width) {
+  await_previous();
   x += (uint64_t)blockIdx.x * width;
   out += (uint64_t)blockIdx.x * width;
   float squares = 0.0f;
@@ -36,6 +38,7 @@ static __global__ void __launch_bounds__(THREADS)
 static __global__ void __launch_bounds__(THREADS)
     rms_norm_by_4(KvBf16 *out, const float *x, const KvBf16 *weight, float epsilon,
                   uint32_t width) {
+  await_previous();
   const float4 *row = (const float4 *)(x + (uint64_t)blockIdx.x * width);
   const uint2 *gains = (const uint2 *)weight;
   uint2 *result = (uint2 *)(out + (uint64_t)blockIdx.x * width);
@@ -56,6 +59,7 @@ static __global__ void __launch_bounds__(THREADS)
 static __global__ void __launch_bounds__(THREADS)
     layer_norm(KvBf16 *out, const float *x, const KvBf16 *weight, const KvBf16 *bias, float epsilon,
                uint32_t width) {
+  await_previous();
   x += (uint64_t)blockIdx.x * width;
   out += (uint64_t)blockIdx.x * width;
   float sum = 0.0f, squares = 0.0f;
@@ -74,10 +78,8 @@ cudaError_t kv_cuda_rms_norm(KvBf16 *out, const float *x, const KvBf16 *weight, 
   if (rows == 0)
     return cudaSuccess;
   if (width % 4 == 0)
-    rms_norm_by_4<<<rows, THREADS, 0, stream>>>(out, x, weight, epsilon, width);
-  else
-    rms_norm<<<rows, THREADS, 0, stream>>>(out, x, weight, epsilon, width);
-  return cudaGetLastError();
+    return launch_early(rms_norm_by_4, rows, THREADS, 0, stream, 1, out, x, weight, epsilon, width);
+  return launch_early(rms_norm, rows, THREADS, 0, stream, 1, out, x, weight, epsilon, width);
 }
 
 cudaError_t kv_cuda_layer_norm(KvBf16 *out, const float *x, const KvBf16 *weight,
@@ -85,6 +87,6 @@ cudaError_t kv_cuda_layer_norm(KvBf16 *out, const float *x, const KvBf16 *weight
                                cudaStream_t stream) {
   if (rows == 0)
     return cudaSuccess;
-  layer_norm<<<rows, THREADS, 0, stream>>>(out, x, weight, bias, epsilon, width);
-  return cudaGetLastError();
+  return launch_early(layer_norm, rows, THREADS, 0, stream, 1, out, x, weight, bias, epsilon,
+                      width);
 }

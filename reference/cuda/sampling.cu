@@ -1,5 +1,6 @@
 /* Greedy sampling. Twin: reference/host/sample.c. */
 #include "reference/cuda/bf16.cuh"
+#include "reference/cuda/launch.cuh"
 
 enum { THREADS = 1024 };
 
@@ -25,10 +26,17 @@ static __device__ __forceinline__ Best warp_best(Best best) {
 static __global__ void __launch_bounds__(THREADS)
     argmax(uint32_t *out, const float *logits, uint32_t vocab) {
   __shared__ Best parts[THREADS / 32];
+  await_previous();
   const float *row = logits + (uint64_t)blockIdx.x * vocab;
   Best best = {-INFINITY, threadIdx.x < vocab ? threadIdx.x : 0};
+  uint32_t fours = vocab % 4 == 0 ? vocab / 4 : 0; /* else rows do not begin at 16 bytes */
 #pragma unroll 4
-  for (uint32_t v = threadIdx.x; v < vocab; v += THREADS)
+  for (uint32_t v = threadIdx.x; v < fours; v += THREADS) {
+    float4 x = ((const float4 *)row)[v];
+    best = better(better(best, {x.x, 4 * v}), {x.y, 4 * v + 1});
+    best = better(better(best, {x.z, 4 * v + 2}), {x.w, 4 * v + 3});
+  }
+  for (uint32_t v = 4 * fours + threadIdx.x; v < vocab; v += THREADS)
     best = better(best, {row[v], v});
   best = warp_best(best);
   if (threadIdx.x % 32 == 0)
@@ -45,6 +53,5 @@ cudaError_t kv_cuda_argmax(uint32_t *out, const float *logits, uint32_t count, u
                            cudaStream_t stream) {
   if (count == 0)
     return cudaSuccess;
-  argmax<<<count, THREADS, 0, stream>>>(out, logits, vocab);
-  return cudaGetLastError();
+  return launch_early(argmax, count, THREADS, 0, stream, 1, out, logits, vocab);
 }

@@ -1,36 +1,34 @@
 /* What the kernels reach, beside what the GPU can do.
  *
- *     cuda_bench FILE.json [MODEL]
+ *     cuda_bench FILE.json [MODEL [PART ...]]
  *
  * First the ceilings: a copy inside the GPU's memory (bytes read plus bytes written) and a large
  * bf16 product. Then decode and prefill attention, products, swaps and whole steps of MODEL
- * (default llama-3-8b) with random weights and caches. Times are the GPU's, medians of REPEATS
- * after a warm run, in microseconds; what is timed alternates among buffers larger together than
- * the second-level cache. A row that needs more memory than is free is left out, and says so.
+ * (default llama-3-8b) with random weights and caches; of these only the PARTs, if there are any:
+ * decode, prefill, products, steps, targets (steps that have one) and swaps. Times are the GPU's,
+ * medians of REPEATS after a warm run, in microseconds; what is timed alternates among buffers
+ * larger together than the second-level cache. A row that needs more memory than is free is left
+ * out, and says so.
  */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "models/llm/llm.h"
 #include "reference/cuda/forward.h"
+#include "reference/cuda/timing.h"
 #include "sim/base/error.h"
 #include "sim/base/output.h"
 #include "sim/base/random.h"
 
-enum { REPEATS = 11, BLOCK_TOKENS = 16 };
-#define MiB 1048576.0
+enum { REPEATS = KV_CUDA_REPEATS, BLOCK_TOKENS = KV_CUDA_BENCH_BLOCK_TOKENS };
 
 typedef struct {
-  KvCudaDevice *device;
-  KvCudaGemm *gemm;
+  KvCudaTimer timer;
   KvOutput *file;
   const char *separator; /* before the next row */
   double copy_Bps, gemm_flops;
+  gboolean only_targets; /* of the steps */
 } Bench;
-
-/* One launch of what is measured, the i-th. */
-typedef gboolean (*Work)(gpointer what, guint i, GError **error);
 
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
@@ -40,27 +38,6 @@ static int by_value(const void *a, const void *b) {
 static double median(double *values, guint n) {
   qsort(values, n, sizeof *values, by_value);
   return values[n / 2];
-}
-
-/* Seconds of one launch: the median of REPEATS rounds of `inner` launches. */
-static gboolean time_work(Bench *b, Work work, gpointer what, guint inner, double *seconds,
-                          GError **error) {
-  double rounds[REPEATS];
-  guint launch = 0;
-  for (guint i = 0; i < inner; i++)
-    if (!work(what, launch++, error))
-      return FALSE;
-  for (guint r = 0; r < REPEATS; r++) {
-    if (!kv_cuda_clock_start(b->device, error))
-      return FALSE;
-    for (guint i = 0; i < inner; i++)
-      if (!work(what, launch++, error))
-        return FALSE;
-    if (!kv_cuda_clock_stop(b->device, &rounds[r], error))
-      return FALSE;
-  }
-  *seconds = median(rounds, REPEATS) / inner;
-  return TRUE;
 }
 
 static void begin_list(Bench *b, const char *name) {
@@ -101,78 +78,25 @@ static void skip(const char *label, GError **error) {
   g_clear_error(error);
 }
 
-static KvBf16 *random_memory(Bench *b, guint64 n, float reach, GError **error) {
-  KvBf16 *memory = kv_cuda_alloc(n * sizeof(KvBf16), "the benchmark's arrays", error);
-  if (memory &&
-      !KV_CUDA_OK(kv_cuda_fill_random(memory, n, 0.0f, reach, n, b->device->stream), error))
-    g_clear_pointer(&memory, kv_cuda_free);
-  return memory;
-}
-
-/* --- ceilings -------------------------------------------------------------------------------- */
-
-typedef struct {
-  Bench *bench;
-  char *to, *from;
-  gsize bytes;
-} Copy;
-
-static gboolean copy_once(gpointer what, guint i, GError **error) {
-  const Copy *c = what;
-  return kv_cuda_copy(c->bench->device, c->to, c->from, c->bytes, error);
-}
-
-typedef struct {
-  Bench *bench;
-  KvCudaProduct product;
-  guint copies; /* of the weights, one after another */
-} Product;
-
-static gboolean multiply_once(gpointer what, guint i, GError **error) {
-  const Product *p = what;
-  KvCudaProduct product = p->product;
-  product.weight += (gsize)(i % p->copies) * product.inputs * product.outputs;
-  return kv_cuda_gemm_run(p->bench->gemm, &product, p->bench->device->stream, error);
-}
-
-/* Seconds of out[M][N] = x[M][K] w[N][K]^T with weights that are not in the cache. */
-static gboolean time_product(Bench *b, guint M, guint K, guint N, double *seconds, GError **error) {
-  gsize weight = (gsize)K * N;
-  guint copies = (guint)MIN(64, 1 + 4 * b->device->l2_bytes / (weight * sizeof(KvBf16)));
-  KvBf16 *x = random_memory(b, (guint64)M * K, 1.0f, error);
-  KvBf16 *w = x ? random_memory(b, weight * copies, 0.03f, error) : NULL;
-  KvBf16 *out = w ? random_memory(b, (guint64)M * N, 1.0f, error) : NULL;
-  Product p = {
-      b, {.out = out, .x = x, .weight = w, .rows = M, .inputs = K, .outputs = N}, MAX(copies, 1)};
-  gboolean done = out && time_work(b, multiply_once, &p, MAX(copies, 4), seconds, error);
-  kv_cuda_free(x);
-  kv_cuda_free(w);
-  kv_cuda_free(out);
-  return done;
-}
+/* --- single operations ----------------------------------------------------------------------- */
 
 static gboolean bench_ceilings(Bench *b, GError **error) {
   const gsize bytes = (gsize)1 << 30;
   double seconds = 0.0;
-  Copy c = {b, kv_cuda_alloc(bytes, "a copy", error), NULL, bytes};
-  c.from = c.to ? (char *)random_memory(b, bytes / sizeof(KvBf16), 1.0f, error) : NULL;
-  gboolean done = c.from && time_work(b, copy_once, &c, 4, &seconds, error);
-  kv_cuda_free(c.to);
-  kv_cuda_free(c.from);
-  if (!done)
+  if (!kv_cuda_time_copy(&b->timer, cudaMemcpyDeviceToDevice, bytes, &seconds, error))
     return FALSE;
   b->copy_Bps = 2.0 * (double)bytes / seconds;
-  if (!time_product(b, 8192, 8192, 8192, &seconds, error))
+  if (!kv_cuda_time_product(&b->timer, 8192, 8192, 8192, &seconds, error))
     return FALSE;
   b->gemm_flops = 2.0 * 8192.0 * 8192.0 * 8192.0 / seconds;
   kv_output_print(b->file, ",\n \"copy_GBps_rw\": %.6g,\n \"gemm_TFLOPs\": %.6g",
                   1e-9 * b->copy_Bps, 1e-12 * b->gemm_flops);
-  printf("%s: copy %.0f GB/s (read and written), bf16 product %.0f TFLOP/s\n", b->device->name,
-         1e-9 * b->copy_Bps, 1e-12 * b->gemm_flops);
+  printf("%s: copy %.0f GB/s (read and written), bf16 product %.0f TFLOP/s\n",
+         b->timer.device->name, 1e-9 * b->copy_Bps, 1e-12 * b->gemm_flops);
   return TRUE;
 }
 
-static gboolean bench_products(Bench *b, GError **error) {
+static gboolean bench_products(Bench *b, const KvModel *model, GError **error) {
   static const guint rows[] = {1, 4, 16, 64, 256, 2048, 8192};
   static const guint shapes[][2] = {{4096, 6144}, {4096, 4096}, {4096, 28672}, {14336, 4096}};
   begin_list(b, "products");
@@ -180,7 +104,7 @@ static gboolean bench_products(Bench *b, GError **error) {
     for (guint r = 0; r < G_N_ELEMENTS(rows); r++) {
       guint M = rows[r], K = shapes[s][0], N = shapes[s][1];
       double seconds;
-      if (!time_product(b, M, K, N, &seconds, error))
+      if (!kv_cuda_time_product(&b->timer, M, K, N, &seconds, error))
         return FALSE;
       g_autofree char *label = g_strdup_printf("product %u x %u x %u", M, K, N);
       g_autofree char *fields =
@@ -192,123 +116,6 @@ static gboolean bench_products(Bench *b, GError **error) {
   return TRUE;
 }
 
-/* --- attention ------------------------------------------------------------------------------- */
-
-/* One layer's cache for `sequences` contexts, several times over, in shuffled blocks. */
-typedef struct {
-  Bench *bench;
-  guint n_heads, n_kv_heads, head_dim, sequences, context, copies;
-  KvCudaPages pages;
-  KvCudaTables tables;
-  guint64 pool_elements; /* of one copy */
-  guint32 *words;        /* device: table, starts, contexts, split; tiles after them */
-  const guint32 *contexts, *split;
-  guint max_splits, n_tiles;
-  const KvCudaTile *tiles;
-  KvBf16 *q, *out;
-  guint32 *counters;
-  void *scratch;
-} Attention;
-
-static gboolean decode_once(gpointer what, guint i, GError **error) {
-  const Attention *a = what;
-  KvCudaPages pages = a->pages;
-  pages.pool += i % a->copies * a->pool_elements;
-  gsize width = (gsize)a->n_heads * a->head_dim;
-  return KV_CUDA_OK(kv_cuda_decode_attention(a->out, a->q, width, &pages, &a->tables, a->contexts,
-                                             a->sequences, a->n_heads, 0, a->split, a->max_splits,
-                                             a->counters, a->scratch, a->bench->device->stream),
-                    error);
-}
-
-static gboolean prefill_once(gpointer what, guint i, GError **error) {
-  const Attention *a = what;
-  gsize width = (gsize)a->n_heads * a->head_dim;
-  return KV_CUDA_OK(kv_cuda_prefill_attention(a->out, a->q, width, &a->pages, &a->tables, a->tiles,
-                                              a->n_tiles, a->n_heads, 0, a->bench->device->stream),
-                    error);
-}
-
-static void shuffle(guint32 *ids, guint n) {
-  KvRandom random;
-  kv_random_seed(&random, 7, n);
-  for (guint i = n; i > 1; i--) {
-    guint j = (guint)kv_random_integer(&random, 0, i - 1);
-    guint32 swapped = ids[i - 1];
-    ids[i - 1] = ids[j];
-    ids[j] = swapped;
-  }
-}
-
-/* The tables, and the tiles of a prefill of the whole context, heaviest first. */
-static gboolean attention_tables(Attention *a, GError **error) {
-  guint blocks = (a->context + BLOCK_TOKENS - 1) / BLOCK_TOKENS, n = blocks * a->sequences;
-  guint most = kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads);
-  a->n_tiles = (a->context + most - 1) / most;
-  gsize count = (gsize)n + 2 * (gsize)a->sequences + 4 + 4 * (gsize)a->n_tiles;
-  g_autofree guint32 *words = g_new(guint32, count);
-  guint32 *starts = words + n, *contexts = starts + a->sequences;
-  for (guint i = 0; i < n; i++)
-    words[i] = i;
-  shuffle(words, n);
-  for (guint s = 0; s < a->sequences; s++) {
-    starts[s] = s * blocks;
-    contexts[s] = a->context;
-  }
-  guint32 *split = contexts + a->sequences;
-  a->max_splits =
-      kv_cuda_decode_max_splits(a->sequences, a->n_kv_heads, a->bench->device->multiprocessors);
-  guint piece = (a->context + a->max_splits - 1) / a->max_splits;
-  *split = (piece + KV_CUDA_SPLIT_UNIT - 1) / KV_CUDA_SPLIT_UNIT * KV_CUDA_SPLIT_UNIT;
-  KvCudaTile *tiles = (KvCudaTile *)(split + 4);
-  for (guint t = 0; t < a->n_tiles; t++) {
-    guint first = (a->n_tiles - 1 - t) * most;
-    tiles[t] = (KvCudaTile){0, first, first, MIN(most, a->context - first)};
-  }
-  a->words = kv_cuda_alloc(count * sizeof *words, "tables", error);
-  if (!a->words || !kv_cuda_upload(a->bench->device, a->words, words, count * sizeof *words, error))
-    return FALSE;
-  a->tables = (KvCudaTables){a->words, a->words + n};
-  a->contexts = a->words + n + a->sequences;
-  a->split = a->contexts + a->sequences;
-  a->tiles = (const KvCudaTile *)(a->split + 4);
-  return TRUE;
-}
-
-static void attention_clear(Attention *a) {
-  kv_cuda_free(a->pages.pool);
-  kv_cuda_free(a->words);
-  kv_cuda_free(a->q);
-  kv_cuda_free(a->out);
-  kv_cuda_free(a->counters);
-  kv_cuda_free(a->scratch);
-}
-
-static gboolean attention_init(Attention *a, guint queries, GError **error) {
-  Bench *b = a->bench;
-  gsize half = (gsize)a->n_kv_heads * BLOCK_TOKENS * a->head_dim;
-  gsize width = (gsize)a->n_heads * a->head_dim;
-  guint blocks = (a->context + BLOCK_TOKENS - 1) / BLOCK_TOKENS * a->sequences;
-  a->pool_elements = 2 * half * blocks;
-  a->copies = 1 + (guint)MIN(400, 3 * b->device->l2_bytes / (a->pool_elements * sizeof(KvBf16)));
-  a->pages = (KvCudaPages){.pool = random_memory(b, a->pool_elements * a->copies, 1.7f, error),
-                           .block_elements = 2 * half,
-                           .value_offset = half,
-                           .block_shift = 4,
-                           .n_kv_heads = a->n_kv_heads,
-                           .head_dim = a->head_dim};
-  if (!a->pages.pool || !attention_tables(a, error))
-    return FALSE;
-  gsize scratch =
-      kv_cuda_decode_scratch_bytes(a->sequences, a->n_heads, a->head_dim, a->max_splits);
-  gsize counters = (gsize)a->sequences * a->n_heads * sizeof(guint32);
-  return (a->q = random_memory(b, queries * width, 1.7f, error)) &&
-         (a->out = random_memory(b, queries * width, 1.0f, error)) &&
-         (a->scratch = kv_cuda_alloc(scratch, "scratch", error)) &&
-         (a->counters = kv_cuda_alloc(counters, "counters", error)) &&
-         kv_cuda_fill(b->device, a->counters, 0, counters, error);
-}
-
 static const struct {
   guint n_heads, n_kv_heads, head_dim, sequences, context;
 } decodes[] = {{32, 8, 128, 1, 512},   {32, 8, 128, 1, 8192},  {32, 8, 128, 1, 131072},
@@ -317,29 +124,24 @@ static const struct {
                {40, 8, 128, 64, 2048}, {28, 4, 128, 64, 2048}, {32, 32, 128, 16, 2048},
                {64, 8, 128, 64, 4096}, {32, 8, 64, 64, 4096},  {12, 12, 64, 64, 1024}};
 
-static gboolean bench_decode(Bench *b, GError **error) {
+static gboolean bench_decode(Bench *b, const KvModel *model, GError **error) {
   begin_list(b, "decode_attention");
   for (guint i = 0; i < G_N_ELEMENTS(decodes); i++) {
-    Attention a = {.bench = b,
-                   .n_heads = decodes[i].n_heads,
-                   .n_kv_heads = decodes[i].n_kv_heads,
-                   .head_dim = decodes[i].head_dim,
-                   .sequences = decodes[i].sequences,
-                   .context = decodes[i].context};
+    KvCudaAttentionCase a = {.n_heads = decodes[i].n_heads,
+                             .n_kv_heads = decodes[i].n_kv_heads,
+                             .head_dim = decodes[i].head_dim,
+                             .sequences = decodes[i].sequences,
+                             .past = decodes[i].context};
     double seconds = 0.0;
-    gboolean done = attention_init(&a, a.sequences, error) &&
-                    time_work(b, decode_once, &a, MAX(a.copies, 8), &seconds, error);
-    attention_clear(&a);
-    if (!done)
+    if (!kv_cuda_time_decode(&b->timer, &a, &seconds, error))
       return FALSE;
-    double bytes = 4.0 * a.sequences * a.context * a.n_kv_heads * a.head_dim;
+    double bytes = 4.0 * a.sequences * a.past * a.n_kv_heads * a.head_dim;
     g_autofree char *label =
         g_strdup_printf("decode attention %u/%u d %u batch %u context %u (%.0f MB)", a.n_heads,
-                        a.n_kv_heads, a.head_dim, a.sequences, a.context, bytes / 1e6);
+                        a.n_kv_heads, a.head_dim, a.sequences, a.past, bytes / 1e6);
     g_autofree char *fields = g_strdup_printf(
-        "\"heads\": %u, \"kv_heads\": %u, \"head_dim\": %u, \"batch\": %u, \"context\": %u, "
-        "\"splits\": %u",
-        a.n_heads, a.n_kv_heads, a.head_dim, a.sequences, a.context, a.max_splits);
+        "\"heads\": %u, \"kv_heads\": %u, \"head_dim\": %u, \"batch\": %u, \"context\": %u",
+        a.n_heads, a.n_kv_heads, a.head_dim, a.sequences, a.past);
     row(b, label, fields, seconds, bytes, 0.0);
   }
   end_list(b);
@@ -351,27 +153,23 @@ static const struct {
 } prefills[] = {{32, 8, 128, 512},   {32, 8, 128, 2048}, {32, 8, 128, 8192}, {32, 8, 128, 16384},
                 {32, 32, 128, 8192}, {40, 8, 128, 8192}, {12, 12, 64, 2048}, {32, 8, 64, 8192}};
 
-static gboolean bench_prefill(Bench *b, GError **error) {
+static gboolean bench_prefill(Bench *b, const KvModel *model, GError **error) {
   begin_list(b, "prefill_attention");
   for (guint i = 0; i < G_N_ELEMENTS(prefills); i++) {
-    Attention a = {.bench = b,
-                   .n_heads = prefills[i].n_heads,
-                   .n_kv_heads = prefills[i].n_kv_heads,
-                   .head_dim = prefills[i].head_dim,
-                   .sequences = 1,
-                   .context = prefills[i].context};
+    KvCudaAttentionCase a = {.n_heads = prefills[i].n_heads,
+                             .n_kv_heads = prefills[i].n_kv_heads,
+                             .head_dim = prefills[i].head_dim,
+                             .sequences = 1,
+                             .chunk = prefills[i].context};
     double seconds = 0.0;
-    gboolean done =
-        attention_init(&a, a.context, error) && time_work(b, prefill_once, &a, 4, &seconds, error);
-    attention_clear(&a);
-    if (!done)
+    if (!kv_cuda_time_prefill(&b->timer, &a, &seconds, error))
       return FALSE;
-    double n = a.context, flops = 2.0 * a.n_heads * a.head_dim * n * (n + 1.0);
+    double n = a.chunk, flops = 2.0 * a.n_heads * a.head_dim * n * (n + 1.0);
     g_autofree char *label = g_strdup_printf("prefill attention %u/%u d %u tokens %u", a.n_heads,
-                                             a.n_kv_heads, a.head_dim, a.context);
+                                             a.n_kv_heads, a.head_dim, a.chunk);
     g_autofree char *fields =
         g_strdup_printf("\"heads\": %u, \"kv_heads\": %u, \"head_dim\": %u, \"tokens\": %u",
-                        a.n_heads, a.n_kv_heads, a.head_dim, a.context);
+                        a.n_heads, a.n_kv_heads, a.head_dim, a.chunk);
     row(b, label, fields, seconds, 0.0, flops);
   }
   end_list(b);
@@ -390,7 +188,7 @@ typedef struct {
 
 /* A cache of `blocks` random blocks and the engine over it. */
 static gboolean whole_init(Whole *w, guint64 blocks, guint positions, GError **error) {
-  KvCudaDevice *device = w->bench->device;
+  KvCudaDevice *device = w->bench->timer.device;
   w->cache = kv_cuda_cache_new(device, w->weights, BLOCK_TOKENS, blocks, 1024, error);
   for (guint l = 0; w->cache && l < w->cache->n_layers; l++)
     if (!KV_CUDA_OK(kv_cuda_fill_random(w->cache->layers[l].pool,
@@ -431,7 +229,7 @@ static gboolean step(Whole *w, guint batch, guint context, KvCudaWork *work, GEr
   g_autofree KvHostSpan *spans = g_new0(KvHostSpan, sequences);
   for (guint i = 0; i < n; i++)
     table[i] = i;
-  shuffle(table, n);
+  kv_cuda_shuffle(table, n);
   for (guint i = 0; i < MAX(context, batch); i++)
     tokens[i] = (guint32)(kv_random_mix(i) % w->weights->vocab);
   for (guint s = 0; s < sequences; s++)
@@ -470,13 +268,15 @@ static void print_components(Bench *b, const KvCudaWork *work) {
 }
 
 static gboolean bench_steps(Bench *b, const KvModel *model, GError **error) {
-  g_autoptr(KvCudaWeights) weights = kv_cuda_weights_new(b->device, model, NULL, 1, error);
+  g_autoptr(KvCudaWeights) weights = kv_cuda_weights_new(b->timer.device, model, NULL, 1, error);
   if (!weights)
     return FALSE;
   Whole w = {.bench = b, .model = model, .weights = weights};
   begin_list(b, "steps");
   for (guint i = 0; i < G_N_ELEMENTS(steps); i++) {
     guint batch = steps[i].batch, context = steps[i].context;
+    if (b->only_targets && steps[i].target_seconds <= 0.0)
+      continue;
     KvCudaWork work = {0};
     g_autofree char *label =
         batch ? g_strdup_printf("%s decode step, batch %u, context %u", model->id, batch, context)
@@ -503,7 +303,7 @@ static gboolean bench_steps(Bench *b, const KvModel *model, GError **error) {
 /* Blocks of the model out to the host and back in, in batches. */
 static gboolean bench_swaps(Bench *b, const KvModel *model, GError **error) {
   static const guint counts[] = {1, 8, 64, 512};
-  g_autoptr(KvCudaWeights) weights = kv_cuda_weights_new(b->device, model, NULL, 1, error);
+  g_autoptr(KvCudaWeights) weights = kv_cuda_weights_new(b->timer.device, model, NULL, 1, error);
   Whole w = {.bench = b, .model = model, .weights = weights};
   gboolean done = weights && whole_init(&w, 1024, 16, error);
   begin_list(b, "swaps");
@@ -530,32 +330,72 @@ static gboolean bench_swaps(Bench *b, const KvModel *model, GError **error) {
   return done;
 }
 
-static gboolean run(Bench *b, const char *path, const char *name, GError **error) {
+static gboolean bench_targets(Bench *b, const KvModel *model, GError **error) {
+  b->only_targets = TRUE;
+  return bench_steps(b, model, error);
+}
+
+static const struct {
+  const char *name;
+  gboolean (*run)(Bench *b, const KvModel *model, GError **error);
+  gboolean by_default;
+} parts[] = {{"decode", bench_decode, TRUE},     {"prefill", bench_prefill, TRUE},
+             {"products", bench_products, TRUE}, {"steps", bench_steps, TRUE},
+             {"targets", bench_targets, FALSE},  {"swaps", bench_swaps, TRUE}};
+
+static gboolean wanted(guint part, char **names) {
+  return *names ? g_strv_contains((const char *const *)names, parts[part].name)
+                : parts[part].by_default;
+}
+
+static gboolean run(Bench *b, const char *path, const char *name, char **names, GError **error) {
   g_autoptr(KvModel) model = kv_model_load(name, error);
-  if (!model || !(b->device = kv_cuda_device_open(error)) || !(b->gemm = kv_cuda_gemm_new(error)) ||
-      !(b->file = kv_output_open(path, error)))
+  if (!model || !(b->timer.device = kv_cuda_device_open(error)) ||
+      !(b->timer.gemm = kv_cuda_gemm_new(error)) || !(b->file = kv_output_open(path, error)))
     return FALSE;
-  kv_output_print(b->file, "{\n \"device\": \"%s\",\n \"driver_cuda\": %u", b->device->name,
-                  b->device->driver_version);
-  if (!bench_ceilings(b, error) || !bench_decode(b, error) || !bench_prefill(b, error) ||
-      !bench_products(b, error) || !bench_steps(b, model, error) || !bench_swaps(b, model, error))
+  kv_output_print(b->file, "{\n \"device\": \"%s\",\n \"driver_cuda\": %u", b->timer.device->name,
+                  b->timer.device->driver_version);
+  if (!bench_ceilings(b, error))
     return FALSE;
+  for (guint i = 0; i < G_N_ELEMENTS(parts); i++)
+    if (wanted(i, names) && !parts[i].run(b, model, error))
+      return FALSE;
   kv_output_print(b->file, "\n}\n");
   return kv_output_commit(g_steal_pointer(&b->file), error);
+}
+
+/* The first of names that is no part, or NULL. */
+static const char *unknown_part(char **names) {
+  for (; *names; names++) {
+    guint i = 0;
+    while (i < G_N_ELEMENTS(parts) && strcmp(*names, parts[i].name) != 0)
+      i++;
+    if (i == G_N_ELEMENTS(parts))
+      return *names;
+  }
+  return NULL;
 }
 
 int main(int argc, char **argv) {
   g_autoptr(GError) error = NULL;
   Bench bench = {0};
-  if (argc < 2 || argc > 3) {
-    (void)fprintf(stderr, "cuda_bench: expected FILE.json [MODEL]\n");
+  char **names = argv + MIN(argc, 3);
+  if (argc < 2) {
+    (void)fprintf(stderr, "cuda_bench: expected FILE.json [MODEL [PART ...]]\n");
     return 2;
   }
-  gboolean done = run(&bench, argv[1], argc == 3 ? argv[2] : "llama-3-8b", &error);
+  if (unknown_part(names)) {
+    (void)fprintf(stderr,
+                  "cuda_bench: no part '%s', expected decode, prefill, products, steps, "
+                  "targets or swaps\n",
+                  unknown_part(names));
+    return 2;
+  }
+  gboolean done = run(&bench, argv[1], argc >= 3 ? argv[2] : "llama-3-8b", names, &error);
   if (bench.file)
     kv_output_discard(bench.file);
-  kv_cuda_gemm_free(bench.gemm);
-  kv_cuda_device_close(bench.device);
+  kv_cuda_gemm_free(bench.timer.gemm);
+  kv_cuda_device_close(bench.timer.device);
   if (!done)
     (void)fprintf(stderr, "cuda_bench: %s\n", error->message);
   return done ? 0 : 1;

@@ -150,6 +150,9 @@ static cudaError_t choose_and_decode(const Case *c, const KvCudaPages *pages,
   cudaError_t status = kv_cuda_choose_pages(
       c->chosen, c->held, c->bounds, c->q, (gsize)c->n_heads * c->head_dim, pages, tables, contexts,
       c->sequences, c->n_heads, c->budget / BLOCK_TOKENS, c->blocks / c->sequences, stream);
+  if (status == cudaSuccess) /* a copy between them, as the engine's of its queries: decode
+                                attention reads its tables before the kernel ahead of it is done */
+    status = cudaMemcpyAsync(c->bounds, c->q, sizeof(float), cudaMemcpyDeviceToDevice, stream);
   return status != cudaSuccess
              ? status
              : kv_cuda_decode_attention(c->out, c->q, (gsize)group * c->head_dim, &parts, &chosen,

@@ -1,15 +1,15 @@
 #!/bin/bash
 # Everything that needs a GPU, in order: are the kernels right, are the logits right, how fast is it.
 #
-#     gpu.sh BUNDLE OUT [tests|logits|bench|techniques|run ...]
+#     gpu.sh BUNDLE OUT [tests|logits|bench|techniques|run|calibrate|validate ...]
 #
 # BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON. Without parts, all of them;
-# bench and run go on where tests or logits failed, and the exit status says so.
+# what measures goes on where tests or logits failed, and the exit status says so.
 set -u
 bundle=$(cd "$1" && pwd) && mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# -gt 0 ] || set -- tests logits bench techniques run
+[ $# -gt 0 ] || set -- tests logits bench techniques run calibrate validate
 status=0
 
 # cuBLASLt: the toolkit's, else the one that PyTorch brought.
@@ -51,6 +51,37 @@ END
   return $failed
 }
 
+# NAME TRACE OPTIONS...: serve a trace on the GPU beside its simulation; OUT/validate/NAME. The traces are not those
+# that device files were fitted to, and the figures can be priced anew without the GPU: kvsim validate --steps.
+one_run() {
+  local name=$1 trace=$2
+  shift 2
+  ours timeout 75 "$bundle/kvsim" validate "$trace" --executor cuda --platform h200 "$@" -o "$out/validate/$name" \
+    >"$out/validate/$name.txt" 2>&1
+  local result=$?
+  echo "--- $name: status $result"
+  grep -E "^kvsim|steps |attention|MLP|copies|  (ttft|tpot|e2e) mean|makespan|median error" "$out/validate/$name.txt"
+  return $result
+}
+
+validate() {
+  local status=0 traces=$out/validate/traces
+  mkdir -p "$traces" && cp "$bundle/calls.jsonl" "$bundle/chat.jsonl" "$traces" || return 1
+  "$bundle/kvsim" trace generate --requests=40 --rate=2 --input=lognormal:3000:2000 --answers=lognormal:150:80 \
+    --block-tokens=64 --seed=5 -o "$traces/long.jsonl" || return 1
+  one_run 0.5b-chat "$traces/chat.jsonl" --model qwen2.5-0.5b --requests 60 || status=1
+  one_run 0.5b-swap "$traces/calls.jsonl" --model qwen2.5-0.5b --rate-scale 50 --requests 100 --use vllm:preemption_mode=swap \
+    --set engine.num_blocks=900 || status=1
+  one_run 1b-calls "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 || status=1
+  one_run 8b-calls "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 2 --requests 200 || status=1
+  one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
+  one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
+  one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
+  one_run 1b-virtual "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 || status=1
+  gzip -9 "$out"/validate/*/steps.csv
+  return $status
+}
+
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >"$out/gpu.csv" 2>&1
 cat "$out/gpu.csv"
 for part; do
@@ -66,7 +97,10 @@ for part; do
     agreements >"$out/agreement.jsonl" 2>>"$out/techniques.log" && [ $worked -eq 0 ] ;;
   run) ours timeout 120 "$bundle/kvsim" run "$bundle/chat.jsonl" --executor cuda --requests 40 --model qwen2.5-0.5b \
     --set engine.num_blocks=4096 --json -n >"$out/run.json" 2>"$out/run.log" ;;
-  *) echo "no part $part: tests, logits, bench, techniques or run"; exit 2 ;;
+  calibrate) ours timeout 240 "$bundle/kvsim" calibrate --measure --table "$out/kernels.csv" -o "$out/h200-kvsim.json" \
+    >"$out/calibrate.log" 2>&1 ;;
+  validate) mkdir -p "$out/validate" && validate >"$out/validate.log" 2>&1 ;;
+  *) echo "no part $part: tests, logits, bench, techniques, run, calibrate or validate"; exit 2 ;;
   esac
   result=$?
   [ $result -eq 0 ] || status=1
@@ -75,7 +109,7 @@ for part; do
   tests) grep -E '^(not )?ok|^# .*(error|expected)|Bail' "$out/tests.log" | cut -c1-200 | head -60 ;;
   run) cat "$out/run.log"; head -c 1500 "$out/run.json" ;;
   techniques) cat "$out/techniques.log" "$out/agreement.jsonl" ;;
-  *) tail -n 80 "$out/$part.log" ;;
+  *) tail -n 130 "$out/$part.log" ;;
   esac
 done
 nvidia-smi --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader >>"$out/gpu.csv" 2>&1

@@ -29,9 +29,10 @@ const KvCommand kv_commands[] = {
     {"calibrate", "", "fit a device file to measured operations",
      "kvsim calibrate --device h200 --from ceilings.json --from steps.json -o h200.json",
      kv_command_calibrate, FALSE},
-    {"validate", "", "replay measured runs of real engines: predicted beside measured",
-     "kvsim validate --measured e2e/H100/Llama-3.1-8B/vllm/requests.jsonl", kv_command_validate,
-     FALSE},
+    {"validate", "[TRACE]", "predicted beside measured: of real engines' runs, or of one here",
+     "kvsim validate --measured e2e/H100/Llama-3.1-8B/vllm/requests.jsonl\n"
+     "  kvsim validate chat.jsonl --executor cuda --model qwen2.5-0.5b -o validation",
+     kv_command_validate, FALSE},
     {"claims", "[TECHNIQUE|FILE]...", "replay what papers claim: claimed beside simulated",
      "kvsim claims kivi snapkv --details", kv_command_claims, FALSE},
     {"graph", "platform | plan | prefixes TRACE",
@@ -78,4 +79,13 @@ guint kv_cli_columns(void) {
 
 gboolean kv_cli_colour(void) {
   return isatty(STDOUT_FILENO) && !g_getenv("NO_COLOR") && g_strcmp0(g_getenv("TERM"), "dumb") != 0;
+}
+
+gboolean kv_cli_pace(const char *name, gboolean *wall, GError **error) {
+  static const char *const paces[] = {"virtual", "wall", NULL};
+  *wall = name && strcmp(name, "wall") == 0;
+  if (!name || g_strv_contains(paces, name))
+    return TRUE;
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "--pace '%s': expected virtual or wall", name);
+  return FALSE;
 }

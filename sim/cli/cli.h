@@ -24,6 +24,10 @@ const KvCommand *kv_command_find(const char *name);
 gboolean kv_cli_parse(const KvCommand *command, const GOptionEntry *entries, int *argc,
                       char ***argv, GError **error);
 
+/* Whether --pace `name` (NULL: not given) means the wall's clock. FALSE with *error set if it is no
+ * pace. */
+gboolean kv_cli_pace(const char *name, gboolean *wall, GError **error);
+
 /* Width of the terminal, and whether standard output is one that takes colour. */
 guint kv_cli_columns(void);
 gboolean kv_cli_colour(void);

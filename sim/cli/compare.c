@@ -24,7 +24,7 @@ static gboolean replay_all(Runs *runs, const KvScenario *scenario, char **stacks
       return FALSE;
     g_ptr_array_add(runs->setups, setup);
     g_autofree char *prefix = g_strdup_printf("%u-", i + 1);
-    KvSummary *summary = kv_replay(setup, trace, format, directory, prefix, FALSE, error);
+    KvSummary *summary = kv_replay(setup, trace, format, directory, prefix, FALSE, FALSE, error);
     if (!summary)
       return FALSE;
     g_ptr_array_add(runs->summaries, summary);

@@ -4,16 +4,27 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "reference/cuda/monitor.h"
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
+#include "sim/engine/outputs.h"
 #include "traces/transform.h"
 #include "viz/format.h"
 #include "viz/viz.h"
 
-/* Progress: nothing for the first second, then a line that is rewritten. */
+/* Progress: nothing for the first second, then a line that is rewritten. And where tokens go. */
 typedef struct {
   gint64 began, shown;
+  KvOutputs *outputs;
 } Progress;
+
+static void note_generated(guint64 index, const guint32 *tokens, guint n, gpointer user) {
+  kv_outputs_generated(((Progress *)user)->outputs, index, tokens, n);
+}
+
+static void note_left(const KvSequence *sequence, gpointer user) {
+  kv_outputs_left(((Progress *)user)->outputs, sequence);
+}
 
 static void show_progress(double share, guint64 done, double now_seconds, gpointer user) {
   Progress *progress = user;
@@ -39,9 +50,25 @@ static KvOutput *open_in(const KvRunDirectory *directory, const char *prefix, co
   return kv_output_open(path, error);
 }
 
+static gboolean write_json(const KvRunDirectory *directory, const char *name, json_t *json,
+                           GError **error) {
+  g_autofree char *path = kv_run_directory_file(directory, name);
+  char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
+  g_autofree char *line = g_strconcat(text, "\n", NULL);
+  free(text);
+  return kv_output_write_file(path, line, -1, error);
+}
+
+/* What the GPU was like meanwhile. */
+static gboolean write_gpu(const KvRunDirectory *directory, const char *prefix, json_t *gpu,
+                          GError **error) {
+  g_autofree char *name = g_strconcat(prefix, "gpu.json", NULL);
+  return write_json(directory, name, gpu, error);
+}
+
 KvSummary *kv_replay(const KvSetup *setup, const char *trace, const char *format,
                      const KvRunDirectory *directory, const char *prefix, gboolean operations,
-                     GError **error) {
+                     gboolean pace_wall, GError **error) {
   g_autoptr(KvTraceReader) reader = kv_trace_reader_open(trace, format, error);
   if (reader && setup->scenario->smear_seconds > 0.0)
     reader = kv_trace_smear(g_steal_pointer(&reader), setup->scenario->smear_seconds,
@@ -54,31 +81,36 @@ KvSummary *kv_replay(const KvSetup *setup, const char *trace, const char *format
     return NULL;
   if (directory && operations && !(rows = open_in(directory, prefix, "operations.csv", error)))
     return NULL;
-  Progress progress = {.began = g_get_monotonic_time()};
+  gboolean real = strcmp(setup->scenario->executor, "model") != 0;
+  g_autoptr(KvOutput) tokens = NULL;
+  if (directory && real && !(tokens = open_in(directory, prefix, "outputs.jsonl", error)))
+    return NULL;
+  g_autoptr(KvOutputs) outputs = tokens ? kv_outputs_new(tokens) : NULL;
+  Progress progress = {.began = g_get_monotonic_time(), .outputs = outputs};
   gboolean terminal = isatty(STDERR_FILENO);
   KvSimulateOptions options = {.requests = requests,
                                .operations = rows,
                                .progress = terminal ? show_progress : NULL,
+                               .left = outputs ? note_left : NULL,
+                               .generated = outputs ? note_generated : NULL,
+                               .pace_wall = pace_wall,
                                .user = &progress,
                                .interrupted = &kv_interrupted};
+  gboolean on_gpu = directory && strcmp(setup->scenario->executor, "cuda") == 0;
+  KvGpuMonitor *monitor = on_gpu ? kv_gpu_monitor_start() : NULL;
   g_autoptr(KvSummary) summary = kv_simulate(setup, reader, &options, error);
+  json_t *gpu = kv_gpu_monitor_stop(monitor);
   if (progress.shown)
     fprintf(stderr, "\r\033[K");
-  if (!summary)
+  gboolean noted = !gpu || !summary || write_gpu(directory, prefix, gpu, error);
+  json_decref(gpu);
+  if (!summary || !noted)
     return NULL;
   if ((requests && !kv_output_commit(g_steal_pointer(&requests), error)) ||
+      (tokens && !kv_output_commit(g_steal_pointer(&tokens), error)) ||
       (rows && !kv_output_commit(g_steal_pointer(&rows), error)))
     return NULL;
   return g_steal_pointer(&summary);
-}
-
-static gboolean write_json(const KvRunDirectory *directory, const char *name, json_t *json,
-                           GError **error) {
-  g_autofree char *path = kv_run_directory_file(directory, name);
-  char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
-  g_autofree char *line = g_strconcat(text, "\n", NULL);
-  free(text);
-  return kv_output_write_file(path, line, -1, error);
 }
 
 static gboolean write_timeline(const KvRunDirectory *directory, const char *prefix,

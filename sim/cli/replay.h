@@ -8,11 +8,12 @@
 #include "sim/engine/simulation.h"
 
 /* Replay the file `trace` through `setup`; per-request rows go to requests.csv (prefixed by
- * `prefix`) of `directory`, if that is not NULL, and operations to operations.csv if `operations`.
+ * `prefix`) of `directory`, if that is not NULL, operations to operations.csv if `operations`, and
+ * the tokens of a real executor to outputs.jsonl. `pace_wall`: in real time (real executors).
  * Progress on standard error if it is a terminal. */
 KvSummary *kv_replay(const KvSetup *setup, const char *trace, const char *format,
                      const KvRunDirectory *directory, const char *prefix, gboolean operations,
-                     GError **error);
+                     gboolean pace_wall, GError **error);
 
 /* Write scenario.json, summary.json, timeline.csv, the plots (if `plots`) and report.html of one or
  * more runs and commit the directory. Prints on standard error which pictures are missing. */

@@ -28,19 +28,22 @@ static gboolean print_summary(const KvSummary *summary) {
 
 /* What to write of a run, and where. */
 typedef struct {
-  char *directory, *format;
+  char *directory, *format, *pace;
   gboolean nothing, operations, no_plots, as_json;
 } Wanted;
 
 static void wanted_clear(Wanted *wanted) {
   g_free(wanted->directory);
   g_free(wanted->format);
+  g_free(wanted->pace);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Wanted, wanted_clear)
 
 static gboolean replay_one(const KvScenario *scenario, const char *trace, const Wanted *wanted,
                            GError **error) {
-  g_autoptr(KvSetup) setup = kv_setup_new(scenario, TRUE, error);
+  gboolean pace_wall;
+  g_autoptr(KvSetup) setup =
+      kv_cli_pace(wanted->pace, &pace_wall, error) ? kv_setup_new(scenario, TRUE, error) : NULL;
   if (!setup)
     return FALSE;
   g_autofree char *chosen =
@@ -50,7 +53,7 @@ static gboolean replay_one(const KvScenario *scenario, const char *trace, const 
   if (!directory && !wanted->nothing)
     return FALSE;
   g_autoptr(KvSummary) summary =
-      kv_replay(setup, trace, wanted->format, directory, "", wanted->operations, error);
+      kv_replay(setup, trace, wanted->format, directory, "", wanted->operations, pace_wall, error);
   if (!summary)
     return FALSE;
   const KvSetup *setups[] = {setup};
@@ -80,6 +83,10 @@ gboolean kv_command_run(int argc, char **argv, GError **error) {
        "also write operations.csv, a row per batch", NULL},
       {"format", 'f', 0, G_OPTION_ARG_STRING, &wanted.format,
        "the trace's format (default: by content)", "NAME"},
+      {"pace", 0, 0, G_OPTION_ARG_STRING, &wanted.pace,
+       "executors cuda and host: virtual (their times advance the clock; default) or wall (real "
+       "time)",
+       "NAME"},
       {"json", 0, 0, G_OPTION_ARG_NONE, &wanted.as_json, "print summary.json instead of the table",
        NULL},
       {"print-scenario", 0, 0, G_OPTION_ARG_NONE, &only_scenario,

@@ -98,6 +98,30 @@ KvScenario *kv_scenario_options_apply_all(const KvScenarioOptions *o, GError **e
   return s;
 }
 
+const char *kv_scenario_options_value(const KvScenarioOptions *o, const char *shortcut) {
+  for (guint i = 0; i < G_N_ELEMENTS(shortcuts); i++)
+    if (strcmp(shortcuts[i].option, shortcut) == 0)
+      return o->shortcuts[i];
+  return NULL;
+}
+
+const char *kv_scenario_options_beside(const KvScenarioOptions *o, const char *const *names) {
+  for (guint i = 0; i < G_N_ELEMENTS(shortcuts); i++)
+    if (o->shortcuts[i] && !g_strv_contains(names, shortcuts[i].option))
+      return shortcuts[i].option;
+  const struct {
+    const char *name;
+    gboolean given;
+  } others[] = {{"scenario", o->file != NULL},
+                {"use", o->use != NULL},
+                {"set", o->set != NULL},
+                {"step-by-step", o->step_by_step}};
+  for (guint i = 0; i < G_N_ELEMENTS(others); i++)
+    if (others[i].given && !g_strv_contains(names, others[i].name))
+      return others[i].name;
+  return NULL;
+}
+
 void kv_scenario_options_clear(KvScenarioOptions *o) {
   g_free(o->file);
   for (guint i = 0; i < KV_MAX_SHORTCUTS; i++)

@@ -28,6 +28,11 @@ GOptionEntry *kv_scenario_option_entries(KvScenarioOptions *options, const GOpti
 KvScenario *kv_scenario_options_apply(const KvScenarioOptions *options, GError **error);
 /* The same, with every `use` joined into the one stack of a command that takes one. */
 KvScenario *kv_scenario_options_apply_all(const KvScenarioOptions *options, GError **error);
+/* What a shortcut was given, borrowed; NULL if it was not. */
+const char *kv_scenario_options_value(const KvScenarioOptions *options, const char *shortcut);
+/* The first option that `names` (NULL-terminated) does not list, of those that were given; NULL if
+ * there is none. */
+const char *kv_scenario_options_beside(const KvScenarioOptions *options, const char *const *names);
 void kv_scenario_options_clear(KvScenarioOptions *options);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(KvScenarioOptions, kv_scenario_options_clear)
 

@@ -19,6 +19,7 @@ void kv_engine_config_init(KvEngineConfig *config) {
       .prefix_caching = TRUE,
       .async_scheduling = TRUE,
       .cuda_graphs = TRUE,
+      .cuda_graph_prompts = TRUE,
       .reserve_full_prompt = TRUE, /* scheduler_reserve_full_isl, on by default in 0.19 */
       .memory_utilization = 0.9,
       .preemption = KV_PREEMPT_RECOMPUTE,

@@ -52,6 +52,7 @@ typedef struct {
   gboolean tier_only; /* prefixes are taken from the lower tier even where HBM still has them */
   gboolean reserve_full_prompt; /* admit only if the whole prompt's blocks are free now */
   guint cuda_graph_max_tokens;  /* 0: min(2 max_seqs, 512) */
+  gboolean cuda_graph_prompts;  /* steps with a prompt in them are replayed as graphs too */
   double memory_utilization;    /* of the GPU's memory */
   guint batch_wait_steps;  /* TensorRT-LLM: steps that prompts wait for more to come; 0: none */
   double batch_wait_share; /* ... unless the step would hold this share of its budget */

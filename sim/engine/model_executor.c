@@ -961,7 +961,8 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
     if (apart > 0)
       priced->second = dense_of(m, m->memo->layers, price_layers, apart, &priced->second_scratch);
   }
-  priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens;
+  priced->graph = m->config->cuda_graphs && tokens <= m->graph_max_tokens &&
+                  (m->config->cuda_graph_prompts || step->n_chunks == 0);
   priced->tokens = (double)tokens;
   priced->rows = (double)rows;
   guint64 size = priced->graph ? captured_size(tokens) : tokens;

@@ -48,7 +48,7 @@ static void resolve_engine(KvScenario *s, const KvModel *model, const KvPlatform
     e->between_steps_seconds = scheduler->between_steps_seconds;
   if (strcmp(e->allocator, "reserved") == 0 || !scheduler->shares_prefixes)
     e->prefix_caching = FALSE;
-  if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0)
+  if (strcmp(e->scheduler, "static") == 0 && e->static_batch == 0 && !e->scheduled_by)
     e->reservation = KV_RESERVE_ORACLE;
 }
 
@@ -360,7 +360,8 @@ typedef struct {
   double *tokenized;    /* by instance's server: when it has tokenized all that it was given */
   GSequence *sent;      /* of KvSequence that the engine does not see yet, by seen_seconds */
   guint64 in_flight;
-  GError *problem; /* with what came */
+  gint64 wall_origin; /* pace_wall: the wall's microseconds at the run's second 0; 0: not begun */
+  GError *problem;    /* with what came */
 } Run;
 
 static void router_finished(Run *run, const KvSequence *sequence, double now) {
@@ -460,6 +461,7 @@ static KvExecutor *new_host_executor(Run *run, GError **error) {
   if (host) {
     kv_host_executor_set_compression(host, &compression);
     kv_host_executor_set_sink(host, run->options->generated, run->options->user);
+    kv_host_executor_set_measured(host, run->options->pace_wall);
   }
   return host;
 }
@@ -493,6 +495,11 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
   return kv_cuda_executor_new(&settings, error);
 }
 
+/* An executor that carries the work out, as the caller wants to see it. */
+static KvExecutor *wrapped(Run *run, KvExecutor *real) {
+  return real && run->options->wrap ? run->options->wrap(real, run->options->user) : real;
+}
+
 static KvExecutor *new_executor(Run *run, guint i, GError **error) {
   const KvSetup *u = run->setup;
   const KvFleet *fleet = fleet_of(u, i);
@@ -503,9 +510,15 @@ static KvExecutor *new_executor(Run *run, guint i, GError **error) {
     return NULL;
   }
   if (strcmp(s->executor, "host") == 0)
-    return new_host_executor(run, error);
+    return wrapped(run, new_host_executor(run, error));
   if (strcmp(s->executor, "cuda") == 0)
-    return new_cuda_executor(run, error);
+    return wrapped(run, new_cuda_executor(run, error));
+  if (run->options->pace_wall) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "pace 'wall': the model executor has no real time, expected --executor cuda or "
+                "host");
+    return NULL;
+  }
   gboolean alike = i > 0 && fleet_of(u, i - 1) == fleet;
   KvExecutor *executor = alike ? kv_model_executor_twin(run->executors[i - 1])
                                : kv_model_executor_new(u->model, u->plan, &u->curves, u->platform,
@@ -722,6 +735,25 @@ static void report_progress(Run *run, KvTraceReader *reader) {
   run->options->progress(share, requests, kv_metrics_now(run->metrics), run->options->user);
 }
 
+/* Real time: the run's clock is the wall's from the first event on. */
+static double wall_now(const Run *run) {
+  return (double)(g_get_monotonic_time() - run->wall_origin) * 1e-6;
+}
+
+/* Sleep until the wall's clock shows `when`, in pieces so that the user can stop it. */
+static void wait_for_wall(Run *run, double when) {
+  static const double longest_sleep = 0.05;
+  if (when == G_MAXDOUBLE)
+    return;
+  if (!run->wall_origin)
+    run->wall_origin = g_get_monotonic_time() - (gint64)(when * 1e6);
+  for (double left; (left = when - wall_now(run)) > 0.0;) {
+    if (run->options->interrupted && g_atomic_int_get(run->options->interrupted))
+      return;
+    g_usleep((gulong)(1e6 * MIN(left, longest_sleep)) + 1);
+  }
+}
+
 static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
   for (guint64 events = 0;; events++) {
     double arrival;
@@ -736,6 +768,11 @@ static gboolean run_loop(Run *run, KvTraceReader *reader, GError **error) {
     double seen = next_seen(run);
     if (arrival == G_MAXDOUBLE && wake == G_MAXDOUBLE && seen == G_MAXDOUBLE)
       break;
+    if (run->options->pace_wall) {
+      wait_for_wall(run, MIN(arrival, MIN(wake, seen)));
+      if (wake < G_MAXDOUBLE) /* what the host needed has passed, too */
+        wake = MAX(wake, wall_now(run));
+    }
     if (seen <= wake && seen <= arrival) {
       enter_next(run);
     } else if (arrival <=

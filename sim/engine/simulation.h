@@ -58,9 +58,12 @@ typedef struct {
   /* Called with every request as it leaves, finished or rejected (then scheduled_seconds is
    * negative); or NULL. */
   void (*left)(const KvSequence *sequence, gpointer user);
-  /* Host executor only: called with the tokens that a finished request has generated; or NULL. */
+  /* Real executors only: called with the tokens that a finished request has generated; or NULL. */
   void (*generated)(guint64 request_index, const guint32 *tokens, guint n, gpointer user);
-  gpointer user;                    /* of all three */
+  /* Real executors only: given the executor that was made (taken over), gives the one to use. */
+  KvExecutor *(*wrap)(KvExecutor *executor, gpointer user);
+  gpointer user;      /* of all four */
+  gboolean pace_wall; /* real executors only: arrivals and the engine's clock wait for the wall's */
   const volatile gint *interrupted; /* stop when it becomes non-zero; may be NULL */
   gboolean check;                   /* verify the engine's invariants at every decision (tests) */
 } KvSimulateOptions;

@@ -5,6 +5,7 @@
 
 #include "sim/base/error.h"
 #include "sim/engine/simulation.h"
+#include "traces/transform.h"
 
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
@@ -90,19 +91,8 @@ static void compare_latency(KvComparison *c, KvLatency latency) {
 }
 
 static void compare_rates(KvComparison *c) {
-  double first = G_MAXDOUBLE, last = 0.0, input = 0.0, output = 0.0;
-  for (guint i = 0; i < c->requests->len; i++) {
-    const KvMeasuredRequest *r = &g_array_index(c->requests, KvMeasuredRequest, i);
-    first = MIN(first, r->arrival_seconds);
-    last = MAX(last, r->arrival_seconds + r->seconds[KV_LATENCY_E2E]);
-    input += r->input_tokens;
-    output += r->output_tokens;
-  }
-  double seconds = last - first;
-  if (!(seconds > 0.0))
-    return;
-  const double predicted[KV_N_RATES] = {seconds, c->requests->len / seconds, output / seconds,
-                                        (input + output) / seconds};
+  double predicted[KV_N_RATES];
+  kv_measured_rates(c->requests, predicted);
   for (guint r = 0; r < KV_N_RATES; r++)
     add_row(c, kv_rate_names[r], "", c->run->rate[r], predicted[r]);
 }
@@ -136,24 +126,12 @@ static void compare_levels(KvComparison *c) {
 
 static void note_request(const KvSequence *s, gpointer user) {
   KvComparison *c = user;
-  double from = c->run->from_drain ? s->drained_seconds : s->arrival_seconds;
-  KvMeasuredRequest r = {.input_tokens = s->input_tokens,
-                         .output_tokens = s->output_tokens,
-                         .arrival_seconds = s->arrival_seconds};
-  r.seconds[KV_LATENCY_QUEUE] = s->scheduled_seconds - from;
-  r.seconds[KV_LATENCY_TTFT] = s->first_token_seconds - from;
-  r.seconds[KV_LATENCY_TPOT] =
-      s->output_tokens > 1
-          ? (s->last_token_seconds - s->first_token_seconds) / (s->output_tokens - 1.0)
-          : NAN;
-  r.seconds[KV_LATENCY_ITL] = NAN;
-  r.seconds[KV_LATENCY_E2E] = s->last_token_seconds - from;
   if (s->index < c->run->warm_requests || s->scheduled_seconds < 0.0)
     return;
   guint at = (guint)(s->index - c->run->warm_requests);
   if (at >= c->requests->len)
     g_array_set_size(c->requests, at + 1);
-  g_array_index(c->requests, KvMeasuredRequest, at) = r;
+  kv_measured_request_of(s, c->run->from_drain, &g_array_index(c->requests, KvMeasuredRequest, at));
 }
 
 /* The log and the trace must speak of the same requests, or their comparison means nothing. */
@@ -188,6 +166,9 @@ KvComparison *kv_comparison_new(const KvMeasuredRun *run, const volatile gint *i
       run->trace ? kv_trace_reader_open(run->trace, NULL, error)
                  : kv_trace_reader_open_memory(run->source, run->workload, strlen(run->workload),
                                                NULL, error);
+  if (reader && setup->scenario->smear_seconds > 0.0)
+    reader = kv_trace_smear(g_steal_pointer(&reader), setup->scenario->smear_seconds,
+                            setup->scenario->seed, error);
   if (!reader)
     return NULL;
   g_autoptr(KvComparison) c = g_new0(KvComparison, 1);

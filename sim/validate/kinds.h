@@ -10,5 +10,6 @@ extern const KvMeasuredKind kv_measured_silicon;        /* read_silicon.c */
 extern const KvMeasuredKind kv_measured_inference_perf; /* read_inference_perf.c */
 extern const KvMeasuredKind kv_measured_multi_round_qa; /* read_multi_round_qa.c */
 extern const KvMeasuredKind kv_measured_vllm_bench;     /* read_vllm_bench.c */
+extern const KvMeasuredKind kv_measured_reference;      /* read_reference.c */
 
 #endif

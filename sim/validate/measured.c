@@ -15,13 +15,10 @@ const char *const kv_rate_names[] = {"makespan", "requests_per_second", "output_
                                      "total_tokens_per_second", NULL};
 
 const KvMeasuredKind *const kv_measured_kinds[] = {
-    &kv_measured_vllm_log,
-    &kv_measured_inferencemax,
-    &kv_measured_silicon,
-    &kv_measured_vllm_bench,
-    &kv_measured_inference_perf,
-    &kv_measured_multi_round_qa,
-    NULL,
+    &kv_measured_vllm_log,       &kv_measured_inferencemax,
+    &kv_measured_silicon,        &kv_measured_vllm_bench,
+    &kv_measured_inference_perf, &kv_measured_multi_round_qa,
+    &kv_measured_reference,      NULL,
 };
 
 KvMeasuredRun *kv_measured_run_new(const char *kind) {
@@ -145,6 +142,67 @@ char *kv_measured_closed_workload(guint64 n, guint32 input_tokens, guint32 outpu
         MAX(1, in), MAX(1, out));
   }
   return g_string_free(text, FALSE);
+}
+
+char *kv_measured_find_trace(const char *dataset, const char *log,
+                             const KvMeasuredOptions *options) {
+  g_autoptr(GPtrArray) places = g_ptr_array_new_with_free_func(g_free);
+  g_autofree char *base = g_path_get_basename(dataset);
+  for (guint i = 0; options->trace_folders && options->trace_folders[i]; i++)
+    g_ptr_array_add(places, g_build_filename(options->trace_folders[i], base, NULL));
+  g_autofree char *above = g_path_get_dirname(log);
+  for (guint level = 0; level < 8 && strcmp(above, "/") != 0 && strcmp(above, ".") != 0; level++) {
+    g_ptr_array_add(places, g_build_filename(above, dataset, NULL));
+    g_ptr_array_add(places, g_build_filename(above, base, NULL));
+    g_autofree char *traces = g_build_filename(above, "traces", NULL);
+    g_autoptr(GDir) folder = g_dir_open(traces, 0, NULL);
+    for (const char *name; folder && (name = g_dir_read_name(folder));)
+      g_ptr_array_add(places, g_build_filename(traces, name, base, NULL));
+    char *parent = g_path_get_dirname(above);
+    g_free(above);
+    above = parent;
+  }
+  for (guint i = 0; i < places->len; i++) {
+    const char *place = g_ptr_array_index(places, i);
+    g_autofree char *packed = g_strconcat(place, ".gz", NULL);
+    if (g_file_test(place, G_FILE_TEST_IS_REGULAR))
+      return g_strdup(place);
+    if (g_file_test(packed, G_FILE_TEST_IS_REGULAR))
+      return g_steal_pointer(&packed);
+  }
+  return NULL;
+}
+
+void kv_measured_request_of(const KvSequence *s, gboolean from_drain, KvMeasuredRequest *r) {
+  double from = from_drain ? s->drained_seconds : s->arrival_seconds;
+  *r = (KvMeasuredRequest){.input_tokens = s->input_tokens,
+                           .output_tokens = s->output_tokens,
+                           .arrival_seconds = s->arrival_seconds};
+  r->seconds[KV_LATENCY_QUEUE] = s->scheduled_seconds - from;
+  r->seconds[KV_LATENCY_TTFT] = s->first_token_seconds - from;
+  r->seconds[KV_LATENCY_TPOT] =
+      s->output_tokens > 1
+          ? (s->last_token_seconds - s->first_token_seconds) / (s->output_tokens - 1.0)
+          : NAN;
+  r->seconds[KV_LATENCY_ITL] = NAN;
+  r->seconds[KV_LATENCY_E2E] = s->last_token_seconds - from;
+}
+
+void kv_measured_rates(const GArray *requests, double rate[KV_N_RATES]) {
+  double first = G_MAXDOUBLE, last = 0.0, input = 0.0, output = 0.0;
+  for (guint i = 0; i < requests->len; i++) {
+    const KvMeasuredRequest *r = &g_array_index(requests, KvMeasuredRequest, i);
+    first = MIN(first, r->arrival_seconds);
+    last = MAX(last, r->arrival_seconds + r->seconds[KV_LATENCY_E2E]);
+    input += r->input_tokens;
+    output += r->output_tokens;
+  }
+  double seconds = last - first;
+  gboolean any = seconds > 0.0;
+  rate[KV_RATE_MAKESPAN] = any ? seconds : NAN;
+  rate[KV_RATE_REQUESTS] = any ? requests->len / seconds : NAN;
+  rate[KV_RATE_OUTPUT_TOKENS] = any ? output / seconds : NAN;
+  rate[KV_RATE_TOTAL_TOKENS] = any ? (input + output) / seconds : NAN;
 }
 
 /* The kind of the file at `path`; NULL if it is none, or cannot be read. */

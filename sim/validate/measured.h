@@ -12,6 +12,7 @@
 
 #include <glib.h>
 
+#include "sim/engine/sequence.h"
 #include "sim/engine/summary.h"
 #include "sim/scenario.h"
 
@@ -97,6 +98,19 @@ void kv_measured_run_free(KvMeasuredRun *run);
  * longest that one of them begins with. NULL if none. */
 const char *kv_measured_model(const char *name);
 const char *kv_measured_device(const char *name);
+
+/* The trace that `dataset` names: below the folders that the options name, and beside each folder
+ * above the file `log` (`traces/` and its folders there too), plain or gzip. NULL if it is nowhere.
+ */
+char *kv_measured_find_trace(const char *dataset, const char *log,
+                             const KvMeasuredOptions *options);
+
+/* A simulated or served request that has left as a measured one; `from_drain` as in a run. */
+void kv_measured_request_of(const KvSequence *sequence, gboolean from_drain,
+                            KvMeasuredRequest *request);
+
+/* What requests (KvMeasuredRequest) do together; NaN if they take no time. */
+void kv_measured_rates(const GArray *requests, double rate[KV_N_RATES]);
 
 /* Set the scenario's model, and its platform of `n_gpus` GPUs (or what the options say). FALSE with
  * *error, which names `place`, if the catalogue lacks one. */

@@ -152,35 +152,6 @@ static void set_engine(KvJson *json, KvMeasuredRun *run) {
   }
 }
 
-/* The trace that `dataset` names: below the folders that the options name, and beside each folder
- * above the log (`traces/` and its folders there too), plain or gzip. NULL if it is nowhere. */
-static char *find_trace(const char *dataset, const char *log, const KvMeasuredOptions *options) {
-  g_autoptr(GPtrArray) places = g_ptr_array_new_with_free_func(g_free);
-  g_autofree char *base = g_path_get_basename(dataset);
-  for (guint i = 0; options->trace_folders && options->trace_folders[i]; i++)
-    g_ptr_array_add(places, g_build_filename(options->trace_folders[i], base, NULL));
-  g_autofree char *above = g_path_get_dirname(log);
-  for (guint level = 0; level < 8 && strcmp(above, "/") != 0 && strcmp(above, ".") != 0; level++) {
-    g_ptr_array_add(places, g_build_filename(above, dataset, NULL));
-    g_autofree char *traces = g_build_filename(above, "traces", NULL);
-    g_autoptr(GDir) folder = g_dir_open(traces, 0, NULL);
-    for (const char *name; folder && (name = g_dir_read_name(folder));)
-      g_ptr_array_add(places, g_build_filename(traces, name, base, NULL));
-    char *parent = g_path_get_dirname(above);
-    g_free(above);
-    above = parent;
-  }
-  for (guint i = 0; i < places->len; i++) {
-    const char *place = g_ptr_array_index(places, i);
-    g_autofree char *packed = g_strconcat(place, ".gz", NULL);
-    if (g_file_test(place, G_FILE_TEST_IS_REGULAR))
-      return g_strdup(place);
-    if (g_file_test(packed, G_FILE_TEST_IS_REGULAR))
-      return g_steal_pointer(&packed);
-  }
-  return NULL;
-}
-
 /* Without the trace its lengths and the log's own arrival times stand in; prefixes are unknown. */
 static char *workload_of(const GArray *requests) {
   GString *text = g_string_new("{\"kvsim_trace\":1,\"timing\":\"timed\"}\n");
@@ -232,7 +203,7 @@ static gboolean fill(KvMeasuredRun *run, const char *path, const char *folder,
     g_propagate_error(error, g_steal_pointer(&problem));
     return FALSE;
   }
-  run->trace = *dataset ? find_trace(dataset, path, options) : NULL;
+  run->trace = *dataset ? kv_measured_find_trace(dataset, path, options) : NULL;
   if (!run->trace)
     run->workload = workload_of(run->requests);
   run->group = g_strdup_printf("%s, %s", run->scenario->model, run->scenario->platform);

@@ -546,6 +546,66 @@ static void test_tables_are_read(void) {
   g_assert_cmpfloat(row[3].past, ==, 1023);
 }
 
+static const char kvsim_header[] =
+    "kvsim_operation,dtype,kernel,m,k,n,batch,chunk,past,heads,kv_heads,head_dim,bytes,us\n";
+
+/* The table of calibrate --measure, and that it is known by its content, whatever its name. */
+static void test_own_table_is_read(void) {
+  g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
+  g_autofree char *text = g_strconcat(kvsim_header,
+                                      "launch,bf16,,,,,,,,,,,0,2.5\n"
+                                      "graph node,bf16,,,,,,,,,,,0,1.25\n"
+                                      "copy to the GPU,bf16,,,,,,,,,,,4096,4\n"
+                                      "element-wise,bf16,,,,,,,,,,,6000,3\n"
+                                      "gemm,bf16,,2,1024,1536,,,,,,,,6\n"
+                                      "prefill attention,bf16,kvsim,,,,4,128,1024,24,8,128,,40\n"
+                                      "decode attention,bf16,kvsim,,,,8,1,511,24,8,128,,12\n",
+                                      NULL);
+  g_assert_null(read_table("anything.csv", text, rows));
+  g_assert_cmpuint(rows->len, ==, 4);
+  const KvObservation *row = &g_array_index(rows, KvObservation, 0);
+  g_assert_cmpint(row[0].kind, ==, KV_OBSERVED_ELEMENTWISE);
+  g_assert_cmpfloat(row[0].bytes, ==, 6000);
+  assert_near(row[1].seconds, 6e-6, 1e-12);
+  g_assert_cmpfloat(row[1].k, ==, 1024);
+  g_assert_cmpint(row[2].kernel, ==, KV_ATTENTION_KERNEL_KVSIM);
+  g_assert_cmpfloat(row[2].past, ==, 1024);
+  g_assert_cmpfloat(row[2].batch, ==, 4);
+  g_assert_cmpint(row[3].kind, ==, KV_OBSERVED_DECODE_ATTENTION);
+  g_assert_cmpfloat(row[3].cache_bytes, ==, 2);
+}
+
+/* What a table says of launches goes into the device file, and its kernels are the device's. */
+static void test_own_table_makes_a_device(void) {
+  g_autofree char *folder = g_dir_make_tmp("kvsim-XXXXXX", NULL);
+  g_autofree char *table = g_build_filename(folder, "kernels.csv", NULL);
+  g_autofree char *device = g_build_filename(folder, "device.json", NULL);
+  GString *text = g_string_new(kvsim_header);
+  g_string_append(text, "launch,bf16,,,,,,,,,,,0,2.5\ngraph node,bf16,,,,,,,,,,,0,1.25\n");
+  for (guint context = 512; context <= 65536; context *= 2)
+    g_string_append_printf(text, "decode attention,bf16,kvsim,,,,16,1,%u,32,8,128,,%.3f\n",
+                           context - 1, 8.0 + 16.0 * context * 4096.0 / 4e6);
+  g_assert_true(g_file_set_contents(table, text->str, -1, NULL));
+  g_string_free(text, TRUE);
+  char *arguments[] = {
+      (char *)"calibrate", (char *)"--device=h200", (char *)"-o", device, table, NULL};
+  g_autoptr(GError) error = NULL;
+  g_assert_cmpint(kv_calibrate_command(5, arguments, &error), ==, 0);
+  g_assert_no_error(error);
+  KvDevice *made = kv_device_load(device, &error);
+  g_assert_no_error(error);
+  assert_near(made->launch_seconds, 2.5e-6, 1e-12);
+  assert_near(made->graph_node_seconds, 1.25e-6, 1e-12);
+  const KvEfficiency *decode = &made->efficiency[KV_KERNEL_DECODE_ATTENTION][KV_DTYPE_BF16];
+  g_assert_cmpint(decode->kernel, ==, KV_ATTENTION_KERNEL_KVSIM);
+  /* 4e12 bytes/s of 4.8e12. */
+  assert_near(decode->bandwidth_share, 4.0 / 4.8, 0.03);
+  kv_device_free(made);
+  g_unlink(table);
+  g_unlink(device);
+  g_rmdir(folder);
+}
+
 static const KvObservation *last_row(const GArray *rows) {
   return &g_array_index(rows, KvObservation, rows->len - 1);
 }
@@ -696,6 +756,14 @@ static void test_wrong_tables_are_refused(void) {
       {"a.csv", "m,n,k\n1,2,3\n", "a.csv:1: no columns op_name and latency"},
       {"a.csv", "op_name,gemm_dtype,m,n,k,latency\ngemm,fp8,128,4096,,0.012\n",
        "a.csv:2: column 'k' holds '', expected a number"},
+      {"a.csv",
+       "kvsim_operation,dtype,kernel,m,k,n,batch,chunk,past,heads,kv_heads,head_dim,bytes,us\n"
+       "gem,bf16,,1,2,3,,,,,,,,4\n",
+       "a.csv: operation 'gem' of type 'bf16' is none that is measured"},
+      {"a.csv",
+       "kvsim_operation,dtype,kernel,m,k,n,batch,chunk,past,heads,kv_heads,head_dim,bytes,us\n"
+       "gemm,bf16,,1,2,0,,,,,,,,4\n",
+       "a.csv:2: column 'n' holds '0'"},
       {"a.csv", "", "a.csv: is empty"},
       {"a.csv.gz", "\x1f\x8b\x08 no gzip", "a.csv.gz: "},
       {"a.txt", "hello", "a.txt: unknown table format"},
@@ -714,6 +782,7 @@ static void test_command_says_what_is_missing(void) {
     const char *arguments[4], *message;
   } cases[] = {{{"calibrate", NULL}, "calibrate: no --device"},
                {{"calibrate", "--device=h200", NULL}, "calibrate: no --from"},
+               {{"calibrate", "--device=h200", "--table=x", NULL}, "calibrate: no --from"},
                {{"calibrate", "--device=h200", "/nowhere.csv", NULL}, "/nowhere.csv"}};
   for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
     g_autoptr(GError) error = NULL;
@@ -754,6 +823,8 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/tables/read", test_tables_are_read);
   g_test_add_func("/kernels/tables/profiles-are-read", test_profiles_are_read);
   g_test_add_func("/kernels/tables/vidur-is-read", test_vidur_is_read);
+  g_test_add_func("/kernels/tables/own-is-read", test_own_table_is_read);
+  g_test_add_func("/kernels/calibrate/own-table", test_own_table_makes_a_device);
   g_test_add_func("/kernels/tables/refused", test_wrong_tables_are_refused);
   g_test_add_func("/kernels/calibrate/usage", test_command_says_what_is_missing);
   return g_test_run();

@@ -93,9 +93,10 @@ static void test_seconds(void) {
 }
 
 static void test_refusals(void) {
-  refused(llama2_7b(), "kivi,instinfer",
-          "instinfer: the drives multiply 16-bit elements, but 'keys, packed' is quantized by kivi, "
-          "expected one of the two");
+  refused(
+      llama2_7b(), "kivi,instinfer",
+      "instinfer: the drives multiply 16-bit elements, but 'keys, packed' is quantized by kivi, "
+      "expected one of the two");
   refused(
       llama2_7b(), "instinfer,vllm",
       "vllm: scheduling and memory are already those of instinfer, expected one serving system");

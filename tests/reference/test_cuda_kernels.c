@@ -997,6 +997,34 @@ static void test_quest_cache(void) {
                   contexts, G_N_ELEMENTS(contexts), chosen[i]);
 }
 
+/* To pinned memory and back, in pieces of every length. */
+static void test_pieces(void) {
+  static const guint64 bytes[] = {16, 4096, 48, 32768, 4112, 100016};
+  enum { N = G_N_ELEMENTS(bytes) };
+  const gsize room = 100032, all = N * room;
+  g_autofree guint8 *before = g_malloc(all), *after = g_malloc(all);
+  for (gsize i = 0; i < all; i++)
+    before[i] = (guint8)kv_random_u64(&random_numbers);
+  char *source = on_device(before, all), *target = poisoned(all), *pinned = NULL;
+  g_assert_cmpint(cudaHostAlloc((void **)&pinned, all, cudaHostAllocDefault), ==, 0);
+  memset(pinned, 0xff, all);
+  KvCudaPiece out[N], in[N];
+  for (guint i = 0; i < N; i++) {
+    out[i] = (KvCudaPiece){pinned + i * room, source + i * room, bytes[i]};
+    in[i] = (KvCudaPiece){target + (N - 1 - i) * room, pinned + i * room, bytes[i]};
+  }
+  LAUNCHED(kv_cuda_copy_pieces(on_device(out, sizeof out), N, device->stream));
+  LAUNCHED(kv_cuda_copy_pieces(on_device(in, sizeof in), N, device->stream));
+  OK(kv_cuda_download(device, after, target, all, &ok_error));
+  for (guint i = 0; i < N; i++) {
+    g_assert_cmpmem(after + (N - 1 - i) * room, bytes[i], before + i * room, bytes[i]);
+    for (gsize b = bytes[i]; b < room; b++) /* nothing else is written */
+      g_assert_true((guint8)pinned[i * room + b] == 0xff);
+  }
+  (void)cudaFreeHost(pinned);
+  release();
+}
+
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
@@ -1040,6 +1068,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
+  g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
   g_ptr_array_unref(allocated);

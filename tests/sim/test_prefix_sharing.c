@@ -112,8 +112,8 @@ static void test_last_user(void) {
 
 static void assert_reads(const KvPool *pool, guint once_blocks, guint repeated_blocks) {
   const KvSharedReads *reads = kv_pool_shared_reads(pool);
-  g_assert_cmpuint(reads->once_tokens, ==, once_blocks * BLOCK);
-  g_assert_cmpuint(reads->repeated_tokens, ==, repeated_blocks * BLOCK);
+  g_assert_cmpuint(reads->once_tokens, ==, (guint64)once_blocks * BLOCK);
+  g_assert_cmpuint(reads->repeated_tokens, ==, (guint64)repeated_blocks * BLOCK);
 }
 
 /* Three sequences of four blocks: two blocks are everybody's, a third is a's and b's. Counted where
