@@ -15,6 +15,11 @@ table() {
 {
   table 'H200, PyTorch (reference/measured/h200)' --each --steps "$tree/reference/measured/h200/pytorch_steps.json"
   table 'H100, PyTorch (reference/measured/h100)' --each --steps "$tree/reference/measured/h100/pytorch_steps.json"
+  for run in 8b-calls 8b-long 8b-closed 0.5b-chat; do
+    printf '\n## H200, the reference engine: %s\n\n```\n' "$run"
+    "$program" validate --steps "$tree/reference/measured/h200/$run/steps.csv.gz"
+    printf '```\n'
+  done
   [ -z "$folder" ] || table 'A100 and H100, vLLM of 2023 (Splitwise)' --steps "$folder/split/splitwise.working.csv"
 } >>"$new"
 cat "$new" >"$page"

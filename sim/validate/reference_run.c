@@ -55,6 +55,7 @@ static KvScenario *scenario_to_simulate(const KvSetup *setup, GError **error) {
   s->executor = g_strdup("model");
   s->engine.num_blocks = setup->memory.blocks;
   s->engine.step_gap_seconds = 0.0;
+  s->engine.between_steps_seconds = 0.0;
   s->engine.per_sequence_seconds = 0.0;
   s->engine.eager_kernel_seconds = launch_seconds;
   s->engine.cuda_graph_prompts = FALSE;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "sim/base/error.h"
+#include "sim/validate/step_log.h"
 #include "sim/validate/steps.h"
 
 static char *measured(const char *name) {
@@ -106,12 +107,36 @@ static void bad_files(void) {
   }
 }
 
+/* Every step of a run of the reference engine on an H200, whose kernels are not those that the
+ * device file was fitted to. The limits are what is reached, and a little. */
+static void reference_engine_on_h200(void) {
+  g_autofree char *path = measured("h200/8b-calls/steps.csv.gz");
+  GError *error = NULL;
+  g_autoptr(KvStepLog) log = kv_step_log_read(path, NULL, &error);
+  g_assert_no_error(error);
+  g_assert_true(kv_step_log_price(log, &error));
+  g_assert_no_error(error);
+  g_autoptr(GArray) accuracies = kv_step_log_accuracy(log);
+  gboolean found = FALSE;
+  for (guint i = 0; i < accuracies->len; i++) {
+    const KvOperationAccuracy *x = &g_array_index(accuracies, KvOperationAccuracy, i);
+    if (strcmp(x->name, "all steps") != 0)
+      continue;
+    found = TRUE;
+    g_assert_cmpuint(x->n, >, 4000);
+    g_assert_cmpfloat(x->median, <=, 0.035);
+    g_assert_cmpfloat(x->p95, <=, 0.16);
+  }
+  g_assert_true(found);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/validate/steps/unseen-models-on-h200", unseen_models_on_h200);
   g_test_add_func("/validate/steps/unseen-steps-on-h100", unseen_steps_on_h100);
   g_test_add_func("/validate/steps/quickest-backend-and-median-repeat",
                   quickest_backend_and_median_repeat);
+  g_test_add_func("/validate/steps/reference-engine-on-h200", reference_engine_on_h200);
   g_test_add_func("/validate/steps/bad-files", bad_files);
   return g_test_run();
 }
