@@ -21,9 +21,10 @@ static void read_entry(const KvCatalogueEntry *from, KvSurveyEntry *entry) {
 const KvSurveyEntry *kv_survey(guint *n) {
   static KvSurveyEntry *entries;
   static guint count;
+  static KvCatalogue *catalogue; /* holds what the entries point into */
   static gsize made;
   if (g_once_init_enter(&made)) {
-    KvCatalogue *catalogue = kv_catalogue_open("/kvsim/survey/survey.json", "entries");
+    catalogue = kv_catalogue_open("/kvsim/survey/survey.json", "entries");
     count = g_strv_length((char **)catalogue->ids);
     entries = g_new0(KvSurveyEntry, count);
     for (guint i = 0; i < count; i++)
