@@ -48,6 +48,21 @@ void kv_measured_run_free(KvMeasuredRun *run) {
   g_free(run);
 }
 
+gboolean kv_measured_read_json(const char *kind, const char *path, KvMeasuredFill fill,
+                               const KvMeasuredOptions *options, GPtrArray *runs, GError **error) {
+  g_autoptr(KvJson) json = kv_json_load(path, error);
+  if (!json)
+    return FALSE;
+  KvMeasuredRun *run = kv_measured_run_new(kind);
+  run->source = g_strdup(path);
+  if (!fill(run, path, json, options, error)) {
+    kv_measured_run_free(run);
+    return FALSE;
+  }
+  g_ptr_array_add(runs, run);
+  return TRUE;
+}
+
 static char *plain(const char *name) {
   g_autofree char *base = g_path_get_basename(name);
   GString *letters = g_string_new(NULL);

@@ -12,6 +12,7 @@
 
 #include <glib.h>
 
+#include "sim/base/json.h"
 #include "sim/engine/sequence.h"
 #include "sim/engine/summary.h"
 #include "sim/scenario.h"
@@ -93,6 +94,13 @@ KvMeasuredRun *kv_measured_run_new(const char *kind);
 void kv_measured_run_free(KvMeasuredRun *run);
 
 /* For readers. */
+
+/* Append to `runs` the one run of the JSON file `path`, as `fill` describes it; nothing is appended
+ * where the file cannot be read or `fill` fails. */
+typedef gboolean (*KvMeasuredFill)(KvMeasuredRun *run, const char *path, KvJson *json,
+                                   const KvMeasuredOptions *options, GError **error);
+gboolean kv_measured_read_json(const char *kind, const char *path, KvMeasuredFill fill,
+                               const KvMeasuredOptions *options, GPtrArray *runs, GError **error);
 
 /* The catalogue's model or device that a file calls `name`: the same letters and digits, or the
  * longest that one of them begins with. NULL if none. */

@@ -128,17 +128,7 @@ static gboolean fill(KvMeasuredRun *run, const char *path, KvJson *json,
 
 static gboolean read_runs(const char *path, const KvMeasuredOptions *options, GPtrArray *runs,
                           GError **error) {
-  g_autoptr(KvJson) json = kv_json_load(path, error);
-  if (!json)
-    return FALSE;
-  KvMeasuredRun *run = kv_measured_run_new(kv_measured_inference_perf.id);
-  run->source = g_strdup(path);
-  if (!fill(run, path, json, options, error)) {
-    kv_measured_run_free(run);
-    return FALSE;
-  }
-  g_ptr_array_add(runs, run);
-  return TRUE;
+  return kv_measured_read_json(kv_measured_inference_perf.id, path, fill, options, runs, error);
 }
 
 const KvMeasuredKind kv_measured_inference_perf = {
