@@ -37,7 +37,7 @@ KvHostCache *kv_host_cache_new(const KvHostWeights *weights, guint block_tokens,
   g_return_val_if_fail(weights && block_tokens, NULL);
   g_autoptr(KvHostCache) cache = g_new0(KvHostCache, 1);
   cache->block_tokens = block_tokens;
-  cache->windows = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, g_free);
+  cache->owners = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, g_free);
   lay_out(cache, weights);
   if (!pool_init(&cache->hbm, cache, hbm_blocks) || !pool_init(&cache->dram, cache, dram_blocks)) {
     g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
@@ -63,32 +63,13 @@ void kv_host_cache_free(KvHostCache *cache) {
     return;
   pool_clear(&cache->hbm);
   pool_clear(&cache->dram);
-  g_hash_table_unref(cache->windows);
+  g_hash_table_unref(cache->owners);
   g_free(cache->layers);
   g_free(cache);
 }
 
-float **kv_host_cache_window(KvHostCache *cache, const KvHostWeights *weights, guint64 owner) {
-  float **window = g_hash_table_lookup(cache->windows, &owner);
-  if (window)
-    return window;
-  gsize floats = 0, pointers = weights->n_layers * sizeof(float *);
-  for (guint l = 0; l < weights->n_layers; l++)
-    floats += (gsize)cache->compression.window * weights->layers[l].attention.n_heads *
-              weights->layers[l].attention.head_dim;
-  window = g_malloc0(pointers + floats * sizeof(float));
-  float *at = (float *)(void *)((char *)window + pointers);
-  for (guint l = 0; l < weights->n_layers; l++) {
-    window[l] = at;
-    at += (gsize)cache->compression.window * weights->layers[l].attention.n_heads *
-          weights->layers[l].attention.head_dim;
-  }
-  g_hash_table_insert(cache->windows, g_memdup2(&owner, sizeof owner), window);
-  return window;
-}
-
-void kv_host_cache_drop_window(KvHostCache *cache, guint64 owner) {
-  g_hash_table_remove(cache->windows, &owner);
+void kv_host_cache_forget(KvHostCache *cache, guint64 owner) {
+  g_hash_table_remove(cache->owners, &owner);
 }
 
 KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier) {

@@ -27,7 +27,8 @@ typedef struct {
   KvHostPages *layers; /* of the HBM pool */
   KvHostPool hbm, dram;
   KvHostCompression compression; /* exact at first */
-  GHashTable *windows; /* snapkv: by owner, the queries of its prompt's last tokens, all layers */
+  GHashTable
+      *owners; /* what the format keeps of each sequence, by its owner; freed with g_free() */
 } KvHostCache;
 
 /* NULL with *error set if there is no such memory. */
@@ -38,10 +39,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostCache, kv_host_cache_free)
 
 /* The pool of a tier; NULL if it has none. */
 KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
-/* The window of a sequence: of layer l, q[window][H][d] at windows[l]. Made zeroed where it is new.
- */
-float **kv_host_cache_window(KvHostCache *cache, const KvHostWeights *weights, guint64 owner);
-void kv_host_cache_drop_window(KvHostCache *cache, guint64 owner);
+/* What the format keeps of a sequence is no longer needed. */
+void kv_host_cache_forget(KvHostCache *cache, guint64 owner);
 /* Copy a block with its names. Both must exist. */
 void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                         guint32 to);

@@ -30,7 +30,8 @@ typedef enum {
   KV_HOST_FP8,
   KV_HOST_KIVI,
   KV_HOST_SNAPKV,
-  KV_HOST_QUEST
+  KV_HOST_QUEST,
+  KV_HOST_N_FORMATS
 } KvHostFormat;
 
 typedef struct {

@@ -1,5 +1,6 @@
 #include "reference/host/executor.h"
 
+#include "reference/host/format.h"
 #include "sim/base/error.h"
 
 typedef struct {
@@ -89,7 +90,7 @@ static void host_move_block(KvExecutor *executor, KvTier from_tier, guint32 from
 }
 
 static void host_forget(KvExecutor *executor, KvSequence *sequence) {
-  kv_host_cache_drop_window(((HostExecutor *)executor)->cache, sequence->index);
+  kv_host_cache_forget(((HostExecutor *)executor)->cache, sequence->index);
   kv_host_ledger_forget(&((HostExecutor *)executor)->ledger, sequence);
 }
 
@@ -165,7 +166,7 @@ void kv_host_executor_set_compression(KvExecutor *executor, const KvHostCompress
   HostExecutor *host = (HostExecutor *)executor;
   host->cache->compression = *compression;
   host->ledger.budget = compression->budget;
-  host->ledger.exact = compression->format == KV_HOST_EXACT || compression->format == KV_HOST_FP8;
+  host->ledger.exact = kv_host_format(compression->format)->exact;
 }
 
 void kv_host_executor_set_measured(KvExecutor *executor, gboolean measured) {

@@ -2,10 +2,13 @@
 
 #include <string.h>
 
+#include "reference/host/format.h"
+
 /* The pass under way. R rows: the spans' tokens one after another. */
 typedef struct {
   const KvHostWeights *weights;
   KvHostCache *cache;
+  const KvHostFormatClass *format; /* of the cache */
   KvHostSpan *spans;
   guint n_spans, rows;
   guint32 *positions;        /* [R] */
@@ -114,23 +117,26 @@ static void project_inputs(Pass *pass, const KvHostLayer *layer) {
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
 }
 
-/* One more token: what leaves the exact rest is packed. */
-static void kivi_append(const KvHostCompression *c, const KvHostPages *pages,
-                        const KvHostSpan *span) {
-  guint32 n = span->past + 1;
-  kv_host_kivi_pack_keys(c, pages, span->block_table, kv_host_kivi_packed_keys(c, n - 1),
-                         kv_host_kivi_packed_keys(c, n));
-  kv_host_kivi_pack_values(c, pages, span->block_table, kv_host_kivi_packed_values(c, n - 1),
-                           kv_host_kivi_packed_values(c, n));
+static KvHostFormatLayer format_layer(const Pass *pass, guint l) {
+  return (KvHostFormatLayer){.weights = pass->weights,
+                             .cache = pass->cache,
+                             .pages = &pass->cache->layers[l],
+                             .layer = l,
+                             .n_heads = pass->weights->layers[l].attention.n_heads,
+                             .rows = pass->rows,
+                             .q = pass->q,
+                             .k = pass->k,
+                             .v = pass->v,
+                             .out = pass->attended,
+                             .scores = pass->scores};
 }
 
-static void store(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages) {
-  gsize width = (gsize)layer->attention.n_kv_heads * layer->attention.head_dim, r = 0;
-  const KvHostCompression *c = &pass->cache->compression;
-  for (gsize i = 0; c->format == KV_HOST_FP8 && i < pass->rows * width; i++) {
-    pass->k[i] = kv_host_round_e4m3(pass->k[i]);
-    pass->v[i] = kv_host_round_e4m3(pass->v[i]);
-  }
+static void store(Pass *pass, guint l) {
+  const KvHostPages *pages = &pass->cache->layers[l];
+  gsize width = (gsize)pages->n_kv_heads * pages->head_dim, r = 0;
+  const KvHostFormatLayer at = format_layer(pass, l);
+  if (pass->format->store)
+    pass->format->store(&at);
   for (guint s = 0; s < pass->n_spans; s++)
     for (guint32 t = 0; t < pass->spans[s].n_tokens; t++, r++)
       kv_host_pages_write(pages, pass->spans[s].block_table,
@@ -138,9 +144,8 @@ static void store(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages
                           pass->v + r * width);
   pass->work->bytes += 2.0 * (double)pass->rows * (double)width * sizeof(float);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
-  for (guint s = 0; c->format == KV_HOST_KIVI && s < pass->n_spans; s++)
-    if (pass->spans[s].decoding)
-      kivi_append(c, pages, &pass->spans[s]);
+  for (guint s = 0; pass->format->stored && s < pass->n_spans; s++)
+    pass->format->stored(&at, &pass->spans[s]);
   lap(pass, KV_COMPONENT_TECHNIQUE, 0.0);
 }
 
@@ -154,18 +159,15 @@ static double tokens_attended(const KvHostSpan *span, guint window) {
   return sum;
 }
 
-static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages, guint l) {
+static void attend(Pass *pass, const KvHostLayer *layer, guint l) {
+  const KvHostPages *pages = &pass->cache->layers[l];
+  const KvHostFormatLayer at = format_layer(pass, l);
   const KvAttention *a = &layer->attention;
   guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
   gsize width = (gsize)a->n_heads * a->head_dim, r = 0;
-  const KvHostCompression *c = &pass->cache->compression;
-  gboolean chooses = c->format == KV_HOST_QUEST && l >= c->dense_layers;
   for (guint s = 0; s < pass->n_spans; s++) {
     const KvHostSpan *span = &pass->spans[s];
-    if (chooses && span->decoding)
-      kv_host_quest_attention(c, pass->attended + r * width, pass->q + r * width, pages,
-                              span->block_table, span->past + 1, a->n_heads, pass->scores);
-    else
+    if (!pass->format->attend || !pass->format->attend(&at, span, r))
       kv_host_attention(pass->attended + r * width, pass->q + r * width, pages, span->block_table,
                         span->past - span->dropped, span->n_tokens, a->n_heads, window,
                         pass->scores);
@@ -181,50 +183,13 @@ static void attend(Pass *pass, const KvHostLayer *layer, const KvHostPages *page
       2.0 * pass->rows * (double)width * pass->weights->hidden);
 }
 
-/* Keep the queries of the span that lie in the window at the prompt's end; q: its first row. */
-static void keep_window(const Pass *pass, const KvHostSpan *span, const float *q, float *window,
-                        gsize width) {
-  guint32 first = span->prompt_tokens - pass->cache->compression.window;
-  for (guint32 t = 0; t < span->n_tokens; t++)
-    if (span->past + t >= first && span->past + t < span->prompt_tokens)
-      memcpy(window + (span->past + t - first) * width, q + t * width, width * sizeof *q);
-}
-
-/* Cut the prompt's tokens of this layer to the budget. */
-static void cut_prompt(const Pass *pass, const KvHostPages *pages, const KvHostSpan *span,
-                       const float *window, guint n_heads) {
-  const KvHostCompression *c = &pass->cache->compression;
-  gsize voted = span->prompt_tokens - c->window;
-  g_autofree float *votes = g_new(float, pages->n_kv_heads *voted);
-  g_autofree guint32 *kept = g_new(guint32, (gsize)pages->n_kv_heads * c->budget);
-  kv_host_snapkv_vote(votes, window, pages, span->block_table, span->prompt_tokens, n_heads,
-                      c->window, pass->scores);
-  for (guint h = 0; h < pages->n_kv_heads; h++)
-    kv_host_snapkv_select(c, kept + (gsize)h * c->budget, votes + h * voted, span->prompt_tokens);
-  kv_host_snapkv_compact(c, pages, span->block_table, kept, span->prompt_tokens,
-                         span->past + span->n_tokens);
-}
-
 /* What a technique does to a layer's cache once a prompt has attended to itself. */
-static void compress(Pass *pass, const KvHostLayer *layer, const KvHostPages *pages, guint l) {
-  const KvHostCompression *c = &pass->cache->compression;
-  gsize width = (gsize)layer->attention.n_heads * layer->attention.head_dim, row = 0;
-  for (guint s = 0; s < pass->n_spans; row += pass->spans[s++].n_tokens) {
-    const KvHostSpan *span = &pass->spans[s];
-    guint32 n = span->past + span->n_tokens;
-    if (c->format == KV_HOST_KIVI && span->last) {
-      kv_host_kivi_pack_keys(c, pages, span->block_table, 0, kv_host_kivi_packed_keys(c, n));
-      kv_host_kivi_pack_values(c, pages, span->block_table, 0, kv_host_kivi_packed_values(c, n));
-    }
-    if (span->decoding || !kv_host_compression_dropped(c, span->prompt_tokens))
-      continue;
-    float *window = kv_host_cache_window(pass->cache, pass->weights, span->owner)[l];
-    keep_window(pass, span, pass->q + row * width, window, width);
-    if (!span->last)
-      continue;
-    cut_prompt(pass, pages, span, window, layer->attention.n_heads);
-    if (l + 1 == pass->weights->n_layers)
-      kv_host_cache_drop_window(pass->cache, span->owner);
+static void compress(Pass *pass, guint l) {
+  const KvHostFormatLayer at = format_layer(pass, l);
+  gsize row = 0;
+  for (guint s = 0; pass->format->attended && s < pass->n_spans; s++) {
+    pass->format->attended(&at, &pass->spans[s], row);
+    row += pass->spans[s].n_tokens;
   }
   lap(pass, KV_COMPONENT_TECHNIQUE, 0.0);
 }
@@ -274,16 +239,20 @@ static void sample(Pass *pass) {
 
 void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpan *spans,
                      guint n_spans, KvHostWork *work) {
-  Pass pass = {
-      .weights = weights, .cache = cache, .spans = spans, .n_spans = n_spans, .work = work};
+  Pass pass = {.weights = weights,
+               .cache = cache,
+               .format = kv_host_format(cache->compression.format),
+               .spans = spans,
+               .n_spans = n_spans,
+               .work = work};
   pass_begin(&pass);
   embed(&pass);
   for (guint l = 0; l < weights->n_layers; l++) {
     const KvHostLayer *layer = &weights->layers[l];
     project_inputs(&pass, layer);
-    store(&pass, layer, &cache->layers[l]);
-    attend(&pass, layer, &cache->layers[l], l);
-    compress(&pass, layer, &cache->layers[l], l);
+    store(&pass, l);
+    attend(&pass, layer, l);
+    compress(&pass, l);
     add_residual(&pass);
     feed_forward(&pass, layer);
     add_residual(&pass);

@@ -1,0 +1,11 @@
+#include "reference/host/format.h"
+
+static void store(const KvHostFormatLayer *at) {
+  gsize n = (gsize)at->rows * at->pages->n_kv_heads * at->pages->head_dim;
+  for (gsize i = 0; i < n; i++) {
+    at->k[i] = kv_host_round_e4m3(at->k[i]);
+    at->v[i] = kv_host_round_e4m3(at->v[i]);
+  }
+}
+
+const KvHostFormatClass kv_host_format_fp8 = {.store = store, .exact = TRUE};
