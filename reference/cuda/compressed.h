@@ -1,15 +1,7 @@
 /* What a pass does differently when the cache is compressed (reference/host/compression.h): where
  * keys and values go, what attention reads, and what follows when a prompt is done.
  *
- * fp8: blocks of e4m3. Decoding reads them as they are; a prompt's chunk reads its whole context
- * widened into bf16 blocks of a workspace, a layer at a time.
- * kivi: the engine's blocks hold packed codes; the rest of a sequence stands in a ring of its own.
- * A prompt is held in bf16, all layers, in blocks of an exact pool until it is done: memory that
- * the plan, which cuts a layer before the next begins, does not count. Pool and rings grow as
- * needed. snapkv: the engine's own blocks, bf16; the queries of a prompt's window are kept until it
- * is done.
- * quest: the engine's own blocks with a summary behind each; a decoding token's KV heads attend
- * each to a table of their own, of the pages that it chose.
+ * How each format does it stands in a file of its own (format.h).
  *
  * Packing and cutting follow the pass and are timed apart, so that a pass may be run twice. What
  * belongs to a sequence hangs on its span's owner until it is forgotten.
