@@ -437,8 +437,9 @@ template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStrea
   const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
   static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
   static_assert(sizeof(Merge<d>) % 16 == 0, "what follows it is aligned");
-  /* A cluster of more than eight blocks may not find room. */
-  const bool clustered = grid.x > 1 && grid.x <= 8;
+  /* A larger cluster waits for room on so many neighbouring multiprocessors: from four blocks on,
+   * merging through memory is quicker. */
+  const bool clustered = grid.x > 1 && grid.x <= 3;
   const int needed = clustered && bytes < (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          ? (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          : bytes;

@@ -13,6 +13,9 @@
 enum { GROUPS = 2, GROUP = 128, ROWS = 64, KEYS = 128, STAGES = 2, THREADS = (GROUPS + 1) * GROUP };
 static_assert(GROUPS * ROWS == KV_PREFILL_TILE_ROWS, "a tile is the computing groups' rows");
 
+/* How far scores may pass the running maximum, as a power of two, before it is raised. */
+#define SLACK 8.0f
+
 /* Registers of a thread after the roles are known: 65536 in all. */
 #define REGISTERS_COPYING 40
 #define REGISTERS_COMPUTING 232
@@ -156,28 +159,43 @@ static __device__ __forceinline__ void mask_scores(Running<d> &run, uint32_t t, 
   }
 }
 
-/* s becomes the exponentials; largest and sum move to the new maximum, o has yet to shrink. */
-template <int d> static __device__ __forceinline__ void soften(Running<d> &run, float scale) {
+/* The maximum moves up, and with it the sum; o has yet to shrink. */
+template <int d>
+static __device__ __forceinline__ void raise(Running<d> &run, const float (&most)[2], float scale) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float largest = run.largest[half];
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++)
-      largest = fmaxf(largest, fmaxf(run.s[n * 4 + half * 2], run.s[n * 4 + half * 2 + 1]));
-    largest = row_max(largest);
+    float largest = fmaxf(run.largest[half], row_max(most[half]));
     /* A row that has seen nothing yet stays at minus infinity, without a NaN. */
-    float reference = largest == -INFINITY ? 0.0f : largest * scale, sum = 0.0f;
-    run.shrink[half] = power_of_2(run.largest[half] * scale - reference);
+    float reference = largest == -INFINITY ? 0.0f : largest;
+    run.shrink[half] = power_of_2((run.largest[half] - reference) * scale);
+    run.sum[half] *= run.shrink[half];
+    run.largest[half] = largest;
+  }
+}
+
+/* s becomes the exponentials, against a maximum that is raised only where scores pass it by more
+ * than SLACK. TRUE if it was. */
+template <int d> static __device__ __forceinline__ bool soften(Running<d> &run, float scale) {
+  float most[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int i = 0; i < KEYS / 2; i++)
+    most[i % 4 / 2] = fmaxf(most[i % 4 / 2], run.s[i]);
+  bool raised = __any_sync(0xffffffffu, (most[0] - run.largest[0]) * scale > SLACK ||
+                                            (most[1] - run.largest[1]) * scale > SLACK);
+  if (raised)
+    raise(run, most, scale);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float reference = run.largest[half] == -INFINITY ? 0.0f : run.largest[half] * scale;
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
       for (int i = n * 4 + half * 2; i < n * 4 + half * 2 + 2; i++) {
         run.s[i] = power_of_2(fmaf(run.s[i], scale, -reference));
-        sum += run.s[i];
+        run.sum[half] += run.s[i];
       }
-    run.sum[half] = run.sum[half] * run.shrink[half] + sum;
-    run.largest[half] = largest;
   }
+  return raised;
 }
 
 template <int d> static __device__ __forceinline__ void pack_weights(Running<d> &run) {
@@ -216,7 +234,7 @@ static __device__ __forceinline__ void step(Running<d> &run, Shared<d> &shared, 
   pin(run.s);
   if (masked)
     mask_scores<d>(run, job.first + j * KEYS, p.window, lane);
-  soften<d>(run, p.scale);
+  bool raised = soften<d>(run, p.scale);
   /* A sum is never negative. That the address seems to depend on it keeps the assembler from
    * moving the exponentials behind the next wait, where no product of this group runs beside
    * them. */
@@ -227,9 +245,10 @@ static __device__ __forceinline__ void step(Running<d> &run, Shared<d> &shared, 
   pin(run.o);
   if (lane == 0)
     barrier_arrive(address(&shared.values_free[before]));
+  if (raised)
 #pragma unroll
-  for (int i = 0; i < d / 2; i++)
-    run.o[i] *= run.shrink[i % 4 / 2];
+    for (int i = 0; i < d / 2; i++)
+      run.o[i] *= run.shrink[i % 4 / 2];
   pack_weights<d>(run);
 }
 

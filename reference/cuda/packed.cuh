@@ -12,16 +12,13 @@
 
 #include "reference/cuda/bf16.cuh"
 
+/* Casts, not conversions by halves, which would cost two instructions. */
 static __device__ __forceinline__ __half2 half2_of(uint32_t bits) {
-  __half2_raw raw;
-  raw.x = (unsigned short)bits;
-  raw.y = (unsigned short)(bits >> 16);
-  return __half2(raw);
+  return *(__half2 *)&bits;
 }
 
 static __device__ __forceinline__ uint32_t bits_of(__half2 x) {
-  __half2_raw raw = x;
-  return (uint32_t)raw.x | (uint32_t)raw.y << 16;
+  return *(uint32_t *)&x;
 }
 
 /* Two codes, the lower at bit 0 and the other at bit 16, as fp16: 1024 + code, less 1024, exact. */
@@ -30,10 +27,11 @@ template <int bits> static __device__ __forceinline__ __half2 codes_to_half2(uin
   return __hsub2(half2_of((x & mask) | 0x64006400u), half2_of(0x64006400u));
 }
 
-/* Two e4m3 in the lower half as fp16, exact. */
-static __device__ __forceinline__ uint32_t e4m3_to_half2(uint32_t pair) {
-  __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)pair, __NV_E4M3);
-  return (uint32_t)raw.x | (uint32_t)raw.y << 16;
+/* Two e4m3 as fp16, exact. */
+static __device__ __forceinline__ uint32_t e4m3_to_half2(uint16_t pair) {
+  uint32_t x;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;\n" : "=r"(x) : "h"(pair));
+  return x;
 }
 
 static __device__ __forceinline__ uint8_t to_e4m3(float x) {
