@@ -129,18 +129,24 @@ static __global__ void __launch_bounds__(THREADS)
 
 enum { SELECTORS = 1024 };
 
-/* The sum of x over the block's threads before this one, and in *total over all. */
-static __device__ uint32_t sum_before(uint32_t x, uint32_t *total) {
-  __shared__ uint32_t warps[SELECTORS / 32];
-  uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = x;
+/* The sum of x over the warp's lanes before this one. */
+static __device__ uint32_t warp_sum_before(uint32_t x) {
+  uint32_t lane = threadIdx.x % 32, sum = x;
 #pragma unroll
   for (uint32_t step = 1; step < 32; step *= 2) {
     uint32_t other = __shfl_up_sync(0xffffffffu, sum, step);
     sum += lane >= step ? other : 0;
   }
+  return sum - x;
+}
+
+/* The sum of x over the block's threads before this one, and in *total over all. */
+static __device__ uint32_t sum_before(uint32_t x, uint32_t *total) {
+  __shared__ uint32_t warps[SELECTORS / 32];
+  uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = warp_sum_before(x);
   __syncthreads();
   if (lane == 31)
-    warps[warp] = sum;
+    warps[warp] = sum + x;
   __syncthreads();
   uint32_t before = 0, all = 0;
   for (uint32_t w = 0; w < SELECTORS / 32; w++) {
@@ -148,7 +154,7 @@ static __device__ uint32_t sum_before(uint32_t x, uint32_t *total) {
     all += warps[w];
   }
   *total = all;
-  return before + sum - x;
+  return before + sum;
 }
 
 /* The `best` greatest of key(0) .. key(n - 1), of equals the first: take(place, i) for each, in
@@ -167,12 +173,18 @@ static __device__ void choose(uint32_t n, uint32_t best, Key key, Take take) {
       if (shift == 24 || key(i) >> (shift + 8) == prefix)
         atomicAdd(&counts[key(i) >> shift & 255], 1);
     __syncthreads();
-    if (threadIdx.x == 0) {
-      uint32_t byte = 255, left = wanted;
-      while (byte > 0 && counts[byte] < left)
-        left -= counts[byte--];
-      found[0] = byte;
-      found[1] = left;
+    if (threadIdx.x < 32) { /* a lane has eight counts, the first lane the greatest bytes */
+      uint32_t byte = 255 - threadIdx.x * 8, here = 0;
+      for (uint32_t i = 0; i < 8; i++)
+        here += counts[byte - i];
+      uint32_t before = warp_sum_before(here);
+      if (before < wanted && wanted <= before + here) {
+        uint32_t left = wanted - before;
+        while (counts[byte] < left)
+          left -= counts[byte--];
+        found[0] = byte;
+        found[1] = left;
+      }
     }
     __syncthreads();
     prefix = prefix << 8 | found[0];
@@ -301,6 +313,11 @@ static __device__ __forceinline__ uint32_t pages_of(const KvCudaPages &pages, ui
   return (context + (1u << pages.block_shift) - 1) >> pages.block_shift;
 }
 
+/* The most that a channel between the two could add to a score. */
+static __device__ __forceinline__ float bound(float q, float least, float greatest) {
+  return fmaxf(q * least, q * greatest);
+}
+
 /* A warp is a page. bounds[S][Hkv][most], of all pages but the last, where there are more than
  * `chosen`. grid (some, Hkv, S) */
 static __global__ void __launch_bounds__(THREADS)
@@ -316,13 +333,16 @@ static __global__ void __launch_bounds__(THREADS)
   for (uint32_t page = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; page < n - 1;
        page += stride) {
     const KvBf16 *summary = summary_of(pages, table[page], head);
+    bool mine = lane * 4 < d; /* a lane has four channels */
+    uint2 least = mine ? *(const uint2 *)(summary + lane * 4) : make_uint2(0, 0);
+    uint2 greatest = mine ? *(const uint2 *)(summary + d + lane * 4) : make_uint2(0, 0);
     float best = -INFINITY;
     for (uint32_t h = 0; h < group; h++) {
-      float sum = 0.0f;
-      for (uint32_t i = lane; i < d; i += 32) {
-        float x = to_float(q[h * d + i]);
-        sum += fmaxf(x * to_float(summary[i]), x * to_float(summary[d + i]));
-      }
+      uint2 x = mine ? *(const uint2 *)(q + h * d + lane * 4) : make_uint2(0, 0);
+      float sum = bound(low_float(x.x), low_float(least.x), low_float(greatest.x)) +
+                  bound(high_float(x.x), high_float(least.x), high_float(greatest.x)) +
+                  bound(low_float(x.y), low_float(least.y), low_float(greatest.y)) +
+                  bound(high_float(x.y), high_float(least.y), high_float(greatest.y));
       best = fmaxf(best, warp_sum(sum));
     }
     if (lane == 0)
