@@ -1,9 +1,9 @@
 /* The table of `kvsim calibrate --measure`: a CSV file, a row an operation, known by its first
  * column's name. `kvsim_operation` is gemm (m, k, n), prefill attention and decode attention (batch
- * sequences of `chunk` new tokens after `past`; heads, kv_heads, head_dim; kernel is whose), or
- * element-wise (bytes read and written). What fits nothing is kept beside: copy inside, copy to the
- * GPU, copy from the GPU (bytes), launch, graph node. Times are microseconds, warm, of operands
- * that no cache holds. */
+ * sequences of `chunk` new tokens after `past`; heads, kv_heads, head_dim; bytes of the cache read,
+ * scales counted, if they are not dtype's; kernel is whose), or element-wise (bytes read and
+ * written). What fits nothing is kept beside: copy inside, copy to the GPU, copy from the GPU
+ * (bytes), launch, graph node. Times are microseconds, warm, of operands that no cache holds. */
 #include "models/kernels/observation.h"
 
 #include <string.h>
@@ -32,15 +32,28 @@ static guint find(const char *name, const char *const *names) {
   return i;
 }
 
-static gboolean read_attention(const KvColumns *table, KvObservation *row, GError **error) {
+/* Of the cache that is read, scales counted, where the row says so; else those of the type. */
+static gboolean read_cache_bytes(const KvColumns *table, KvObservation *row, GError **error) {
+  double bytes;
   row->cache_bytes = kv_dtype_bytes(row->dtype);
+  if (*kv_columns_text(table, "bytes") == '\0')
+    return TRUE;
+  if (!kv_columns_positive(table, "bytes", &bytes, error))
+    return FALSE;
+  row->cache_bytes =
+      bytes / (row->batch * (row->past + row->chunk) * 2 * row->n_kv_heads * row->head_dim);
+  return TRUE;
+}
+
+static gboolean read_attention(const KvColumns *table, KvObservation *row, GError **error) {
   row->kernel = find(kv_columns_text(table, "kernel"), kv_attention_kernel_names);
   return kv_columns_positive(table, "batch", &row->batch, error) &&
          kv_columns_positive(table, "chunk", &row->chunk, error) &&
          kv_columns_number(table, "past", &row->past, error) &&
          kv_columns_positive(table, "heads", &row->n_heads, error) &&
          kv_columns_positive(table, "kv_heads", &row->n_kv_heads, error) &&
-         kv_columns_positive(table, "head_dim", &row->head_dim, error);
+         kv_columns_positive(table, "head_dim", &row->head_dim, error) &&
+         read_cache_bytes(table, row, error);
 }
 
 static gboolean read_operands(const KvColumns *table, KvObservation *row, GError **error) {

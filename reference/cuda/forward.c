@@ -69,13 +69,14 @@ struct KvCudaEngine {
   gboolean all_logits;
   gsize widest_qkv, widest_heads, widest_up, widest_act, most_heads, widest_head;
   Buffers buffers;
-  guint32 *staged;    /* pinned, as long as buffers.inputs */
-  guint32 *tokens;    /* pinned, [buffers.samples] */
-  GHashTable *graphs; /* of cudaGraphExec_t, by graph_key() */
-  GHashTable *warm;   /* numbers of rows that were launched before */
-  GArray *events;     /* of cudaEvent_t: the laps of one pass */
-  GArray *laps;       /* of KvComponent: what lay before event i + 1 */
-  gboolean timing;    /* laps are taken */
+  guint32 *staged;                    /* pinned, as long as buffers.inputs */
+  guint32 *tokens;                    /* pinned, [buffers.samples] */
+  GHashTable *graphs;                 /* of cudaGraphExec_t, by graph_key() */
+  GHashTable *warm;                   /* numbers of rows that were launched before */
+  GArray *events;                     /* of cudaEvent_t: the laps of one pass */
+  GArray *laps;                       /* of KvComponent: what lay before event i + 1 */
+  gboolean timing;                    /* laps are taken */
+  guint divided_every, until_divided; /* of steps that are launched kernel by kernel */
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -136,6 +137,7 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   e->cache = cache;
   e->max_positions = max_positions;
   e->graph_rows = 512;
+  e->divided_every = 8;
   e->angles = g_array_new(FALSE, FALSE, sizeof(Angles));
   e->graphs = g_hash_table_new_full(g_direct_hash, g_direct_equal, NULL, graph_free);
   e->warm = g_hash_table_new(g_direct_hash, g_direct_equal);
@@ -183,6 +185,10 @@ void kv_cuda_engine_free(KvCudaEngine *e) {
 
 void kv_cuda_engine_set_graph_rows(KvCudaEngine *e, guint rows) {
   e->graph_rows = rows;
+}
+
+void kv_cuda_engine_set_divided_every(KvCudaEngine *e, guint steps) {
+  e->divided_every = steps;
 }
 
 void kv_cuda_engine_set_all_logits(KvCudaEngine *e, gboolean all) {
@@ -617,9 +623,9 @@ static gboolean run_kernels(KvCudaEngine *e, const Shape *shape, cudaGraphExec_t
                : launch(e, shape, error);
 }
 
-/* Upload, compute, download, between the device's two events. */
+/* Upload, compute, download, between the device's two events; with `laps`, timed part by part. */
 static gboolean run_timed(KvCudaEngine *e, const Shape *shape, gsize words, cudaGraphExec_t graph,
-                          double *seconds, GError **error) {
+                          gboolean laps, double *seconds, GError **error) {
   cudaStream_t stream = e->device->stream;
   if (e->events->len == 0) {
     g_array_set_size(e->events, 1);
@@ -627,7 +633,7 @@ static gboolean run_timed(KvCudaEngine *e, const Shape *shape, gsize words, cuda
       return FALSE;
   }
   g_array_set_size(e->laps, 0);
-  e->timing = !graph;
+  e->timing = laps;
   gboolean run =
       kv_cuda_clock_start(e->device, error) &&
       KV_CUDA_OK(cudaMemcpyAsync(e->buffers.inputs, e->staged, words * sizeof(guint32),
@@ -710,13 +716,24 @@ static gboolean warm_up(KvCudaEngine *e, const Shape *shape, gsize words, cudaGr
   *graph = captured ? g_hash_table_lookup(e->graphs, graph_key(shape)) : NULL;
   if (*graph || (!captured && g_hash_table_contains(e->warm, GUINT_TO_POINTER(shape->rows))))
     return TRUE;
-  if (!run_timed(e, shape, words, NULL, &unused, error))
+  if (!run_timed(e, shape, words, NULL, FALSE, &unused, error))
     return FALSE;
   g_hash_table_add(e->warm, GUINT_TO_POINTER(shape->rows));
   if (captured && !capture(e, shape, error))
     return FALSE;
   *graph = captured ? g_hash_table_lookup(e->graphs, graph_key(shape)) : NULL;
   return TRUE;
+}
+
+/* Every so many steps that are launched kernel by kernel, one is computed once more before, part by
+ * part: the events between the kernels take time, and so stay out of the step's own. */
+static gboolean divide(KvCudaEngine *e, const Shape *shape, gsize words, KvCudaWork *work,
+                       GError **error) {
+  double unused;
+  if (e->divided_every == 0 || (e->until_divided && e->until_divided--))
+    return TRUE;
+  e->until_divided = e->divided_every - 1;
+  return run_timed(e, shape, words, NULL, TRUE, &unused, error) && read_laps(e, work, error);
 }
 
 gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, KvCudaWork *work,
@@ -739,7 +756,8 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
   *in.split_tokens = split_tokens;
   cudaGraphExec_t graph = NULL;
   if (!warm_up(e, &shape, words, &graph, error) ||
-      !run_timed(e, &shape, words, graph, &seconds, error) || !read_laps(e, work, error))
+      (!graph && !divide(e, &shape, words, work, error)) ||
+      !run_timed(e, &shape, words, graph, FALSE, &seconds, error))
     return FALSE;
   double after = 0.0;
   if (e->compressed && !kv_cuda_compressed_finish(e->compressed, spans, n_spans, &after, error))

@@ -3,9 +3,9 @@
  *
  * A pass of decoding sequences alone is replayed as a CUDA graph, captured once for each batch size
  * (rounded up; the rows between compute nothing that is kept). A pass with a prompt in it is
- * launched kernel by kernel and timed part by part. Time is the GPU's own, from the upload of the
- * step's inputs to the download of its tokens, and warm: a shape that is new is computed once
- * before it is timed.
+ * launched kernel by kernel, and now and then timed part by part besides. Time is the GPU's own,
+ * from the upload of the step's inputs to the download of its tokens, and warm: a shape that is new
+ * is computed once before it is timed.
  */
 #ifndef KV_REFERENCE_CUDA_FORWARD_H
 #define KV_REFERENCE_CUDA_FORWARD_H
@@ -22,7 +22,7 @@ typedef struct KvCudaEngine KvCudaEngine;
 /* What a pass took. */
 typedef struct {
   double seconds;
-  double component_seconds[KV_N_COMPONENTS]; /* zero of a replayed graph, which is not divided */
+  double component_seconds[KV_N_COMPONENTS]; /* zero where the step was not divided */
   double flops; /* products and attention, a multiply-add counting two */
   double bytes; /* weights once, the cache read once and written */
   gboolean replayed;
@@ -36,6 +36,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaEngine, kv_cuda_engine_free)
 
 /* Largest batch that is replayed as a graph; 0: none. 512 at first. */
 void kv_cuda_engine_set_graph_rows(KvCudaEngine *engine, guint rows);
+
+/* Of steps that are launched kernel by kernel, how often one is divided into components: every so
+ * many (8 at first), 0: none. Such a step is computed twice. */
+void kv_cuda_engine_set_divided_every(KvCudaEngine *engine, guint steps);
 
 /* Compute the logits of every row, and not only those after a span: for comparisons. */
 void kv_cuda_engine_set_all_logits(KvCudaEngine *engine, gboolean all);

@@ -6,7 +6,9 @@
 #include "sim/base/error.h"
 
 /* CANDIDATES: of the heuristic's algorithms, best guess first, that are timed once a shape. */
-enum { WORKSPACE_BYTES = 64 << 20, CANDIDATES = 8, ROUNDS = 3 };
+enum { WORKSPACE_BYTES = 64 << 20, CANDIDATES = 32, ROUNDS = 3 };
+/* More rows are the tensor cores', which then read weights as quickly. */
+enum { GEMV_ROWS = 2 };
 
 /* What is used of cuBLASLt. */
 #define FUNCTIONS(X)                                                                               \
@@ -291,7 +293,7 @@ gboolean kv_cuda_gemm_run(KvCudaGemm *gemm, const KvCudaProduct *p, cudaStream_t
   g_return_val_if_fail(!p->bias || !p->out_f32, FALSE);
   if (p->rows == 0)
     return TRUE;
-  if (p->rows <= KV_CUDA_GEMV_MAX_ROWS && p->inputs % 8 == 0)
+  if (p->rows <= GEMV_ROWS && p->inputs % 8 == 0)
     return KV_CUDA_OK(kv_cuda_gemv(p->out, p->out_f32, p->accumulate, p->x, p->weight, p->bias,
                                    p->rows, p->inputs, p->outputs, stream),
                       error);

@@ -48,6 +48,11 @@ static const guint pasts[] = {0, 1024, 8192};
 static const guint prompt_batches[] = {1, 4};
 enum { MOST_PROMPT_TOKENS = 8192, MOST_CHUNK_AFTER_PAST = 2048 };
 
+/* The type whose efficiency a packed cache's kernel is: whatever has at most four bits is int4. */
+static const char *cache_type(guint bits) {
+  return bits == 0 ? "bf16" : bits == 8 ? "fp8" : "int4";
+}
+
 static gboolean measure_attention(Measuring *m, const KvCudaAttentionCase *of, GError **error) {
   double seconds;
   gboolean prompt = of->chunk > 0;
@@ -55,9 +60,11 @@ static gboolean measure_attention(Measuring *m, const KvCudaAttentionCase *of, G
       !(prompt ? kv_cuda_time_prefill(&m->timer, of, &seconds, error)
                : kv_cuda_time_decode(&m->timer, of, &seconds, error)))
     return FALSE;
-  kv_output_print(m->table, "%s attention,bf16,kvsim,,,,%u,%u,%u,%u,%u,%u,,%.6g\n",
-                  prompt ? "prefill" : "decode", of->sequences, prompt ? of->chunk : 1,
-                  prompt ? of->past : of->past - 1, of->n_heads, of->n_kv_heads, of->head_dim,
+  double elements = 2.0 * of->n_kv_heads * of->head_dim * of->sequences * (of->past + of->chunk);
+  kv_output_print(m->table, "%s attention,%s,kvsim,,,,%u,%u,%u,%u,%u,%u,%.0f,%.6g\n",
+                  prompt ? "prefill" : "decode", cache_type(of->bits), of->sequences,
+                  prompt ? of->chunk : 1, prompt ? of->past : of->past - 1, of->n_heads,
+                  of->n_kv_heads, of->head_dim, elements * kv_cuda_case_element_bytes(of),
                   1e6 * seconds);
   return TRUE;
 }
@@ -92,12 +99,28 @@ static gboolean measure_decode(Measuring *m, KvCudaAttentionCase of, GError **er
   return TRUE;
 }
 
+/* Packed caches: every other batch and context, for heads that their kernel has. */
+static gboolean measure_packed(Measuring *m, KvCudaAttentionCase of, GError **error) {
+  static const guint bits[] = {8, 4, 2};
+  for (guint i = 0; i < G_N_ELEMENTS(bits); i++)
+    for (guint b = 0; b < G_N_ELEMENTS(batches); b += 2)
+      for (guint c = 0; c < G_N_ELEMENTS(contexts); c++) {
+        of.bits = bits[i];
+        of.sequences = batches[b];
+        of.past = contexts[c];
+        if (of.sequences * of.past <= MOST_DECODE_TOKENS && !measure_attention(m, &of, error))
+          return FALSE;
+      }
+  return TRUE;
+}
+
 static gboolean measure_heads(Measuring *m, GError **error) {
   for (guint h = 0; h < G_N_ELEMENTS(heads); h++) {
     KvCudaAttentionCase of = {.n_heads = heads[h].n_heads,
                               .n_kv_heads = heads[h].n_kv_heads,
                               .head_dim = heads[h].head_dim};
-    if (!measure_prefill(m, of, error) || !measure_decode(m, of, error))
+    if (!measure_prefill(m, of, error) || !measure_decode(m, of, error) ||
+        !measure_packed(m, of, error))
       return FALSE;
   }
   return TRUE;

@@ -237,12 +237,15 @@ gboolean kv_cuda_time_launch(KvCudaTimer *timer, gboolean graph, double *seconds
 
 /* --- attention ------------------------------------------------------------------------------- */
 
+enum { PACKED_GROUP = 32 }; /* of kivi, and the tokens of its blocks */
+
 /* One layer's cache, several times over, in shuffled blocks. */
 typedef struct {
   KvCudaTimer *timer;
   KvCudaAttentionCase of;
-  guint copies;
+  guint copies, block_tokens;
   KvCudaPages pages;
+  KvCudaPacked packed; /* its pool is that of the pages */
   KvCudaTables tables;
   guint64 pool_elements; /* of one copy */
   guint32 *words;        /* device: table, starts, contexts, split; tiles after them */
@@ -254,16 +257,26 @@ typedef struct {
   void *scratch;
 } Attention;
 
+double kv_cuda_case_element_bytes(const KvCudaAttentionCase *of) {
+  return of->bits == 0 ? 2.0 : of->bits == 8 ? 1.0 : of->bits / 8.0 + 4.0 / PACKED_GROUP;
+}
+
 static gboolean decode_once(gpointer what, guint i, GError **error) {
   const Attention *a = what;
   KvCudaPages pages = a->pages;
+  KvCudaPacked packed = a->packed;
+  cudaStream_t stream = a->timer->device->stream;
   pages.pool += i % a->copies * a->pool_elements;
+  packed.pool = (guint8 *)pages.pool;
   gsize width = (gsize)a->of.n_heads * a->of.head_dim;
-  return KV_CUDA_OK(kv_cuda_decode_attention(a->out, a->q, width, &pages, &a->tables, a->contexts,
-                                             a->of.sequences, a->of.n_heads, 0, a->split,
-                                             a->max_splits, a->counters, a->scratch,
-                                             a->timer->device->stream),
-                    error);
+  return KV_CUDA_OK(
+      a->of.bits ? kv_cuda_decode_attention_packed(
+                       a->out, a->q, width, &packed, &a->tables, NULL, a->contexts, a->of.sequences,
+                       a->of.n_heads, 0, a->split, a->max_splits, a->counters, a->scratch, stream)
+                 : kv_cuda_decode_attention(a->out, a->q, width, &pages, &a->tables, a->contexts,
+                                            a->of.sequences, a->of.n_heads, 0, a->split,
+                                            a->max_splits, a->counters, a->scratch, stream),
+      error);
 }
 
 static gboolean prefill_once(gpointer what, guint i, GError **error) {
@@ -277,8 +290,8 @@ static gboolean prefill_once(gpointer what, guint i, GError **error) {
                     error);
 }
 
-static guint blocks_of(const KvCudaAttentionCase *of) {
-  return (of->past + of->chunk + KV_CUDA_BENCH_BLOCK_TOKENS - 1) / KV_CUDA_BENCH_BLOCK_TOKENS;
+static guint blocks_of(const Attention *a) {
+  return (a->of.past + a->of.chunk + a->block_tokens - 1) / a->block_tokens;
 }
 
 /* The tiles of every sequence's chunk, heaviest first. */
@@ -295,7 +308,7 @@ static void fill_tiles(const Attention *a, KvCudaTile *tiles, guint most) {
 
 static gboolean attention_tables(Attention *a, GError **error) {
   const KvCudaAttentionCase *of = &a->of;
-  guint blocks = blocks_of(of), n = blocks * of->sequences;
+  guint blocks = blocks_of(a), n = blocks * of->sequences;
   guint most = kv_cuda_prefill_tile_tokens(of->n_heads, of->n_kv_heads);
   a->n_tiles = of->sequences * ((of->chunk + most - 1) / most);
   gsize count = (gsize)n + 2 * (gsize)of->sequences + 4 + 4 * (gsize)a->n_tiles;
@@ -335,16 +348,26 @@ static void attention_clear(Attention *a) {
 
 static gboolean attention_init(Attention *a, GError **error) {
   const KvCudaAttentionCase *of = &a->of;
-  gsize half = (gsize)of->n_kv_heads * KV_CUDA_BENCH_BLOCK_TOKENS * of->head_dim;
+  a->block_tokens = of->bits && of->bits < 8 ? PACKED_GROUP : KV_CUDA_BENCH_BLOCK_TOKENS;
+  gsize half = (gsize)of->n_kv_heads * a->block_tokens * of->head_dim;
   gsize width = (gsize)of->n_heads * of->head_dim;
   gsize queries = (gsize)of->sequences * MAX(of->chunk, 1);
-  a->pool_elements = 2 * half * blocks_of(of) * of->sequences;
+  guint shift = a->block_tokens == PACKED_GROUP ? 5 : 4;
+  a->packed = (KvCudaPacked){.bits = of->bits,
+                             .group = of->bits < 8 ? PACKED_GROUP : 1,
+                             .block_shift = shift,
+                             .n_kv_heads = of->n_kv_heads,
+                             .head_dim = of->head_dim};
+  if (of->bits)
+    kv_cuda_packed_lay_out(&a->packed);
+  a->pool_elements =
+      (of->bits ? a->packed.block_bytes / sizeof(KvBf16) : 2 * half) * blocks_of(a) * of->sequences;
   a->copies = copies_of(a->timer, a->pool_elements * sizeof(KvBf16), 1500);
   a->pages =
       (KvCudaPages){.pool = kv_cuda_random(a->timer, a->pool_elements * a->copies, 1.7f, error),
                     .block_elements = 2 * half,
                     .value_offset = half,
-                    .block_shift = 4,
+                    .block_shift = shift,
                     .n_kv_heads = of->n_kv_heads,
                     .head_dim = of->head_dim};
   if (!a->pages.pool || !attention_tables(a, error))

@@ -52,7 +52,12 @@ gboolean kv_cuda_time_launch(KvCudaTimer *timer, gboolean graph, double *seconds
  * of each that decodes (and is counted in past), or a chunk of `chunk` tokens of each. */
 typedef struct {
   guint n_heads, n_kv_heads, head_dim, sequences, past, chunk;
+  guint bits; /* decoding: of a packed cache: 8 (e4m3), 4 or 2 (kivi's, groups of 32, all packed);
+                 0: bf16 */
 } KvCudaAttentionCase;
+
+/* Bytes of a cached element, scales counted. */
+double kv_cuda_case_element_bytes(const KvCudaAttentionCase *of);
 
 gboolean kv_cuda_time_decode(KvCudaTimer *timer, const KvCudaAttentionCase *of, double *seconds,
                              GError **error);

@@ -198,6 +198,8 @@ static gboolean whole_init(Whole *w, guint64 blocks, guint positions, GError **e
       return FALSE;
   if (w->cache)
     w->engine = kv_cuda_engine_new(device, w->weights, w->cache, positions, error);
+  if (w->engine)
+    kv_cuda_engine_set_divided_every(w->engine, 1);
   return w->engine != NULL;
 }
 
