@@ -24,7 +24,7 @@ static gsize query_width(const KvCudaCompressed *c, guint layer) {
 static gboolean make_window(KvCudaCompressed *c, const KvHostSpan *span, GError **error) {
   Owner *owner = kv_cuda_format_owner(c, span->owner);
   gsize elements = 0;
-  if (owner->window || !kv_host_compression_dropped(c->settings, span->prompt_tokens) ||
+  if (owner->window || span->prompt_tokens <= c->settings->budget ||
       span->past + span->n_tokens + c->settings->window <= span->prompt_tokens)
     return TRUE;
   for (guint l = 0; l < c->weights->n_layers; l++)
@@ -134,7 +134,7 @@ static cudaError_t cut_layer(KvCudaCompressed *c, const KvHostSpan *span, const 
 
 static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index, double *seconds,
                        GError **error) {
-  if (!kv_host_compression_dropped(c->settings, span->prompt_tokens))
+  if (span->prompt_tokens <= c->settings->budget)
     return TRUE;
   Layout y = layout_of(c, span);
   if (!kv_cuda_format_scratch(c, y.bytes, "choosing the tokens of a prompt", error) ||
