@@ -43,8 +43,7 @@ void kv_host_h2o_add(float *scores, const float *q, const KvHostPages *pages,
   for (guint g = 0; g < group; g++, q += d) {
     float largest = -INFINITY, total = 0.0f;
     for (guint32 j = 0; j < visible; j++) {
-      scratch[j] =
-          scale * dot(q, kv_host_slot(pages, block_table, head, j) + pages->key_offset, d);
+      scratch[j] = scale * dot(q, kv_host_slot(pages, block_table, head, j) + pages->key_offset, d);
       largest = MAX(largest, scratch[j]);
     }
     for (guint32 j = 0; j < visible; j++)
@@ -70,8 +69,8 @@ guint32 kv_host_h2o_slot(const float *scores, const guint32 *positions, guint32 
 /* Of each layer and KV head the scores of the prompt's tokens, and once it is done those of the
  * slots and the positions that stand in them. */
 typedef struct {
-  guint heads;  /* of the layer with most */
-  guint32 room; /* tokens, or slots */
+  guint heads;     /* of the layer with most */
+  guint32 room;    /* tokens, or slots */
   guint32 words[]; /* [layers][heads]: scores[room], positions[room] */
 } Held;
 
@@ -97,8 +96,7 @@ static Held *held_of(const KvHostFormatLayer *at, guint64 owner, guint32 room) {
   for (guint l = 0; before && l < n_layers; l++)
     for (guint h = 0; h < heads; h++) {
       memcpy(scores_of(held, l, h), scores_of(before, l, h), before->room * sizeof(float));
-      memcpy(positions_of(held, l, h), positions_of(before, l, h),
-             before->room * sizeof(guint32));
+      memcpy(positions_of(held, l, h), positions_of(before, l, h), before->room * sizeof(guint32));
     }
   g_hash_table_replace(at->cache->owners, g_memdup2(&owner, sizeof owner), held);
   return held;
@@ -114,7 +112,7 @@ static void cut_prompt(const KvHostFormatLayer *at, const KvHostSpan *span, Held
   const KvHostCompression choice = {.budget = MIN(slots, n),
                                     .window = kv_host_h2o_recent(&at->cache->compression, slots),
                                     .kernel = 1};
-  g_autofree guint32 *kept = g_new(guint32, (gsize)pages->n_kv_heads *choice.budget);
+  g_autofree guint32 *kept = g_new(guint32, (gsize)pages->n_kv_heads * choice.budget);
   for (guint h = 0; h < pages->n_kv_heads; h++) {
     float *scores = scores_of(held, at->layer, h);
     guint32 *positions = positions_of(held, at->layer, h), *own = kept + h * choice.budget;

@@ -48,8 +48,7 @@ static void move_kept(const KvHostPages *pages, const guint32 *from, const KvHos
   g_autofree float *rows = g_new(float, 2 * d * slots);
   for (guint h = 0; h < pages->n_kv_heads; h++, kept += budget) {
     for (guint32 i = 0; i < slots; i++) {
-      const float *at =
-          kv_host_slot(pages, from, h, i < budget ? kept[i] : prompt + i - budget);
+      const float *at = kv_host_slot(pages, from, h, i < budget ? kept[i] : prompt + i - budget);
       memcpy(rows + 2 * d * i, at + pages->key_offset, bytes);
       memcpy(rows + 2 * d * i + d, at + pages->value_offset, bytes);
     }

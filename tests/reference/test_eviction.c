@@ -73,8 +73,8 @@ static Use use_of(const char *text) {
   g_assert_no_error(error);
   use.plan = kv_stack_apply(stack, &model, KV_DTYPE_BF16, &engine, &error);
   g_assert_no_error(error);
-  g_assert_true(kv_host_compression_init(&use.compression, stack, &llama, KV_DTYPE_BF16, &engine,
-                                         &error));
+  g_assert_true(
+      kv_host_compression_init(&use.compression, stack, &llama, KV_DTYPE_BF16, &engine, &error));
   return use;
 }
 
@@ -83,8 +83,8 @@ static double planned_tokens(const KvPlan *plan, double context, double prompt) 
   double tokens = 0.0, layers = 0.0;
   for (guint i = 0; i < plan->caches->len; i++) {
     const KvCache *cache = &g_array_index(plan->caches, KvCache, i);
-    tokens += cache->layers *
-              kv_law_value(&cache->segments[0].tokens, context, prompt, TRUE, NULL, NULL);
+    tokens +=
+        cache->layers * kv_law_value(&cache->segments[0].tokens, context, prompt, TRUE, NULL, NULL);
     layers += cache->layers;
   }
   return tokens / layers;
@@ -93,10 +93,13 @@ static double planned_tokens(const KvPlan *plan, double context, double prompt) 
 /* What is held is what the plan says, in whole tokens: pyramidkv's mean rounded up, h2o's slots
  * down, of which there are never fewer than two. */
 static void test_as_many_tokens_as_planned(void) {
-  static const char *const uses[] = {
-      "pyramidkv:budget=128", "pyramidkv:budget=64:window_size=33",
-      "pyramidkv:budget=100:window_size=50:beta=2", "h2o", "h2o:hh_ratio=0.3:recent_ratio=0.05",
-      "h2o:budget_total=0.5:output_tokens=100", "h2o:budget_total=1:output_tokens=50"};
+  static const char *const uses[] = {"pyramidkv:budget=128",
+                                     "pyramidkv:budget=64:window_size=33",
+                                     "pyramidkv:budget=100:window_size=50:beta=2",
+                                     "h2o",
+                                     "h2o:hh_ratio=0.3:recent_ratio=0.05",
+                                     "h2o:budget_total=0.5:output_tokens=100",
+                                     "h2o:budget_total=1:output_tokens=50"};
   for (guint u = 0; u < G_N_ELEMENTS(uses); u++) {
     Use use = use_of(uses[u]);
     gboolean evicts = use.compression.format == KV_HOST_H2O;
@@ -122,7 +125,8 @@ static void test_the_least_of_the_old_ones_goes(void) {
   g_assert_cmpuint(kv_host_h2o_slot(scores, positions, 6, 2, 12), ==, 4);
   g_assert_cmpuint(kv_host_h2o_slot(scores, positions, 6, 1, 12), ==, 5);
   g_assert_cmpuint(kv_host_h2o_slot(scores, positions, 6, 5, 12), ==, 3);
-  g_assert_cmpuint(kv_host_h2o_slot(scores, positions, 20, 5, 12), ==, 12); /* there are some left */
+  g_assert_cmpuint(kv_host_h2o_slot(scores, positions, 20, 5, 12), ==,
+                   12); /* there are some left */
 }
 
 /* A query's attention sums to one for each head; what it does not see gets nothing. */
