@@ -10,6 +10,8 @@ static const KvCudaFormat *const formats[KV_HOST_N_FORMATS] = {
     [KV_HOST_KIVI] = &kv_cuda_format_kivi,
     [KV_HOST_SNAPKV] = &kv_cuda_format_snapkv,
     [KV_HOST_QUEST] = &kv_cuda_format_quest,
+    [KV_HOST_PYRAMIDKV] = &kv_cuda_format_pyramidkv,
+    [KV_HOST_H2O] = &kv_cuda_format_h2o,
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */

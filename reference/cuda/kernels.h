@@ -214,6 +214,79 @@ cudaError_t kv_cuda_choose_pages(uint32_t *chosen_table, uint32_t *chosen_contex
                                  uint32_t sequences, uint32_t n_heads, uint32_t chosen,
                                  uint32_t most, cudaStream_t stream);
 
+/* --- eviction.cu: a token out for each one in (h2o) ------------------------------------------- */
+
+/* Attention of a chunk's `tokens` queries at positions past .. on each token of their context
+ * through `table`, summed over queries and the heads of a group: out[Hkv][stride], added to in[][]
+ * of the tokens before `past`; in is not out. Query t stands at q + t * row_stride, [H][d]. scratch:
+ * kv_cuda_sum_attention_scratch_bytes(). d is 64, 80, 96 or 128. */
+cudaError_t kv_cuda_sum_attention(float *out, const float *in, uint64_t stride, const KvBf16 *q,
+                                  uint64_t row_stride, const KvCudaPages *pages,
+                                  const uint32_t *table, uint32_t past, uint32_t tokens,
+                                  uint32_t n_heads, void *scratch, cudaStream_t stream);
+uint64_t kv_cuda_sum_attention_scratch_bytes(uint32_t past, uint32_t tokens, uint32_t n_heads);
+/* kept[Hkv][slots], ascending: of n tokens with scores[Hkv][stride] the slots - recent best of all
+ * but the last `recent`, of equals the lowest; then those. */
+cudaError_t kv_cuda_h2o_select(uint32_t *kept, const float *scores, uint64_t stride, uint32_t n,
+                               uint32_t slots, uint32_t recent, uint32_t n_kv_heads,
+                               cudaStream_t stream);
+
+/* A sequence's slots, of which `recent` belong to the last tokens, and the position of the token
+ * that comes. words: rows (a head of a layer) of KV_CUDA_SLOT_WORDS(slots): scores, positions
+ * (UINT32_MAX: none), and the context whose last token's attention is in the scores. */
+typedef struct {
+  uint32_t *words;
+  uint32_t slots, recent, position;
+} KvCudaSlots;
+#define KV_CUDA_SLOT_WORDS(slots) (2 * (uint64_t)(slots) + 1)
+
+/* The rows first_row .. of the prompt's n tokens with scores[Hkv][stride]: kept[Hkv][slots] of them,
+ * or all if `kept` is NULL. `slots` is in host memory. */
+cudaError_t kv_cuda_h2o_fill(const KvCudaSlots *slots, uint32_t first_row, const float *scores,
+                             uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t n_kv_heads,
+                             cudaStream_t stream);
+/* Row s of qkv is the next token of sequence s: its keys and values go to a slot of their own in
+ * each head, whose token leaves. Contexts of 0 are skipped. slots[S]. To run it again changes
+ * nothing, nor does kv_cuda_h2o_score(). */
+cudaError_t kv_cuda_h2o_store(const KvBf16 *qkv, const KvCudaPages *pages,
+                              const KvCudaTables *tables, const uint32_t *contexts,
+                              const KvCudaSlots *slots, uint32_t first_row, uint32_t sequences,
+                              uint32_t n_heads, cudaStream_t stream);
+/* Add the attention of the tokens' queries on the contexts[s] slots that are held. Query s stands at
+ * q + s * row_stride, [H][d]. scratch[S][H][most], for at most so many slots. */
+cudaError_t kv_cuda_h2o_score(const KvCudaSlots *slots, uint32_t first_row, float *scratch,
+                              const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
+                              const KvCudaTables *tables, const uint32_t *contexts,
+                              uint32_t sequences, uint32_t n_heads, uint32_t most,
+                              cudaStream_t stream);
+
+/* --- pyramid.cu: blocks whose parts belong to other layers (pyramidkv) ------------------------- */
+
+/* reference/host/pyramid.h on the GPU. All layers' pools are one: layer l's part of block b is block
+ * l * blocks + b of it. parts are (place in a sequence's table, layer). */
+typedef struct {
+  const uint2 *parts;
+  const uint32_t *starts, *whole; /* [L] */
+  uint32_t n_layers, whole_mean, block_shift, blocks;
+} KvCudaPyramid;
+
+/* Of each layer and sequence, for as many `sequences` and at most `room` blocks of each. */
+typedef struct {
+  uint32_t *table;        /* [L][sequences][room] */
+  uint32_t *contexts;     /* [L][sequences] */
+  uint32_t *split_tokens; /* [L]: as kv_cuda_decode_attention() needs it */
+  uint32_t sequences, room;
+} KvCudaLayerTables;
+
+/* Fill them from the engine's tables, and contexts that count the mean's slots; applies[S]: whether
+ * a sequence has a pyramid or the mean in all layers. Not for the next kernel on the stream, but for
+ * those after it. */
+cudaError_t kv_cuda_pyramid_tables(const KvCudaLayerTables *out, const KvCudaPyramid *pyramid,
+                                   const KvCudaTables *tables, const uint32_t *contexts,
+                                   const uint32_t *applies, uint32_t sequences,
+                                   const uint32_t *split_tokens, uint32_t max_splits,
+                                   cudaStream_t stream);
+
 /* --- attention_prefill.cu ------------------------------------------------------------------ */
 
 /* A tile of one sequence's queries: tokens first .. first + count - 1 of its chunk. */

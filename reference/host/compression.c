@@ -12,7 +12,9 @@ const KvHostFormatClass *kv_host_format(KvHostFormat format) {
                                                      [KV_HOST_FP8] = &kv_host_format_fp8,
                                                      [KV_HOST_KIVI] = &kv_host_format_kivi,
                                                      [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
-                                                     [KV_HOST_QUEST] = &kv_host_format_quest};
+                                                     [KV_HOST_QUEST] = &kv_host_format_quest,
+                                                     [KV_HOST_PYRAMIDKV] = &kv_host_format_pyramidkv,
+                                                     [KV_HOST_H2O] = &kv_host_format_h2o};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];
 }
@@ -41,6 +43,21 @@ static gboolean check_layers(const KvHostCompression *c, const KvModel *model, G
   return TRUE;
 }
 
+/* What formats need to know of the model and the engine. */
+static void note_layers(KvHostCompression *c, const KvModel *model, const KvEngineConfig *engine) {
+  const KvAttention *first = NULL;
+  c->block_tokens = engine->block_tokens;
+  c->equal_layers = TRUE;
+  for (guint g = 0; g < model->n_groups; g++) {
+    const KvAttention *a = &model->groups[g].attention;
+    if (model->groups[g].count == 0)
+      continue;
+    first = first ? first : a;
+    c->n_layers += model->groups[g].count;
+    c->equal_layers &= a->n_kv_heads == first->n_kv_heads && a->head_dim == first->head_dim;
+  }
+}
+
 /* The format that a technique asks for; KV_HOST_EXACT if it is none of them. */
 static KvHostFormat format_of(const char *technique) {
   for (guint f = 0; f < KV_HOST_N_FORMATS; f++)
@@ -53,6 +70,7 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
                                   KvDtype cache_dtype, const KvEngineConfig *engine,
                                   GError **error) {
   *c = (KvHostCompression){0};
+  note_layers(c, model, engine);
   if (cache_dtype == KV_DTYPE_FP8)
     c->format = KV_HOST_FP8;
   else if (cache_dtype != KV_DTYPE_BF16 && cache_dtype != KV_DTYPE_FP16 &&
@@ -74,9 +92,16 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
   return check_layers(c, model, error);
 }
 
-guint32 kv_host_compression_dropped(const KvHostCompression *c, guint32 prompt_tokens) {
+guint32 kv_host_compression_kept(const KvHostCompression *c, guint32 prompt_tokens) {
   const KvHostFormatClass *format = kv_host_format(c->format);
-  return format->dropped ? format->dropped(c, prompt_tokens) : 0;
+  return format->kept ? format->kept(c, prompt_tokens) : prompt_tokens;
+}
+
+guint32 kv_host_compression_dropped(const KvHostCompression *c, guint32 prompt_tokens,
+                                    guint32 context) {
+  guint32 kept = kv_host_compression_kept(c, prompt_tokens);
+  guint32 held = kv_host_format(c->format)->evicts ? context : prompt_tokens;
+  return held > kept ? held - kept : 0;
 }
 
 /* --- choices --------------------------------------------------------------------------------- */

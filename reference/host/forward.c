@@ -137,11 +137,14 @@ static void store(Pass *pass, guint l) {
   const KvHostFormatLayer at = format_layer(pass, l);
   if (pass->format->store)
     pass->format->store(&at);
-  for (guint s = 0; s < pass->n_spans; s++)
-    for (guint32 t = 0; t < pass->spans[s].n_tokens; t++, r++)
-      kv_host_pages_write(pages, pass->spans[s].block_table,
-                          pass->positions[r] - pass->spans[s].dropped, pass->k + r * width,
-                          pass->v + r * width);
+  for (guint s = 0; s < pass->n_spans; s++) {
+    const KvHostSpan *span = &pass->spans[s];
+    gboolean written = pass->format->write && pass->format->write(&at, span, r);
+    for (guint32 t = 0; t < span->n_tokens; t++, r++)
+      if (!written)
+        kv_host_pages_write(pages, span->block_table, pass->positions[r] - span->dropped,
+                            pass->k + r * width, pass->v + r * width);
+  }
   pass->work->bytes += 2.0 * (double)pass->rows * (double)width * sizeof(float);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
   for (guint s = 0; pass->format->stored && s < pass->n_spans; s++)

@@ -10,6 +10,7 @@
 #include "reference/cuda/kernels.h"
 #include "reference/host/compression.h"
 #include "reference/host/kernels.h"
+#include "reference/host/pyramid.h"
 #include "sim/base/random.h"
 
 /* Of a bf16 result: half a unit of its 8 bits is 2^-9 = 0.002. */
@@ -997,6 +998,310 @@ static void test_quest_cache(void) {
                   contexts, G_N_ELEMENTS(contexts), chosen[i]);
 }
 
+/* A prompt in chunks: the attention that its tokens draw, against the twin's sums query by query.
+ */
+static void check_sums(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
+                       guint32 prompt, guint32 chunk) {
+  guint group = n_heads / n_kv_heads;
+  gsize d = head_dim, row = (n_heads + 2 * (gsize)n_kv_heads) * d, stride = prompt + 5;
+  gsize n = n_kv_heads * stride;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, &prompt, 1, TRUE);
+  g_autofree float *q = random_floats(prompt * row, 1.0), *scratch = g_new(float, prompt);
+  g_autofree float *expected = g_new0(float, n);
+  float *sums[2] = {poisoned(n * sizeof(float)), poisoned(n * sizeof(float))};
+  KvBf16 *queries = upload_bf16(q, prompt * row);
+  for (guint32 past = 0, i = 0; past < prompt; past += chunk, i ^= 1) {
+    guint32 tokens = MIN(chunk, prompt - past);
+    for (guint32 t = past; t < past + tokens; t++)
+      for (guint h = 0; h < n_kv_heads; h++)
+        kv_host_h2o_add(expected + h * stride, q + t * row + h * group * d, &c.host, c.table, h,
+                        group, t + 1, scratch);
+    for (guint again = 0; again < 2; again++) /* a pass may be run twice */
+      LAUNCHED(kv_cuda_sum_attention(
+          sums[i], sums[i ^ 1], stride, queries + past * row, row, &c.gpu, c.tables.table, past,
+          tokens, n_heads, poisoned(kv_cuda_sum_attention_scratch_bytes(past, tokens, n_heads)),
+          device->stream));
+    g_autofree float *got = download_f32(sums[i], n);
+    g_autofree char *what =
+        g_strdup_printf("attention of H %u Hkv %u d %u block %u past %u tokens %u", n_heads,
+                        n_kv_heads, head_dim, block_tokens, past, tokens);
+    for (guint h = 0; h < n_kv_heads; h++)
+      assert_close(what, got + h * stride, expected + h * stride, past + tokens, 1e-3);
+  }
+  cache_clear(&c);
+}
+
+static void test_attention_of_a_prompt(void) {
+  static const guint32 chunks[][2] = {{1, 1},    {2, 1},     {63, 63},   {64, 64},  {65, 64},
+                                      {130, 50}, {200, 200}, {257, 100}, {333, 128}};
+  static const guint blocks[] = {16, 1, 64};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+    for (guint i = 0; i < G_N_ELEMENTS(chunks); i++)
+      check_sums(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + i) % 3],
+                 chunks[i][0], chunks[i][1]);
+}
+
+/* A slot's row as the GPU has it, in host memory. */
+typedef struct {
+  guint32 *words;
+  guint slots;
+} Rows;
+
+static float *row_scores(const Rows *x, guint row) {
+  return (float *)(void *)(x->words + row * KV_CUDA_SLOT_WORDS(x->slots));
+}
+
+static guint32 *row_positions(const Rows *x, guint row) {
+  return x->words + row * KV_CUDA_SLOT_WORDS(x->slots) + x->slots;
+}
+
+/* Many equal scores: the same choice as the twin's, and the slots' scores and positions after it.
+ */
+static void check_slots_of_prompt(guint n_kv_heads, guint32 n, guint32 slots, guint32 recent) {
+  const KvHostCompression k = {.budget = slots, .window = recent, .kernel = 1};
+  const guint first = 3;
+  gsize stride = n + 7, kept_bytes = (gsize)n_kv_heads * slots * sizeof(guint32);
+  gsize bytes = (first + n_kv_heads) * KV_CUDA_SLOT_WORDS(slots) * sizeof(guint32);
+  KvCudaSlots gpu = {.words = poisoned(bytes), .slots = slots, .recent = recent};
+  g_autofree float *scores = g_new(float, n_kv_heads *stride);
+  g_autofree guint32 *kept = g_malloc(kept_bytes), *got = g_malloc(kept_bytes);
+  Rows rows = {g_malloc(bytes), slots};
+  guint32 *gpu_kept = poisoned(kept_bytes);
+  for (gsize i = 0; i < n_kv_heads * stride; i++)
+    scores[i] = (float)random_size(0, 40) / 16.0f;
+  float *gpu_scores = upload_f32(scores, n_kv_heads * stride);
+  if (n > slots) {
+    for (guint h = 0; h < n_kv_heads; h++)
+      kv_host_snapkv_select(&k, kept + (gsize)h * slots, scores + h * stride, n);
+    LAUNCHED(kv_cuda_h2o_select(gpu_kept, gpu_scores, stride, n, slots, recent, n_kv_heads,
+                                device->stream));
+    OK(kv_cuda_download(device, got, gpu_kept, kept_bytes, &ok_error));
+    g_assert_cmpmem(got, kept_bytes, kept, kept_bytes);
+  }
+  LAUNCHED(kv_cuda_h2o_fill(&gpu, first, gpu_scores, stride, n > slots ? gpu_kept : NULL, n,
+                            n_kv_heads, device->stream));
+  OK(kv_cuda_download(device, rows.words, gpu.words, bytes, &ok_error));
+  for (guint i = 0; i < first * KV_CUDA_SLOT_WORDS(slots); i++) /* other layers' */
+    g_assert_cmpuint(rows.words[i], ==, G_MAXUINT32);
+  for (guint h = 0; h < n_kv_heads; h++) {
+    for (guint32 i = 0; i < slots; i++) {
+      guint32 position = n > slots ? kept[(gsize)h * slots + i] : i;
+      g_assert_cmpuint(row_positions(&rows, first + h)[i], ==,
+                       position < n ? position : G_MAXUINT32);
+      g_assert_cmpfloat(row_scores(&rows, first + h)[i], ==,
+                        position < n ? scores[h * stride + position] : 0.0f);
+    }
+    g_assert_cmpuint(row_positions(&rows, first + h)[slots], ==, n);
+  }
+  g_free(rows.words);
+  release();
+}
+
+/* A sequence of a step: its slots as on the GPU, and the twin's. */
+typedef struct {
+  Rows rows;
+  KvCudaSlots gpu;
+  guint32 next; /* position */
+} Evicting;
+
+/* As after a prompt of `next` tokens: positions spread over it, the last ones all there. */
+static void evicting_init(Evicting *x, guint32 slots, guint32 recent, guint32 next, guint first,
+                          guint n_kv_heads) {
+  gsize words = (first + n_kv_heads) * KV_CUDA_SLOT_WORDS(slots);
+  guint32 old = slots - recent;
+  *x = (Evicting){.rows = {g_new(guint32, words), slots}, .next = next};
+  memset(x->rows.words, 0xff, words * sizeof(guint32));
+  for (guint h = 0; h < n_kv_heads; h++) {
+    for (guint32 i = 0; i < slots; i++) {
+      guint32 spread = i < old ? (guint32)((guint64)i * (next - recent) / old) : next - slots + i;
+      guint32 identity = i < next ? i : G_MAXUINT32;
+      row_positions(&x->rows, first + h)[i] = next > slots ? spread : identity;
+      row_scores(&x->rows, first + h)[i] = i < next ? (float)random_size(0, 40) / 16.0f : 0.0f;
+    }
+    row_positions(&x->rows, first + h)[slots] = next; /* seen */
+  }
+  x->gpu = (KvCudaSlots){
+      .words = on_device(x->rows.words, words * sizeof(guint32)), .slots = slots, .recent = recent};
+}
+
+/* The twin's step, from the scores that the GPU has, which are its own up to rounding. */
+static void evict_on_host(Evicting *x, Cache *c, guint s, const float *row, guint n_heads,
+                          guint first) {
+  guint group = n_heads / c->n_kv_heads;
+  gsize d = c->head_dim, bytes = d * sizeof(float);
+  guint32 held = MIN(x->next + 1, x->rows.slots);
+  g_autofree float *scratch = g_new(float, held);
+  for (guint h = 0; h < c->n_kv_heads; h++) {
+    float *scores = row_scores(&x->rows, first + h);
+    guint32 *positions = row_positions(&x->rows, first + h);
+    guint32 slot = kv_host_h2o_slot(scores, positions, x->rows.slots, x->gpu.recent, x->next);
+    float *key = c->host.pool +
+                 c->table[c->starts[s] + slot / c->block_tokens] * c->host.block_floats +
+                 ((gsize)h * c->block_tokens + slot % c->block_tokens) * d;
+    memcpy(key, row + (n_heads + h) * d, bytes);
+    memcpy(key + c->host.value_offset, row + (n_heads + c->n_kv_heads + h) * d, bytes);
+    positions[slot] = x->next;
+    scores[slot] = 0.0f;
+    kv_host_h2o_add(scores, row + h * group * d, &c->host, c->table + c->starts[s], h, group, held,
+                    scratch);
+    positions[x->rows.slots] = x->next + 1;
+  }
+  x->next++;
+}
+
+/* Several sequences, and one that is not there, take tokens. */
+static void check_evicting(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens) {
+  static const guint32 shapes[][3] = {/* slots, recent, prompt */
+                                      {2, 1, 1},       {2, 1, 30},      {7, 6, 7},
+                                      {16, 1, 100},    {65, 30, 64},    {100, 99, 400},
+                                      {333, 160, 331}, {1000, 10, 3000}};
+  enum { N = G_N_ELEMENTS(shapes), STEPS = 4 };
+  const guint first = n_kv_heads, most = 1024;
+  gsize row = (n_heads + 2 * (gsize)n_kv_heads) * head_dim;
+  Evicting sequences[N];
+  guint32 slots[N + 1];
+  Cache c;
+  for (guint s = 0; s < N; s++)
+    slots[s] = shapes[s][0];
+  slots[N] = 1;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, slots, N + 1, TRUE);
+  for (guint s = 0; s < N; s++)
+    evicting_init(&sequences[s], shapes[s][0], shapes[s][1], shapes[s][2], first, n_kv_heads);
+  float *scratch = poisoned((gsize)(N + 1) * n_heads * most * sizeof(float));
+  for (guint step = 0; step < STEPS; step++) {
+    g_autofree float *rows = random_floats((N + 1) * row, 1.0);
+    KvCudaSlots gpu[N + 1] = {0};
+    guint32 contexts[N + 1] = {0};
+    for (guint s = 0; s < N; s++) {
+      gpu[s] = sequences[s].gpu;
+      gpu[s].position = sequences[s].next;
+      contexts[s] = MIN(sequences[s].next + 1, slots[s]);
+    }
+    KvBf16 *qkv = upload_bf16(rows, (N + 1) * row);
+    void *gpu_slots = on_device(gpu, sizeof gpu), *held = on_device(contexts, sizeof contexts);
+    for (guint again = 0; again < 2; again++) { /* a pass may be run twice */
+      LAUNCHED(kv_cuda_h2o_store(qkv, &c.gpu, &c.tables, held, gpu_slots, first, N + 1, n_heads,
+                                 device->stream));
+      LAUNCHED(kv_cuda_h2o_score(gpu_slots, first, scratch, qkv, row, &c.gpu, &c.tables, held,
+                                 N + 1, n_heads, most, device->stream));
+    }
+    for (guint s = 0; s < N; s++) {
+      Evicting *x = &sequences[s];
+      gsize words = (first + n_kv_heads) * KV_CUDA_SLOT_WORDS(slots[s]);
+      Rows got = {g_new(guint32, words), slots[s]};
+      OK(kv_cuda_download(device, got.words, x->gpu.words, words * sizeof(guint32), &ok_error));
+      evict_on_host(x, &c, s, rows + s * row, n_heads, first);
+      g_autofree char *what =
+          g_strdup_printf("scores H %u Hkv %u d %u block %u slots %u of %u step %u", n_heads,
+                          n_kv_heads, head_dim, block_tokens, slots[s], x->next, step);
+      for (guint r = 0; r < first; r++)
+        g_assert_cmpuint(row_positions(&got, r)[0], ==, G_MAXUINT32);
+      for (guint h = first; h < first + n_kv_heads; h++) {
+        assert_close(what, row_scores(&got, h), row_scores(&x->rows, h), slots[s], 1e-3);
+        g_assert_cmpmem(row_positions(&got, h), (slots[s] + 1) * sizeof(guint32),
+                        row_positions(&x->rows, h), (slots[s] + 1) * sizeof(guint32));
+        memcpy(row_scores(&x->rows, h), row_scores(&got, h), slots[s] * sizeof(float));
+      }
+      g_free(got.words);
+    }
+  }
+  g_autofree float *pool = download_bf16(c.gpu.pool, c.floats);
+  for (gsize i = 0; i < c.floats; i++)
+    if (!(pool[i] == c.host.pool[i] || (isnan(pool[i]) && isnan(c.host.pool[i])))) {
+      g_test_message("slots: element %" G_GSIZE_FORMAT " is %g, expected %g", i, (double)pool[i],
+                     (double)c.host.pool[i]);
+      g_test_fail();
+      break;
+    }
+  for (guint s = 0; s < N; s++)
+    g_free(sequences[s].rows.words);
+  cache_clear(&c);
+}
+
+static void test_h2o_cache(void) {
+  static const guint blocks[] = {16, 2, 64};
+  static const guint32 prompts[][3] = {/* tokens, slots, recent */
+                                       {3, 2, 1},    {1, 2, 1},        {100, 99, 1},
+                                       {64, 64, 30}, {1000, 200, 100}, {4000, 2500, 1300}};
+  for (guint i = 0; i < G_N_ELEMENTS(prompts); i++)
+    check_slots_of_prompt(1 + i, prompts[i][0], prompts[i][1], prompts[i][2]);
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+    check_evicting(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[h % 3]);
+}
+
+/* Each layer's tables against the twin's parts; some sequences without a pyramid, one not there. */
+static void check_pyramid(const KvHostCompression *k) {
+  enum { N = 5, BLOCKS = 1000, SPLITS = 3 };
+  static const guint32 after[N] = {1, 0, 40, 300, 2}, applies[N] = {1, 1, 1, 0, 0};
+  const guint32 split = KV_CUDA_SPLIT_UNIT;
+  g_autofree KvHostPyramid *p = kv_host_pyramid_new(k);
+  gsize L = k->n_layers, parts = L * p->whole_mean * sizeof(KvHostPart);
+  guint room = (kv_host_pyramid_budget(p, 0) + 300) / k->block_tokens + 3, sequences = N + 2;
+  gsize bytes = L * sequences * room * sizeof(guint32);
+  guint32 contexts[N], starts[N];
+  g_autofree guint32 *table = g_new(guint32, N * room), *got = g_malloc(bytes);
+  g_autofree guint32 *held = g_new(guint32, L * sequences), *splits = g_new(guint32, L);
+  for (guint s = 0; s < N; s++) {
+    contexts[s] = after[s] ? k->budget + after[s] : 0;
+    starts[s] = s * room;
+  }
+  for (guint i = 0; i < N * room; i++)
+    table[i] = random_size(0, BLOCKS - 1);
+  const KvCudaPyramid gpu = {.parts = on_device(p->parts, parts),
+                             .starts = on_device(p->starts, L * sizeof(guint)),
+                             .whole = on_device(p->whole, L * sizeof(guint)),
+                             .n_layers = k->n_layers,
+                             .whole_mean = p->whole_mean,
+                             .block_shift = shift_of(k->block_tokens),
+                             .blocks = BLOCKS};
+  const KvCudaLayerTables out = {.table = poisoned(bytes),
+                                 .contexts = poisoned(L * sequences * sizeof(guint32)),
+                                 .split_tokens = poisoned(L * sizeof(guint32)),
+                                 .sequences = sequences,
+                                 .room = room};
+  const KvCudaTables tables = {on_device(table, N * room * sizeof *table),
+                               on_device(starts, sizeof starts)};
+  LAUNCHED(kv_cuda_pyramid_tables(&out, &gpu, &tables, on_device(contexts, sizeof contexts),
+                                  on_device(applies, sizeof applies), N,
+                                  on_device(&split, sizeof split), SPLITS, device->stream));
+  OK(kv_cuda_download(device, got, out.table, bytes, &ok_error));
+  OK(kv_cuda_download(device, held, out.contexts, L * sequences * sizeof *held, &ok_error));
+  OK(kv_cuda_download(device, splits, out.split_tokens, L * sizeof *splits, &ok_error));
+  for (guint l = 0; l < L; l++) {
+    guint32 longest = 0;
+    for (guint s = 0; s < N; s++) {
+      guint32 budget = applies[s] ? kv_host_pyramid_budget(p, l) : k->budget;
+      guint32 context = after[s] ? budget + after[s] : 0, at = l * sequences + s;
+      longest = MAX(longest, context);
+      g_assert_cmpuint(held[at], ==, context);
+      for (guint32 i = 0; i < room; i++) {
+        KvHostPart part = applies[s] ? kv_host_pyramid_part(p, l, i) : (KvHostPart){i, l};
+        gboolean filled = i * k->block_tokens < context;
+        g_assert_cmpuint(got[at * room + i], ==,
+                         filled ? part.layer * BLOCKS + table[starts[s] + part.block]
+                                : G_MAXUINT32);
+      }
+    }
+    g_assert_cmpuint(splits[l], >=, split);
+    g_assert_cmpuint(splits[l] % KV_CUDA_SPLIT_UNIT, ==, 0);
+    g_assert_cmpuint(splits[l] * SPLITS, >=, longest);
+  }
+  release();
+}
+
+static void test_pyramidkv_tables(void) {
+  static const guint layers[] = {1, 2, 24, 80}, blocks[] = {16, 1, 64};
+  for (guint i = 0; i < G_N_ELEMENTS(layers); i++)
+    for (guint n = 0; n < G_N_ELEMENTS(blocks); n++)
+      check_pyramid(&(KvHostCompression){.format = KV_HOST_PYRAMIDKV,
+                                         .budget = n ? 130 : 512,
+                                         .window = 8,
+                                         .beta = 20.0,
+                                         .n_layers = layers[i],
+                                         .block_tokens = blocks[n]});
+}
+
 /* To pinned memory and back, in pieces of every length. */
 static void test_pieces(void) {
   static const guint64 bytes[] = {16, 4096, 48, 32768, 4112, 100016};
@@ -1068,6 +1373,9 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
+  g_test_add_func("/reference/cuda/attention-of-a-prompt", test_attention_of_a_prompt);
+  g_test_add_func("/reference/cuda/h2o-cache", test_h2o_cache);
+  g_test_add_func("/reference/cuda/pyramidkv-tables", test_pyramidkv_tables);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
