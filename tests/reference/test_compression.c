@@ -316,6 +316,9 @@ static void test_what_is_refused(void) {
   check_refused("quest", KV_DTYPE_BF16, 32, TRUE, "expected both equal");
   check_refused("kivi:impl=released", KV_DTYPE_BF16, 32, FALSE, "expected impl=ideal");
   check_refused("kivi", KV_DTYPE_BF16, 32, FALSE, "heads that are not a multiple of G");
+  check_refused("chunkattention", KV_DTYPE_BF16, 64, TRUE, NULL);
+  check_refused("chunkattention", KV_DTYPE_FP8, 64, TRUE, "expected a cache of bf16");
+  check_refused("snapkv,chunkattention", KV_DTYPE_BF16, 64, TRUE, "expected a cache of bf16");
 }
 
 int main(int argc, char **argv) {

@@ -8,6 +8,7 @@
 #include "reference/cuda/device.h"
 #include "reference/cuda/gemm.h"
 #include "reference/cuda/kernels.h"
+#include "reference/cuda/sharing.h"
 #include "reference/host/compression.h"
 #include "reference/host/kernels.h"
 #include "sim/base/random.h"
@@ -633,6 +634,129 @@ static void test_attention_extremes(void) {
   cache_clear(&c);
 }
 
+/* A decoding sequence that begins with so many blocks of another, earlier one. */
+typedef struct {
+  guint32 context;
+  guint like;
+  guint32 blocks;
+} Sharer;
+
+/* Spare rows, without a context, come last. */
+static KvCudaSharing *plan_sharing(const Cache *c, const Sharer *sharers, guint n, guint n_heads,
+                                   guint over, guint multiprocessors) {
+  KvCudaLayer layer = {.attention = {.n_heads = n_heads, .n_kv_heads = c->n_kv_heads}};
+  const KvCudaWeights weights = {.n_layers = 1, .layers = &layer};
+  KvCudaDevice smaller = *device;
+  g_autofree KvHostSpan *spans = g_new0(KvHostSpan, n);
+  guint decoding = 0;
+  for (guint s = 0; s < n && sharers[s].context; s++)
+    spans[decoding++] = (KvHostSpan){.block_table = c->table + c->starts[s],
+                                     .past = sharers[s].context - 1,
+                                     .n_tokens = 1,
+                                     .decoding = TRUE};
+  smaller.multiprocessors = multiprocessors;
+  KvCudaSharing *sharing = kv_cuda_sharing_new(&smaller, &weights, c->block_tokens, over);
+  kv_cuda_sharing_plan(sharing, spans, decoding);
+  return sharing;
+}
+
+/* As the engine uploads it, with room that is not used. */
+static KvCudaShared upload_sharing(const KvCudaSharing *sharing, const Cache *c, guint n,
+                                   guint n_heads) {
+  guint32 tiles = sharing->tiles->len, parts = kv_cuda_sharing_parts(sharing);
+  guint decoding = sharing->found.members->len;
+  g_autofree guint32 *firsts = g_new0(guint32, n), *starts = g_new(guint32, n + 1);
+  g_autofree KvCudaSharedTile *at = g_new0(KvCudaSharedTile, tiles + 3);
+  for (guint s = 0; s <= n; s++)
+    starts[s] = s < decoding ? g_array_index(sharing->part_starts, guint32, s) : parts;
+  memcpy(firsts, sharing->found.shared->data, decoding * sizeof *firsts);
+  for (guint i = 0; i < tiles; i++) {
+    at[i] = g_array_index(sharing->tiles, KvCudaSharedTile, i);
+    at[i].table = c->starts[at[i].table];
+  }
+  return (KvCudaShared){
+      .tiles = on_device(at, (tiles + 3) * sizeof *at),
+      .n_tiles = on_device(&tiles, sizeof tiles),
+      .members = on_device(sharing->found.members->data, decoding * sizeof(guint32)),
+      .first_tokens = on_device(firsts, n * sizeof *firsts),
+      .part_starts = on_device(starts, (n + 1) * sizeof *starts),
+      .most_tiles = tiles + 3,
+      .most_parts = parts + 2,
+      .scratch = poisoned(kv_cuda_shared_scratch_bytes(parts + 2, n_heads, c->head_dim))};
+}
+
+static void check_shared(const guint *shape, guint block_tokens, const Sharer *sharers, guint n,
+                         guint over, guint multiprocessors, guint32 split_tokens) {
+  guint n_heads = shape[0];
+  gsize d = shape[2], width = n_heads * d, stride = width + 2 * (gsize)shape[1] * d;
+  g_autofree guint32 *contexts = g_new(guint32, n);
+  Cache c;
+  for (guint s = 0; s < n; s++)
+    contexts[s] = sharers[s].context;
+  cache_init(&c, shape[1], shape[2], block_tokens, contexts, n, TRUE);
+  for (guint s = 0; s < n; s++)
+    for (guint32 b = 0; b < sharers[s].blocks; b++)
+      c.table[c.starts[s] + b] = c.table[c.starts[sharers[s].like] + b];
+  c.tables.table = on_device(c.table, c.n_table * sizeof(guint32));
+  KvCudaSharing *sharing = plan_sharing(&c, sharers, n, n_heads, over, multiprocessors);
+  KvCudaShared shared = upload_sharing(sharing, &c, n, n_heads);
+  kv_cuda_sharing_free(sharing);
+  g_autofree float *rows = random_floats(n * stride, 1.0);
+  g_autofree float *expected = g_new0(float, n *width);
+  guint32 longest = 1;
+  for (guint s = 0; s < n; s++) {
+    g_autofree float *scores = g_new(float, contexts[s] + 1);
+    longest = MAX(longest, contexts[s]);
+    if (contexts[s])
+      kv_host_attention(expected + s * width, rows + s * stride, &c.host, c.table + c.starts[s],
+                        contexts[s] - 1, 1, n_heads, 0, scores);
+  }
+  guint32 splits = (longest + split_tokens - 1) / split_tokens + 1;
+  void *scratch = poisoned(kv_cuda_decode_scratch_bytes(n, n_heads, shape[2], splits));
+  KvBf16 *q = upload_bf16(rows, n * stride), *out = poisoned(n * width * sizeof *out);
+  gsize counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  guint32 *counters = on_device(NULL, counter_bytes);
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
+  LAUNCHED(kv_cuda_shared_attention(&shared, q, stride, &c.gpu, c.tables.table, n_heads,
+                                    device->stream));
+  LAUNCHED(kv_cuda_decode_attention_shared(out, q, stride, &c.gpu, &c.tables,
+                                           on_device(contexts, n * sizeof *contexts), n, n_heads,
+                                           &shared, on_device(&split_tokens, sizeof split_tokens),
+                                           splits, counters, scratch, device->stream));
+  g_autofree float *got = download_bf16(out, n * width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree char *what =
+        g_strdup_printf("shared H %u Hkv %u d %u block %u, %u of %u: context %u", n_heads, shape[1],
+                        shape[2], block_tokens, s, n, contexts[s]);
+    assert_close(what, got + s * width, expected + s * width, width, TOLERANCE);
+  }
+  cache_clear(&c);
+}
+
+static void test_shared_attention(void) {
+  /* Alone; two; nothing of its own but the newest token; a tree of three levels, another group, one
+   * that shares nothing, and the graph's spare rows. Prefixes end within pieces and splits. */
+  static const Sharer one[] = {{300, 0, 0}}, two[] = {{300, 0, 0}, {317, 0, 17}},
+                      bare[] = {{273, 0, 0}, {273, 0, 17}, {257, 0, 16}, {17, 0, 1}, {16, 0, 1}},
+                      tree[] = {{900, 0, 0},  {700, 0, 21}, {640, 1, 30}, {650, 2, 35},
+                                {1, 4, 0},    {500, 5, 0},  {333, 5, 20}, {900, 0, 50},
+                                {901, 0, 50}, {90, 9, 0},   {0, 10, 0},   {0, 11, 0}};
+  static const guint wide[] = {96, 1, 64};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++) {
+    const guint *shape = head_shapes[h];
+    check_shared(shape, 16, one, G_N_ELEMENTS(one), 1, 132, 64);
+    check_shared(shape, 16, two, G_N_ELEMENTS(two), 1, 132, 64);
+    check_shared(shape, 16, bare, G_N_ELEMENTS(bare), 1, 132, 128);
+    check_shared(shape, 16, tree, G_N_ELEMENTS(tree), 1 + h % 2, h % 3 ? 132 : 1, h % 2 ? 64 : 512);
+  }
+  check_shared(wide, 16, tree, G_N_ELEMENTS(tree), 1, 132, 64);
+  g_autofree Sharer *many = g_new(Sharer, 200);
+  for (guint s = 0; s < 200; s++)
+    many[s] = (Sharer){512 + random_size(1, 80), 0, s ? 512 / 64 : 0};
+  check_shared(head_shapes[0], 64, many, 200, 1, 132, 64);
+  check_shared(head_shapes[6], 64, many, 200, 1, 132, 1024);
+}
+
 static void test_block_copies(void) {
   enum { LAYERS = 3, BLOCKS = 9 };
   const guint64 bytes[LAYERS] = {16, 4096, 48};
@@ -1063,6 +1187,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/decode-attention", test_decode_attention);
   g_test_add_func("/reference/cuda/prefill-attention", test_prefill_attention);
   g_test_add_func("/reference/cuda/attention-extremes", test_attention_extremes);
+  g_test_add_func("/reference/cuda/shared-attention", test_shared_attention);
   g_test_add_func("/reference/cuda/block-copies", test_block_copies);
   g_test_add_func("/reference/cuda/fp8-cache", test_fp8_cache);
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
