@@ -1,6 +1,9 @@
 /* Every CUDA kernel against its plain C twin, on random and on hostile shapes. Inputs are rounded
  * to bf16 for both, so what differs is the kernel's arithmetic and the rounding of its result.
- * Outputs are poisoned first: what a kernel does not write is a NaN, and fails. */
+ * Outputs are poisoned first: what a kernel does not write is a NaN, and fails.
+ *
+ * With KV_TEST_FEW in the environment one shape of three is taken, and few random ones: for
+ * compute-sanitizer, under which a kernel takes 10 to 50 times as long. */
 #include <glib.h>
 #include <math.h>
 #include <string.h>
@@ -22,6 +25,7 @@ static KvRandom random_numbers;
 static KvCudaDevice *device;
 static KvCudaGemm *gemm;
 static GPtrArray *allocated; /* device memory of the test under way */
+static guint every = 1;      /* shape of a table that is taken */
 
 #define OK(call)                                                                                   \
   G_STMT_START {                                                                                   \
@@ -534,11 +538,11 @@ static void test_decode_attention(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 63, 64, 65, 129, 500, 1000};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
   static const guint32 splits[] = {64, 128, 1024};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every)
     for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
       check_decode(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + s) % 4],
                    windows[(h + s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
-  for (guint i = 0; i < 20; i++) {
+  for (guint i = 0; i < 20 / every; i++) {
     guint32 few[3] = {random_size(0, 300), random_size(1, 2000), random_size(0, 40)};
     const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
     check_decode(shape[0], shape[1], shape[2], 1u << random_size(0, 6),
@@ -597,11 +601,11 @@ static void test_prefill_attention(void) {
   static const Chunk chunks[] = {{0, 1},   {0, 15}, {0, 0},   {5, 1},   {63, 1},
                                  {64, 65}, {0, 64}, {0, 200}, {300, 7}, {17, 130}};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 150};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every)
     for (guint w = 0; w < 3; w++)
       check_prefill(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + w) % 4],
                     windows[(h + 2 * w) % 5], chunks, G_N_ELEMENTS(chunks));
-  for (guint i = 0; i < 12; i++) {
+  for (guint i = 0; i < 12 / every; i++) {
     Chunk few[2] = {{random_size(0, 300), random_size(1, 300)},
                     {random_size(0, 40), random_size(0, 40)}};
     const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
@@ -742,7 +746,7 @@ static void test_shared_attention(void) {
                                 {1, 4, 0},    {500, 5, 0},  {333, 5, 20}, {900, 0, 50},
                                 {901, 0, 50}, {90, 9, 0},   {0, 10, 0},   {0, 11, 0}};
   static const guint wide[] = {96, 1, 64};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++) {
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every) {
     const guint *shape = head_shapes[h];
     check_shared(shape, 16, one, G_N_ELEMENTS(one), 1, 132, 64);
     check_shared(shape, 16, two, G_N_ELEMENTS(two), 1, 132, 64);
@@ -902,7 +906,7 @@ static void test_fp8_cache(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 31, 32, 33, 65, 129, 500, 1000};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
   static const guint32 splits[] = {64, 256};
-  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every)
     for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
       check_fp8(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], blocks[(h + s) % 4],
                 windows[(h + 3 * s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
@@ -954,7 +958,7 @@ static void test_kivi_cache(void) {
   } settings[] = {{2, 32, 128, 32}, {4, 32, 128, 32},  {2, 32, 32, 64},
                   {4, 64, 64, 64},  {2, 64, 128, 128}, {4, 32, 96, 32}};
   for (guint i = 0; i < G_N_ELEMENTS(settings); i++)
-    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every) {
       const KvHostCompression k = {.format = KV_HOST_KIVI,
                                    .bits = settings[i].bits,
                                    .group = settings[i].group,
@@ -1026,7 +1030,7 @@ static void check_cut(const KvHostCompression *k, guint n_kv_heads, guint head_d
 static void test_snapkv_cache(void) {
   static const guint32 prompts[] = {65, 100, 1025, 3000};
   for (guint i = 0; i < G_N_ELEMENTS(prompts); i++)
-    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every) {
       guint window = h % 2 ? 8 : 64, budget = window + 1 + random_size(0, prompts[i] - window - 1);
       const KvHostCompression k = {.format = KV_HOST_SNAPKV,
                                    .budget = budget,
@@ -1115,7 +1119,7 @@ static void check_quest(guint n_heads, guint n_kv_heads, guint head_dim, guint b
 static void test_quest_cache(void) {
   static const guint32 contexts[] = {1, 0, 16, 17, 48, 63, 64, 65, 333, 1000};
   static const guint pages[] = {16, 8, 64}, chosen[] = {3, 10};
-  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every)
     for (guint i = 0; i < G_N_ELEMENTS(chosen); i++)
       check_quest(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], pages[(h + i) % 3],
                   contexts, G_N_ELEMENTS(contexts), chosen[i]);
@@ -1173,6 +1177,8 @@ int main(int argc, char **argv) {
     g_clear_pointer(&device, kv_cuda_device_close);
     return 0;
   }
+  if (g_getenv("KV_TEST_FEW"))
+    every = 3;
   g_test_set_nonfatal_assertions(); /* one run on a GPU is to show all that is wrong */
   allocated = g_ptr_array_new_with_free_func(kv_cuda_free);
   kv_random_seed(&random_numbers, 20, 1);
