@@ -119,7 +119,9 @@ for part; do
   echo "=== $part"
   begin=$(date +%s)
   case $part in
-  tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1 ;;
+  tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1
+    worked=$?
+    ours timeout 60 "$bundle/test_cuda_engine" >>"$out/tests.log" 2>&1 && [ $worked -eq 0 ] ;;
   sanitize) sanitize >"$out/sanitize.log" 2>&1 ;;
   logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
     >"$out/logits.log" 2>&1 ;;
