@@ -87,7 +87,7 @@ one_run() {
     >"$out/validate/$name.txt" 2>&1
   local result=$?
   echo "--- $name: status $result"
-  grep -E "^kvsim|steps |attention|MLP|copies|  (ttft|tpot|e2e) mean|makespan|median error" "$out/validate/$name.txt"
+  grep -E "^kvsim|steps |attention|MLP|copies|  (ttft|tpot|e2e) mean|makespan|median error|^  all " "$out/validate/$name.txt"
   return $result
 }
 
@@ -103,6 +103,8 @@ validate() {
   one_run 8b-calls "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 2 --requests 200 || status=1
   one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
+  one_run 0.5b-snapkv "$traces/chat.jsonl" --model qwen2.5-0.5b --requests 20 --use snapkv:budget=512 --quality \
+    --set engine.num_blocks=4096 || status=1
   one_run 1b-shared "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 50 --requests 100 --use chunkattention:c=64 \
     --set engine.num_blocks=4096 || status=1
   one_run 0.5b-orca "$traces/calls.jsonl" --model qwen2.5-0.5b --rate-scale 4 --requests 40 --use orca \
