@@ -115,6 +115,51 @@ uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint
 uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
                                    uint32_t multiprocessors);
 
+/* --- attention_shared.cu: tokens that several sequences have in common ------------------------ */
+
+#define KV_CUDA_SHARED_ROWS 64 /* (sequence, head) pairs of a tile */
+#define KV_CUDA_SHARED_UNIT 64 /* tokens of which pieces are best a multiple */
+
+/* Queries of several sequences over a piece of context that stands in the same blocks of all. */
+typedef struct {
+  uint32_t table;          /* word of the tables where the block ids of one of them begin */
+  uint32_t begin, end;     /* tokens, at least one */
+  uint32_t first, members; /* sequences members[first] ..; at most
+                              kv_cuda_shared_tile_members() */
+  uint32_t part;           /* of each of these sequences' parts, which one this is */
+} KvCudaSharedTile;
+
+/* The shared tokens of a step, in device memory, so that a captured launch can serve others: only
+ * most_tiles and most_parts, of which fewer may be used, are fixed. */
+typedef struct {
+  const KvCudaSharedTile *tiles;
+  const uint32_t *n_tiles; /* [1] */
+  const uint32_t *members;
+  const uint32_t *first_tokens; /* [S]: leading tokens of a sequence that its parts cover */
+  const uint32_t *part_starts;  /* [S + 1]: part i of sequence s is part_starts[s] + i of all */
+  uint32_t most_tiles, most_parts;
+  void *scratch; /* kv_cuda_shared_scratch_bytes(most_parts, ...): the parts of a layer */
+} KvCudaShared;
+
+/* The tiles of one layer, into the scratch; q as of decode attention. Nothing of the tiles' context
+ * may be written by the kernel before this one on the stream. */
+cudaError_t kv_cuda_shared_attention(const KvCudaShared *shared, const KvBf16 *q,
+                                     uint64_t row_stride, const KvCudaPages *pages,
+                                     const uint32_t *table, uint32_t n_heads, cudaStream_t stream);
+/* As kv_cuda_decode_attention() without a window, over the tokens after the first first_tokens[s]
+ * of each context, of which at least one must be there where there is a context; the parts are
+ * merged with them. max_splits * *split_tokens must cover the longest rest, counted from a multiple
+ * of 16. */
+cudaError_t kv_cuda_decode_attention_shared(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                            const KvCudaPages *pages, const KvCudaTables *tables,
+                                            const uint32_t *contexts, uint32_t sequences,
+                                            uint32_t n_heads, const KvCudaShared *shared,
+                                            const uint32_t *split_tokens, uint32_t max_splits,
+                                            uint32_t *counters, void *scratch, cudaStream_t stream);
+uint64_t kv_cuda_shared_scratch_bytes(uint32_t parts, uint32_t n_heads, uint32_t head_dim);
+/* Sequences that one tile may hold: all query heads of a KV head share it. */
+uint32_t kv_cuda_shared_tile_members(uint32_t n_heads, uint32_t n_kv_heads);
+
 /* --- packing.cu: caches of fewer bits -------------------------------------------------------- */
 
 /* One layer's packed cache. Block b starts at pool + b * block_bytes: key codes

@@ -66,6 +66,27 @@ static KvHostFormat format_of(const char *technique) {
   return KV_HOST_EXACT;
 }
 
+/* Blocks that several sequences share are read once: of a whole cache, all of whose layers read all
+ * of it. */
+static gboolean init_sharing(KvHostCompression *c, const KvStack *stack, const KvModel *model,
+                             GError **error) {
+  const char *const id = "chunkattention";
+  for (guint i = 0; i < stack->uses->len; i++) {
+    const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, i);
+    if (strcmp(use->technique->id, id) == 0)
+      c->shared_over = (guint)kv_technique_value(use, "tpp_threshold");
+  }
+  if (!c->shared_over)
+    return TRUE;
+  if (c->format != KV_HOST_EXACT)
+    return kv_host_format_refuse(error, id, "beside a change of the cache", "a cache of bf16");
+  for (guint g = 0; g < model->n_groups; g++)
+    if (model->groups[g].count && model->groups[g].attention.kind != KV_ATTENTION_FULL)
+      return kv_host_format_refuse(error, id, "a layer without full attention",
+                                   "full attention in every layer");
+  return TRUE;
+}
+
 gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, const KvModel *model,
                                   KvDtype cache_dtype, const KvEngineConfig *engine,
                                   GError **error) {
@@ -89,7 +110,7 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
     if (!kv_host_format(format)->init(c, use, engine, error))
       return FALSE;
   }
-  return check_layers(c, model, error);
+  return check_layers(c, model, error) && init_sharing(c, stack, model, error);
 }
 
 guint32 kv_host_compression_kept(const KvHostCompression *c, guint32 prompt_tokens) {

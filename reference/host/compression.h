@@ -55,6 +55,8 @@ typedef struct {
   guint n_layers, block_tokens;        /* the model's, the engine's */
   gboolean equal_layers;               /* as many KV heads of one size in all */
   guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
+  guint shared_over; /* chunkattention: blocks that more decoding sequences share are read once; 0:
+                        none. The cache is whole */
 } KvHostCompression;
 
 /* What the stack and the cache's type ask for on an engine with that configuration. FALSE with

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "reference/host/format.h"
+#include "reference/host/sharing.h"
 
 /* The pass under way. R rows: the spans' tokens one after another. */
 typedef struct {
@@ -240,6 +241,20 @@ static void sample(Pass *pass) {
   }
 }
 
+/* What several sequences share is read once, however often it is attended to. */
+static void count_shared_once(const Pass *pass) {
+  const KvHostCache *cache = pass->cache;
+  g_auto(KvHostSharing) sharing = {0};
+  if (!cache->compression.shared_over)
+    return;
+  kv_host_sharing_init(&sharing);
+  kv_host_sharing_find(&sharing, pass->spans, pass->n_spans, cache->block_tokens,
+                       cache->compression.shared_over);
+  for (guint l = 0; l < cache->n_layers; l++)
+    pass->work->bytes -= 2.0 * (double)sharing.repeated_tokens * cache->layers[l].n_kv_heads *
+                         cache->layers[l].head_dim * sizeof(float);
+}
+
 void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpan *spans,
                      guint n_spans, KvHostWork *work) {
   Pass pass = {.weights = weights,
@@ -261,6 +276,7 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
     add_residual(&pass);
   }
   sample(&pass);
+  count_shared_once(&pass);
   work->bytes += (double)weights->n_parameters * sizeof(float);
   pass_end(&pass);
 }

@@ -376,6 +376,9 @@ static void test_what_is_refused(void) {
   check_refused("h2o:impl=released", KV_DTYPE_BF16, 16, TRUE, "expected impl=ideal");
   check_refused("h2o", KV_DTYPE_BF16, 1, TRUE, "engine.block_tokens=1");
   check_refused("h2o,snapkv", KV_DTYPE_BF16, 16, TRUE, "expected one of them alone");
+  check_refused("chunkattention", KV_DTYPE_BF16, 64, TRUE, NULL);
+  check_refused("chunkattention", KV_DTYPE_FP8, 64, TRUE, "expected a cache of bf16");
+  check_refused("snapkv,chunkattention", KV_DTYPE_BF16, 64, TRUE, "expected a cache of bf16");
 }
 
 int main(int argc, char **argv) {

@@ -1,6 +1,9 @@
 /* Every CUDA kernel against its plain C twin, on random and on hostile shapes. Inputs are rounded
  * to bf16 for both, so what differs is the kernel's arithmetic and the rounding of its result.
- * Outputs are poisoned first: what a kernel does not write is a NaN, and fails. */
+ * Outputs are poisoned first: what a kernel does not write is a NaN, and fails.
+ *
+ * With KV_TEST_FEW in the environment one shape of three is taken, and few random ones: for
+ * compute-sanitizer, under which a kernel takes 10 to 50 times as long. */
 #include <glib.h>
 #include <math.h>
 #include <string.h>
@@ -8,6 +11,7 @@
 #include "reference/cuda/device.h"
 #include "reference/cuda/gemm.h"
 #include "reference/cuda/kernels.h"
+#include "reference/cuda/sharing.h"
 #include "reference/host/compression.h"
 #include "reference/host/kernels.h"
 #include "reference/host/pyramid.h"
@@ -22,6 +26,7 @@ static KvRandom random_numbers;
 static KvCudaDevice *device;
 static KvCudaGemm *gemm;
 static GPtrArray *allocated; /* device memory of the test under way */
+static guint every = 1;      /* shape of a table that is taken */
 
 #define OK(call)                                                                                   \
   G_STMT_START {                                                                                   \
@@ -534,11 +539,11 @@ static void test_decode_attention(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 63, 64, 65, 129, 500, 1000};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
   static const guint32 splits[] = {64, 128, 1024};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every)
     for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
       check_decode(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + s) % 4],
                    windows[(h + s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
-  for (guint i = 0; i < 20; i++) {
+  for (guint i = 0; i < 20 / every; i++) {
     guint32 few[3] = {random_size(0, 300), random_size(1, 2000), random_size(0, 40)};
     const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
     check_decode(shape[0], shape[1], shape[2], 1u << random_size(0, 6),
@@ -597,11 +602,11 @@ static void test_prefill_attention(void) {
   static const Chunk chunks[] = {{0, 1},   {0, 15}, {0, 0},   {5, 1},   {63, 1},
                                  {64, 65}, {0, 64}, {0, 200}, {300, 7}, {17, 130}};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 150};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every)
     for (guint w = 0; w < 3; w++)
       check_prefill(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + w) % 4],
                     windows[(h + 2 * w) % 5], chunks, G_N_ELEMENTS(chunks));
-  for (guint i = 0; i < 12; i++) {
+  for (guint i = 0; i < 12 / every; i++) {
     Chunk few[2] = {{random_size(0, 300), random_size(1, 300)},
                     {random_size(0, 40), random_size(0, 40)}};
     const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
@@ -632,6 +637,129 @@ static void test_attention_extremes(void) {
   assert_close("decode with large scores", decoded, expected, 64, TOLERANCE);
   assert_close("prefill with large scores", prefilled, expected, 64, TOLERANCE);
   cache_clear(&c);
+}
+
+/* A decoding sequence that begins with so many blocks of another, earlier one. */
+typedef struct {
+  guint32 context;
+  guint like;
+  guint32 blocks;
+} Sharer;
+
+/* Spare rows, without a context, come last. */
+static KvCudaSharing *plan_sharing(const Cache *c, const Sharer *sharers, guint n, guint n_heads,
+                                   guint over, guint multiprocessors) {
+  KvCudaLayer layer = {.attention = {.n_heads = n_heads, .n_kv_heads = c->n_kv_heads}};
+  const KvCudaWeights weights = {.n_layers = 1, .layers = &layer};
+  KvCudaDevice smaller = *device;
+  g_autofree KvHostSpan *spans = g_new0(KvHostSpan, n);
+  guint decoding = 0;
+  for (guint s = 0; s < n && sharers[s].context; s++)
+    spans[decoding++] = (KvHostSpan){.block_table = c->table + c->starts[s],
+                                     .past = sharers[s].context - 1,
+                                     .n_tokens = 1,
+                                     .decoding = TRUE};
+  smaller.multiprocessors = multiprocessors;
+  KvCudaSharing *sharing = kv_cuda_sharing_new(&smaller, &weights, c->block_tokens, over);
+  kv_cuda_sharing_plan(sharing, spans, decoding);
+  return sharing;
+}
+
+/* As the engine uploads it, with room that is not used. */
+static KvCudaShared upload_sharing(const KvCudaSharing *sharing, const Cache *c, guint n,
+                                   guint n_heads) {
+  guint32 tiles = sharing->tiles->len, parts = kv_cuda_sharing_parts(sharing);
+  guint decoding = sharing->found.members->len;
+  g_autofree guint32 *firsts = g_new0(guint32, n), *starts = g_new(guint32, n + 1);
+  g_autofree KvCudaSharedTile *at = g_new0(KvCudaSharedTile, tiles + 3);
+  for (guint s = 0; s <= n; s++)
+    starts[s] = s < decoding ? g_array_index(sharing->part_starts, guint32, s) : parts;
+  memcpy(firsts, sharing->found.shared->data, decoding * sizeof *firsts);
+  for (guint i = 0; i < tiles; i++) {
+    at[i] = g_array_index(sharing->tiles, KvCudaSharedTile, i);
+    at[i].table = c->starts[at[i].table];
+  }
+  return (KvCudaShared){
+      .tiles = on_device(at, (tiles + 3) * sizeof *at),
+      .n_tiles = on_device(&tiles, sizeof tiles),
+      .members = on_device(sharing->found.members->data, decoding * sizeof(guint32)),
+      .first_tokens = on_device(firsts, n * sizeof *firsts),
+      .part_starts = on_device(starts, (n + 1) * sizeof *starts),
+      .most_tiles = tiles + 3,
+      .most_parts = parts + 2,
+      .scratch = poisoned(kv_cuda_shared_scratch_bytes(parts + 2, n_heads, c->head_dim))};
+}
+
+static void check_shared(const guint *shape, guint block_tokens, const Sharer *sharers, guint n,
+                         guint over, guint multiprocessors, guint32 split_tokens) {
+  guint n_heads = shape[0];
+  gsize d = shape[2], width = n_heads * d, stride = width + 2 * (gsize)shape[1] * d;
+  g_autofree guint32 *contexts = g_new(guint32, n);
+  Cache c;
+  for (guint s = 0; s < n; s++)
+    contexts[s] = sharers[s].context;
+  cache_init(&c, shape[1], shape[2], block_tokens, contexts, n, TRUE);
+  for (guint s = 0; s < n; s++)
+    for (guint32 b = 0; b < sharers[s].blocks; b++)
+      c.table[c.starts[s] + b] = c.table[c.starts[sharers[s].like] + b];
+  c.tables.table = on_device(c.table, c.n_table * sizeof(guint32));
+  KvCudaSharing *sharing = plan_sharing(&c, sharers, n, n_heads, over, multiprocessors);
+  KvCudaShared shared = upload_sharing(sharing, &c, n, n_heads);
+  kv_cuda_sharing_free(sharing);
+  g_autofree float *rows = random_floats(n * stride, 1.0);
+  g_autofree float *expected = g_new0(float, n *width);
+  guint32 longest = 1;
+  for (guint s = 0; s < n; s++) {
+    g_autofree float *scores = g_new(float, contexts[s] + 1);
+    longest = MAX(longest, contexts[s]);
+    if (contexts[s])
+      kv_host_attention(expected + s * width, rows + s * stride, &c.host, c.table + c.starts[s],
+                        contexts[s] - 1, 1, n_heads, 0, scores);
+  }
+  guint32 splits = (longest + split_tokens - 1) / split_tokens + 1;
+  void *scratch = poisoned(kv_cuda_decode_scratch_bytes(n, n_heads, shape[2], splits));
+  KvBf16 *q = upload_bf16(rows, n * stride), *out = poisoned(n * width * sizeof *out);
+  gsize counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  guint32 *counters = on_device(NULL, counter_bytes);
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
+  LAUNCHED(kv_cuda_shared_attention(&shared, q, stride, &c.gpu, c.tables.table, n_heads,
+                                    device->stream));
+  LAUNCHED(kv_cuda_decode_attention_shared(out, q, stride, &c.gpu, &c.tables,
+                                           on_device(contexts, n * sizeof *contexts), n, n_heads,
+                                           &shared, on_device(&split_tokens, sizeof split_tokens),
+                                           splits, counters, scratch, device->stream));
+  g_autofree float *got = download_bf16(out, n * width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree char *what =
+        g_strdup_printf("shared H %u Hkv %u d %u block %u, %u of %u: context %u", n_heads, shape[1],
+                        shape[2], block_tokens, s, n, contexts[s]);
+    assert_close(what, got + s * width, expected + s * width, width, TOLERANCE);
+  }
+  cache_clear(&c);
+}
+
+static void test_shared_attention(void) {
+  /* Alone; two; nothing of its own but the newest token; a tree of three levels, another group, one
+   * that shares nothing, and the graph's spare rows. Prefixes end within pieces and splits. */
+  static const Sharer one[] = {{300, 0, 0}}, two[] = {{300, 0, 0}, {317, 0, 17}},
+                      bare[] = {{273, 0, 0}, {273, 0, 17}, {257, 0, 16}, {17, 0, 1}, {16, 0, 1}},
+                      tree[] = {{900, 0, 0},  {700, 0, 21}, {640, 1, 30}, {650, 2, 35},
+                                {1, 4, 0},    {500, 5, 0},  {333, 5, 20}, {900, 0, 50},
+                                {901, 0, 50}, {90, 9, 0},   {0, 10, 0},   {0, 11, 0}};
+  static const guint wide[] = {96, 1, 64};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every) {
+    const guint *shape = head_shapes[h];
+    check_shared(shape, 16, one, G_N_ELEMENTS(one), 1, 132, 64);
+    check_shared(shape, 16, two, G_N_ELEMENTS(two), 1, 132, 64);
+    check_shared(shape, 16, bare, G_N_ELEMENTS(bare), 1, 132, 128);
+    check_shared(shape, 16, tree, G_N_ELEMENTS(tree), 1 + h % 2, h % 3 ? 132 : 1, h % 2 ? 64 : 512);
+  }
+  check_shared(wide, 16, tree, G_N_ELEMENTS(tree), 1, 132, 64);
+  g_autofree Sharer *many = g_new(Sharer, 200);
+  for (guint s = 0; s < 200; s++)
+    many[s] = (Sharer){512 + random_size(1, 80), 0, s ? 512 / 64 : 0};
+  check_shared(head_shapes[0], 64, many, 200, 1, 132, 64);
+  check_shared(head_shapes[6], 64, many, 200, 1, 132, 1024);
 }
 
 static void test_block_copies(void) {
@@ -779,7 +907,7 @@ static void test_fp8_cache(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 31, 32, 33, 65, 129, 500, 1000};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
   static const guint32 splits[] = {64, 256};
-  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every)
     for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
       check_fp8(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], blocks[(h + s) % 4],
                 windows[(h + 3 * s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
@@ -831,7 +959,7 @@ static void test_kivi_cache(void) {
   } settings[] = {{2, 32, 128, 32}, {4, 32, 128, 32},  {2, 32, 32, 64},
                   {4, 64, 64, 64},  {2, 64, 128, 128}, {4, 32, 96, 32}};
   for (guint i = 0; i < G_N_ELEMENTS(settings); i++)
-    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every) {
       const KvHostCompression k = {.format = KV_HOST_KIVI,
                                    .bits = settings[i].bits,
                                    .group = settings[i].group,
@@ -903,7 +1031,7 @@ static void check_cut(const KvHostCompression *k, guint n_kv_heads, guint head_d
 static void test_snapkv_cache(void) {
   static const guint32 prompts[] = {65, 100, 1025, 3000};
   for (guint i = 0; i < G_N_ELEMENTS(prompts); i++)
-    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every) {
       guint window = h % 2 ? 8 : 64, budget = window + 1 + random_size(0, prompts[i] - window - 1);
       const KvHostCompression k = {.format = KV_HOST_SNAPKV,
                                    .budget = budget,
@@ -992,7 +1120,7 @@ static void check_quest(guint n_heads, guint n_kv_heads, guint head_dim, guint b
 static void test_quest_cache(void) {
   static const guint32 contexts[] = {1, 0, 16, 17, 48, 63, 64, 65, 333, 1000};
   static const guint pages[] = {16, 8, 64}, chosen[] = {3, 10};
-  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every)
     for (guint i = 0; i < G_N_ELEMENTS(chosen); i++)
       check_quest(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], pages[(h + i) % 3],
                   contexts, G_N_ELEMENTS(contexts), chosen[i]);
@@ -1354,6 +1482,8 @@ int main(int argc, char **argv) {
     g_clear_pointer(&device, kv_cuda_device_close);
     return 0;
   }
+  if (g_getenv("KV_TEST_FEW"))
+    every = 3;
   g_test_set_nonfatal_assertions(); /* one run on a GPU is to show all that is wrong */
   allocated = g_ptr_array_new_with_free_func(kv_cuda_free);
   kv_random_seed(&random_numbers, 20, 1);
@@ -1368,6 +1498,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/decode-attention", test_decode_attention);
   g_test_add_func("/reference/cuda/prefill-attention", test_prefill_attention);
   g_test_add_func("/reference/cuda/attention-extremes", test_attention_extremes);
+  g_test_add_func("/reference/cuda/shared-attention", test_shared_attention);
   g_test_add_func("/reference/cuda/block-copies", test_block_copies);
   g_test_add_func("/reference/cuda/fp8-cache", test_fp8_cache);
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
