@@ -10,7 +10,13 @@ typedef struct {
   double key_rank, value_rank; /* of a group */
 } KvPaluRanks;
 
+/* The parameters that decide on them. */
+typedef struct {
+  double rank_ratio, rank_spread, group_size, value_share, rank_k, rank_v, rank_rounding;
+} KvPaluSettings;
+
+KvPaluSettings kv_palu_settings(const KvTechniqueUse *use);
 /* Of a layer with attention `x` that keeps `kept` of its width, where no rank is given. */
-KvPaluRanks kv_palu_ranks(const KvTechniqueUse *use, const KvAttention *x, double kept);
+KvPaluRanks kv_palu_ranks(const KvPaluSettings *settings, const KvAttention *x, double kept);
 
 #endif

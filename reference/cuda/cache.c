@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "reference/host/low_rank.h"
 #include "sim/base/error.h"
 
 enum { SLAB_BLOCKS = 64 };
@@ -38,6 +39,16 @@ static gboolean lay_out_packed(KvCudaCache *cache, guint l, GError **error) {
   return TRUE;
 }
 
+/* Latents in the place of keys and values, where their ranks are less than those. */
+static void lay_out_low_rank(KvCudaCache *cache, const KvAttention *a, guint l) {
+  KvCudaPages *pages = &cache->layers[l];
+  KvHostRanks r;
+  if (!kv_host_low_rank_ranks(&r, &cache->compression.palu, a, l, cache->n_layers))
+    return;
+  pages->value_offset = (gsize)cache->block_tokens * r.groups * r.key_rank;
+  pages->block_elements = (gsize)cache->block_tokens * r.groups * (r.key_rank + r.value_rank);
+}
+
 /* Sizes of the layers' parts, and their pools. */
 static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError **error) {
   guint shift = 0;
@@ -55,6 +66,8 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
     pages->head_dim = a->head_dim;
     if (cache->compression.format == KV_HOST_QUEST) /* least and greatest keys */
       pages->block_elements += 2 * (gsize)a->n_kv_heads * a->head_dim;
+    if (cache->compression.format == KV_HOST_PALU)
+      lay_out_low_rank(cache, &weights->layers[l].attention, l);
     if (cache->packed && !lay_out_packed(cache, l, error))
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);

@@ -6,10 +6,9 @@
 #include "sim/base/error.h"
 
 static const KvCudaFormat *const formats[KV_HOST_N_FORMATS] = {
-    [KV_HOST_FP8] = &kv_cuda_format_fp8,
-    [KV_HOST_KIVI] = &kv_cuda_format_kivi,
-    [KV_HOST_SNAPKV] = &kv_cuda_format_snapkv,
-    [KV_HOST_QUEST] = &kv_cuda_format_quest,
+    [KV_HOST_FP8] = &kv_cuda_format_fp8,       [KV_HOST_KIVI] = &kv_cuda_format_kivi,
+    [KV_HOST_SNAPKV] = &kv_cuda_format_snapkv, [KV_HOST_QUEST] = &kv_cuda_format_quest,
+    [KV_HOST_PALU] = &kv_cuda_format_palu,
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -213,6 +212,14 @@ cudaError_t kv_cuda_workspace_prefill(const KvCudaWorkspace *w, KvCudaCompressed
 }
 
 /* --- a pass ---------------------------------------------------------------------------------- */
+
+const KvCudaProjections *kv_cuda_compressed_projections(const KvCudaCompressed *c, guint layer) {
+  return c->format->projections ? c->format->projections(c, layer) : NULL;
+}
+
+guint kv_cuda_compressed_parts(const KvCudaCompressed *c) {
+  return c->format->parts ? c->format->parts(c) : c->weights->layers[0].attention.n_kv_heads;
+}
 
 gboolean kv_cuda_compressed_begin(KvCudaCompressed *c, const KvHostSpan *spans, guint n,
                                   gboolean *moved, GError **error) {

@@ -15,6 +15,9 @@
  * page and those of the others (a page is a block) whose keys could score highest with one of the
  * head's queries, by the least and greatest value of each channel; the first layers read all.
  *
+ * palu: low_rank.h. The ranks of a layer are the plan's; with a spread the first half of the layers
+ * (the larger one) keeps more. A layer whose ranks are its width is left as it is.
+ *
  * One of them at a time; kv_host_compression_init() says what of them is not executed.
  */
 #ifndef KV_REFERENCE_HOST_COMPRESSION_H
@@ -22,6 +25,7 @@
 
 #include <glib.h>
 
+#include "models/techniques/palu.h"
 #include "models/techniques/technique.h"
 #include "reference/host/kernels.h"
 
@@ -31,6 +35,7 @@ typedef enum {
   KV_HOST_KIVI,
   KV_HOST_SNAPKV,
   KV_HOST_QUEST,
+  KV_HOST_PALU,
   KV_HOST_N_FORMATS
 } KvHostFormat;
 
@@ -40,6 +45,7 @@ typedef struct {
   guint budget, window, kernel; /* snapkv */
   gboolean max_pooling;
   guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
+  KvPaluSettings palu;
 } KvHostCompression;
 
 /* What the stack and the cache's type ask for on an engine with that configuration. FALSE with

@@ -4,6 +4,20 @@
 #include <math.h>
 #include <string.h>
 
+gboolean kv_host_low_rank_ranks(KvHostRanks *ranks, const KvPaluSettings *s, const KvAttention *a,
+                                guint layer, guint n_layers) {
+  gboolean more = layer < n_layers - n_layers / 2;
+  double kept = s->rank_ratio * (more ? 1.0 + s->rank_spread : 1.0 - s->rank_spread);
+  KvPaluRanks r = kv_palu_ranks(s, a, MIN(1.0, kept));
+  *ranks = (KvHostRanks){.groups = (guint)r.groups,
+                         .heads = a->n_kv_heads / (guint)r.groups,
+                         .head_dim = a->head_dim,
+                         .key_rank = (guint)r.key_rank,
+                         .value_rank = (guint)r.value_rank};
+  guint width = ranks->heads * a->head_dim;
+  return ranks->key_rank < width || ranks->value_rank < width;
+}
+
 /* --- eigenvectors ---------------------------------------------------------------------------- */
 
 /* Householder's reflections bring the symmetric a[n][n] to a tridiagonal form: diagonal[n], and

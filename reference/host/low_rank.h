@@ -14,12 +14,17 @@
 
 #include <glib.h>
 
+#include "models/techniques/palu.h"
 #include "reference/host/kernels.h"
 
 /* One layer's shape. Groups are of `heads` KV heads, ranks of a group. */
 typedef struct {
   guint groups, heads, head_dim, key_rank, value_rank;
 } KvHostRanks;
+
+/* Of layer `layer` of so many, by the settings; FALSE if its ranks are its whole width. */
+gboolean kv_host_low_rank_ranks(KvHostRanks *ranks, const KvPaluSettings *settings,
+                                const KvAttention *attention, guint layer, guint n_layers);
 
 /* basis[rank][width], orthonormal rows: the directions in which rows[width][inputs], a projection
  * with its outputs as rows, is largest. */

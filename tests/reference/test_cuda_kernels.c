@@ -1025,6 +1025,8 @@ static void test_pieces(void) {
   release();
 }
 
+#include "tests/reference/cuda_low_rank.h"
+
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
@@ -1068,6 +1070,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
+  g_test_add_func("/reference/cuda/low-rank-cache", test_low_rank_cache);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
