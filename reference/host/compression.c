@@ -13,7 +13,9 @@ const KvHostFormatClass *kv_host_format(KvHostFormat format) {
                                                      [KV_HOST_KIVI] = &kv_host_format_kivi,
                                                      [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
                                                      [KV_HOST_QUEST] = &kv_host_format_quest,
-                                                     [KV_HOST_PALU] = &kv_host_format_palu};
+                                                     [KV_HOST_PALU] = &kv_host_format_palu,
+                                                     [KV_HOST_MINICACHE] =
+                                                         &kv_host_format_minicache};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];
 }

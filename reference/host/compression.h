@@ -18,6 +18,8 @@
  * palu: low_rank.h. The ranks of a layer are the plan's; with a spread the first half of the layers
  * (the larger one) keeps more. A layer whose ranks are its width is left as it is.
  *
+ * minicache: merging.h.
+ *
  * One of them at a time; kv_host_compression_init() says what of them is not executed.
  */
 #ifndef KV_REFERENCE_HOST_COMPRESSION_H
@@ -36,6 +38,7 @@ typedef enum {
   KV_HOST_SNAPKV,
   KV_HOST_QUEST,
   KV_HOST_PALU,
+  KV_HOST_MINICACHE,
   KV_HOST_N_FORMATS
 } KvHostFormat;
 
@@ -46,6 +49,8 @@ typedef struct {
   gboolean max_pooling;
   guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
   KvPaluSettings palu;
+  gint first_merged; /* minicache: S, -1 for half of the layers */
+  float slerp, gamma;
 } KvHostCompression;
 
 /* What the stack and the cache's type ask for on an engine with that configuration. FALSE with

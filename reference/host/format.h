@@ -50,7 +50,7 @@ typedef struct {
 } KvHostFormatClass;
 
 extern const KvHostFormatClass kv_host_format_fp8, kv_host_format_kivi, kv_host_format_snapkv,
-    kv_host_format_quest, kv_host_format_palu;
+    kv_host_format_quest, kv_host_format_palu, kv_host_format_minicache;
 
 /* Of any format; that of the exact cache is all NULL. */
 const KvHostFormatClass *kv_host_format(KvHostFormat format);
