@@ -730,8 +730,10 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
   for (guint l = 0; l < w->n_layers; l++) {
     const KvAttention *a = &w->layers[l].attention;
     guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
-    double token_bytes =
-        (double)(e->cache->layers[l].block_elements * sizeof(KvBf16)) / e->cache->block_tokens;
+    gsize elements = e->cache->layers[l].block_elements;
+    if (elements == 0 && l > 0) /* the layer reads those of the one before */
+      elements = e->cache->layers[l - 1].block_elements;
+    double token_bytes = (double)(elements * sizeof(KvBf16)) / e->cache->block_tokens;
     for (guint s = 0; s < n; s++) {
       double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
       double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;

@@ -1026,6 +1026,7 @@ static void test_pieces(void) {
 }
 
 #include "tests/reference/cuda_low_rank.h"
+#include "tests/reference/cuda_merging.h"
 
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
@@ -1071,6 +1072,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
   g_test_add_func("/reference/cuda/low-rank-cache", test_low_rank_cache);
+  g_test_add_func("/reference/cuda/merged-cache", test_merged_cache);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
