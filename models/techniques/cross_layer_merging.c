@@ -232,5 +232,6 @@ const KvTechnique kv_technique_minicache = {
         "at most a quarter of the cache is saved. Pairs must not lie on two pipeline stages.",
     .confidence = "high: the project's tables and a detailed note were read; no inference code is "
                   "published",
+    .executed = TRUE, /* bits=16, restore=fused */
     .plan = minicache_plan,
 };

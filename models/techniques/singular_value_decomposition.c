@@ -3,14 +3,9 @@
 #include <math.h>
 
 #include "models/techniques/build.h"
+#include "models/techniques/palu.h"
 
 /* --- Palu --- */
-
-/* Ranks of one layer's keys and values: of each group of heads, and of the layer. */
-typedef struct {
-  double groups;               /* of heads */
-  double key_rank, value_rank; /* of a group */
-} PaluRanks;
 
 /* Rank of one group for a layer's total, a multiple of `rounding`, at most the group's width. */
 static double palu_rank(double total, double groups, double width, double rounding) {
@@ -18,21 +13,28 @@ static double palu_rank(double total, double groups, double width, double roundi
   return MIN(MAX(rank, rounding), width);
 }
 
-static PaluRanks palu_ranks(const KvTechniqueUse *use, const KvAttention *x, double kept) {
-  double group = MIN(kv_technique_value(use, "group_size"), x->n_kv_heads);
+KvPaluSettings kv_palu_settings(const KvTechniqueUse *use) {
+  return (KvPaluSettings){.rank_ratio = kv_technique_value(use, "rank_ratio"),
+                          .rank_spread = kv_technique_value(use, "rank_spread"),
+                          .group_size = kv_technique_value(use, "group_size"),
+                          .value_share = kv_technique_value(use, "value_share"),
+                          .rank_k = kv_technique_value(use, "rank_k"),
+                          .rank_v = kv_technique_value(use, "rank_v"),
+                          .rank_rounding = kv_technique_value(use, "rank_rounding")};
+}
+
+KvPaluRanks kv_palu_ranks(const KvPaluSettings *s, const KvAttention *x, double kept) {
+  double group = MIN(s->group_size, x->n_kv_heads);
   double keys = (double)x->n_kv_heads * x->head_dim;
   double values = (double)x->n_kv_heads * x->value_head_dim;
-  double rounding = kv_technique_value(use, "rank_rounding");
   double total = kept * (keys + values);
-  double rank_v = MIN(values, kv_technique_value(use, "value_share") * total);
-  double rank_k = total - rank_v;
-  if (kv_technique_value(use, "rank_k") > 0.0)
-    rank_k = kv_technique_value(use, "rank_k");
-  if (kv_technique_value(use, "rank_v") > 0.0)
-    rank_v = kv_technique_value(use, "rank_v");
-  PaluRanks r = {.groups = x->n_kv_heads / group};
-  r.key_rank = palu_rank(rank_k, r.groups, group * x->head_dim, rounding);
-  r.value_rank = palu_rank(rank_v, r.groups, group * x->value_head_dim, rounding);
+  double rank_v = MIN(values, s->value_share * total);
+  double rank_k = s->rank_k > 0.0 ? s->rank_k : total - rank_v;
+  KvPaluRanks r = {.groups = x->n_kv_heads / group};
+  if (s->rank_v > 0.0)
+    rank_v = s->rank_v;
+  r.key_rank = palu_rank(rank_k, r.groups, group * x->head_dim, s->rank_rounding);
+  r.value_rank = palu_rank(rank_v, r.groups, group * x->value_head_dim, s->rank_rounding);
   return r;
 }
 
@@ -45,7 +47,8 @@ static gboolean palu_is_for(const KvAttention *x) {
  * by head. */
 static gboolean palu_arch(const KvTechniqueUse *use, KvModel *model, GError **error) {
   guint changed = 0;
-  double group = kv_technique_value(use, "group_size");
+  const KvPaluSettings settings = kv_palu_settings(use);
+  double group = settings.group_size;
   for (guint g = 0; g < model->n_groups; g++) {
     KvAttention *x = &model->groups[g].attention;
     if (!palu_is_for(x))
@@ -54,7 +57,7 @@ static gboolean palu_arch(const KvTechniqueUse *use, KvModel *model, GError **er
       return kv_technique_refuse(use, error,
                                  "group_size is %g, expected a divisor of the %u KV heads of %s",
                                  group, x->n_kv_heads, model->id);
-    PaluRanks r = palu_ranks(use, x, kv_technique_value(use, "rank_ratio"));
+    KvPaluRanks r = kv_palu_ranks(&settings, x, settings.rank_ratio);
     double hidden = model->hidden, heads = MIN(group, x->n_kv_heads);
     double keys = r.groups * r.key_rank, values = r.groups * r.value_rank;
     double replaced = (double)x->n_kv_heads * ((double)x->head_dim + x->value_head_dim);
@@ -69,7 +72,7 @@ static gboolean palu_arch(const KvTechniqueUse *use, KvModel *model, GError **er
                                             model->id);
 }
 
-static gboolean palu_cache(const KvTechniqueUse *use, const PaluRanks *r, double bits, double e,
+static gboolean palu_cache(const KvTechniqueUse *use, const KvPaluRanks *r, double bits, double e,
                            const KvAttention *x, KvCache *cache, GError **error) {
   double keys = r->groups * r->key_rank / ((double)x->n_kv_heads * x->head_dim);
   double values = r->groups * r->value_rank / ((double)x->n_kv_heads * x->value_head_dim);
@@ -95,7 +98,7 @@ static gboolean palu_cache(const KvTechniqueUse *use, const PaluRanks *r, double
   return TRUE;
 }
 
-static void palu_reader(const PaluRanks *r, double bits, gboolean released, double e,
+static void palu_reader(const KvPaluRanks *r, double bits, gboolean released, double e,
                         const KvAttention *x, KvReader *reader) {
   double width = (double)x->n_kv_heads * x->head_dim;
   reader->rebuild_rank = r->key_rank;
@@ -114,7 +117,7 @@ static void palu_reader(const PaluRanks *r, double bits, gboolean released, doub
   reader->extra_launches += 2.0;                         /* scores, softmax and product apart */
 }
 
-static void palu_work(const PaluRanks *r, double bits, const KvCache *cache, const KvAttention *x,
+static void palu_work(const KvPaluRanks *r, double bits, const KvCache *cache, const KvAttention *x,
                       KvPlan *plan) {
   double layers = cache->layers, latents = r->groups * (r->key_rank + r->value_rank);
   kv_plan_add_work(plan, (KvWork){.name = "rebuild the prompt's keys",
@@ -143,7 +146,8 @@ static gboolean palu_class(const KvTechniqueUse *use, const KvModel *model, KvPl
   KvCache *cache = &g_array_index(plan->caches, KvCache, i);
   const KvAttention *x = kv_plan_attention(model, cache);
   double bits = kv_technique_choice_number(use, "bits");
-  PaluRanks r = palu_ranks(use, x, kept);
+  const KvPaluSettings settings = kv_palu_settings(use);
+  KvPaluRanks r = kv_palu_ranks(&settings, x, kept);
   if (!palu_cache(use, &r, bits, plan->element_bytes, x, cache, error))
     return FALSE;
   palu_work(&r, bits, cache, x, plan);
@@ -268,6 +272,7 @@ const KvTechnique kv_technique_palu = {
         "are counted only against it.",
     .confidence = "high: kernels, attention module and rank search were read; figures are from "
                   "third-party notes",
+    .executed = TRUE, /* impl=ideal, 16 bits */
     .arch = palu_arch,
     .plan = palu_plan,
 };

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "reference/cuda/merging.h"
+#include "reference/host/low_rank.h"
 #include "sim/base/error.h"
 
 enum { SLAB_BLOCKS = 64 };
@@ -43,6 +45,41 @@ static gboolean is_one_pool(const KvCudaCache *cache) {
   return cache->compression.format == KV_HOST_PYRAMIDKV;
 }
 
+/* Latents in the place of keys and values, where their ranks are less than those. */
+static void lay_out_low_rank(KvCudaCache *cache, const KvAttention *a, guint l) {
+  KvCudaPages *pages = &cache->layers[l];
+  KvHostRanks r;
+  if (!kv_host_low_rank_ranks(&r, &cache->compression.palu, a, l, cache->n_layers))
+    return;
+  pages->value_offset = (gsize)cache->block_tokens * r.groups * r.key_rank;
+  pages->block_elements = (gsize)cache->block_tokens * r.groups * (r.key_rank + r.value_rank);
+}
+
+static const KvAttention *attention_of(gconstpointer weights, guint layer) {
+  return &((const KvCudaWeights *)weights)->layers[layer].attention;
+}
+
+KvHostRole kv_cuda_cache_role(const KvHostCompression *c, const KvCudaWeights *weights, guint layer,
+                              guint *pair) {
+  if (c->format != KV_HOST_MINICACHE || c->gamma >= 1.0f)
+    return KV_HOST_ALONE;
+  return kv_host_merge_role(c, layer, weights->n_layers, attention_of, weights, pair);
+}
+
+/* The first layer of a pair has its blocks, the second none. */
+static void lay_out_pair(KvCudaCache *cache, const KvCudaWeights *weights, guint l) {
+  KvCudaPages *pages = &cache->layers[l];
+  KvCudaMerged merged = {.block_shift = pages->block_shift,
+                         .n_kv_heads = pages->n_kv_heads,
+                         .head_dim = pages->head_dim};
+  guint pair;
+  KvHostRole role = kv_cuda_cache_role(&cache->compression, weights, l, &pair);
+  if (role == KV_HOST_ALONE)
+    return;
+  kv_cuda_merged_lay_out(&merged);
+  pages->block_elements = role == KV_HOST_FIRST_OF_PAIR ? merged.block_elements : 0;
+}
+
 /* Sizes of the layers' parts, and their pools. */
 static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError **error) {
   guint shift = 0;
@@ -60,6 +97,10 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
     pages->head_dim = a->head_dim;
     if (cache->compression.format == KV_HOST_QUEST) /* least and greatest keys */
       pages->block_elements += 2 * (gsize)a->n_kv_heads * a->head_dim;
+    if (cache->compression.format == KV_HOST_MINICACHE)
+      lay_out_pair(cache, weights, l);
+    if (cache->compression.format == KV_HOST_PALU)
+      lay_out_low_rank(cache, &weights->layers[l].attention, l);
     if (cache->packed && !lay_out_packed(cache, l, error))
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);

@@ -15,6 +15,7 @@
 #include "reference/cuda/kernels.h"
 #include "reference/cuda/weights.h"
 #include "reference/host/compression.h"
+#include "reference/host/merging.h"
 
 typedef struct {
   KvTier from_tier, to_tier;
@@ -51,6 +52,9 @@ KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeig
 void kv_cuda_cache_free(KvCudaCache *cache);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaCache, kv_cuda_cache_free)
 
+/* What minicache makes of a layer; alone where nothing would be merged. */
+KvHostRole kv_cuda_cache_role(const KvHostCompression *compression, const KvCudaWeights *weights,
+                              guint layer, guint *pair);
 /* Bytes of a block, all layers. */
 gsize kv_cuda_cache_block_bytes(const KvCudaCache *cache);
 

@@ -12,6 +12,8 @@ static const KvCudaFormat *const formats[KV_HOST_N_FORMATS] = {
     [KV_HOST_QUEST] = &kv_cuda_format_quest,
     [KV_HOST_PYRAMIDKV] = &kv_cuda_format_pyramidkv,
     [KV_HOST_H2O] = &kv_cuda_format_h2o,
+    [KV_HOST_PALU] = &kv_cuda_format_palu,
+    [KV_HOST_MINICACHE] = &kv_cuda_format_minicache,
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -215,6 +217,14 @@ cudaError_t kv_cuda_workspace_prefill(const KvCudaWorkspace *w, KvCudaCompressed
 }
 
 /* --- a pass ---------------------------------------------------------------------------------- */
+
+const KvCudaProjections *kv_cuda_compressed_projections(const KvCudaCompressed *c, guint layer) {
+  return c->format->projections ? c->format->projections(c, layer) : NULL;
+}
+
+guint kv_cuda_compressed_parts(const KvCudaCompressed *c) {
+  return c->format->parts ? c->format->parts(c) : c->weights->layers[0].attention.n_kv_heads;
+}
 
 gboolean kv_cuda_compressed_begin(KvCudaCompressed *c, const KvHostSpan *spans, guint n,
                                   gboolean *moved, GError **error) {

@@ -26,13 +26,30 @@ void kv_cuda_compressed_free(KvCudaCompressed *compressed);
 gboolean kv_cuda_compressed_begin(KvCudaCompressed *compressed, const KvHostSpan *spans, guint n,
                                   gboolean *moved, GError **error);
 
+/* What a format puts in the place of a layer's projections: rows of `width` elements, queries first
+ * and then what it stores, which it turns by their positions itself; and the output projection
+ * [D][attended] of decoding rows, whose attention has as many elements. Prompts have the model's.
+ */
+typedef struct {
+  const KvBf16 *qkv, *qkv_bias; /* [width][D], [width] */
+  const KvBf16 *output, *output_bias;
+  guint width, attended;
+} KvCudaProjections;
+
+/* NULL: the model's own. */
+const KvCudaProjections *kv_cuda_compressed_projections(const KvCudaCompressed *compressed,
+                                                        guint layer);
+/* Blocks of threads that one piece of a context takes in decode attention: KV heads, or fewer. */
+guint kv_cuda_compressed_parts(const KvCudaCompressed *compressed);
+
 /* The rows of a pass at one layer, all in device memory: prompts first. */
 typedef struct {
   KvBf16 *qkv, *attended;
   gsize stride; /* elements of a row of qkv */
   guint rows, prefill_rows, prefill, decode, n_tiles, n_heads, head_dim, window;
   KvCudaTables tables; /* the engine's, of all sequences */
-  const guint32 *row_sequences, *slots, *contexts, *split_tokens;
+  const guint32 *row_sequences, *slots, *positions, *contexts, *split_tokens;
+  const float2 *angles; /* of the heads' size; NULL: positions are learned */
   const KvCudaTile *tiles;
   guint max_splits;
   guint32 *counters;

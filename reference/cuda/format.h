@@ -19,6 +19,9 @@ typedef struct {
   /* The format's own state c->state; release() frees it, also if make() failed. */
   gboolean (*make)(KvCudaCompressed *c, GError **error);
   void (*release)(KvCudaCompressed *c);
+  /* As in compressed.h; NULL: the model's own projections, and a block for each KV head. */
+  const KvCudaProjections *(*projections)(const KvCudaCompressed *c, guint layer);
+  guint (*parts)(const KvCudaCompressed *c);
   /* Before a pass over c->spans, of which the first `prompts` do not decode. */
   gboolean (*begin)(KvCudaCompressed *c, guint prompts, gboolean *moved, GError **error);
   /* As in compressed.h; NULL: the engine's own blocks in bf16, and their kernels. */
@@ -33,7 +36,8 @@ typedef struct {
 } KvCudaFormat;
 
 extern const KvCudaFormat kv_cuda_format_fp8, kv_cuda_format_kivi, kv_cuda_format_snapkv,
-    kv_cuda_format_quest, kv_cuda_format_pyramidkv, kv_cuda_format_h2o;
+    kv_cuda_format_quest, kv_cuda_format_pyramidkv, kv_cuda_format_h2o, kv_cuda_format_palu,
+    kv_cuda_format_minicache;
 
 /* Blocks of bf16 keys and values beside the engine's: of prompts under way, or one layer's context
  * widened. Every layer has a pool of its own, or all of them the same one. */

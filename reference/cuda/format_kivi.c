@@ -2,13 +2,12 @@
  * A prompt is held in bf16, all layers, in blocks of an exact pool until it is done: memory that
  * the plan, which cuts a layer before the next begins, does not count. Pool and rings grow as
  * needed. */
-#include "reference/cuda/format.h"
+#include "reference/cuda/exact.h"
 
 enum { FIRST_RINGS = 64 };
 
 typedef struct {
-  KvCudaWorkspace exact;
-  GArray *free_exact; /* of guint32: blocks */
+  KvCudaExact exact;
   guint n_rings;      /* of each layer */
   GArray *free_rings; /* of guint */
   guint32 *rings;     /* device, [KV_CUDA_FORMAT_ROWS]: of the pass's decoding rows */
@@ -23,8 +22,7 @@ typedef struct {
 
 static gboolean make(KvCudaCompressed *c, GError **error) {
   Kivi *k = c->state = g_new0(Kivi, 1);
-  kv_cuda_workspace_init(&k->exact, c, FALSE);
-  k->free_exact = g_array_new(FALSE, FALSE, sizeof(guint32));
+  kv_cuda_exact_init(&k->exact, c);
   k->free_rings = g_array_new(FALSE, FALSE, sizeof(guint));
   gsize bytes = KV_CUDA_FORMAT_ROWS * sizeof(guint32);
   k->rings = kv_cuda_alloc(bytes, "the rings of a step", error);
@@ -35,23 +33,20 @@ static void release(KvCudaCompressed *c) {
   Kivi *k = c->state;
   for (guint l = 0; l < c->weights->n_layers; l++)
     g_clear_pointer(&c->cache->packed[l].ring, kv_cuda_free);
-  kv_cuda_workspace_clear(&k->exact, c->weights->n_layers);
+  kv_cuda_exact_clear(&k->exact, c->weights->n_layers);
   kv_cuda_free(k->rings);
-  g_array_unref(k->free_exact);
   g_array_unref(k->free_rings);
   g_free(k);
 }
 
-static void release_exact(Kivi *k, Owner *owner) {
-  if (owner->exact)
-    g_array_append_vals(k->free_exact, owner->exact->data, owner->exact->len);
-  g_clear_pointer(&owner->exact, g_array_unref);
+static GArray **exact_of(gpointer owner) {
+  return &((Owner *)owner)->exact;
 }
 
 static void forget(KvCudaCompressed *c, gpointer data) {
   Kivi *k = c->state;
   Owner *owner = data;
-  release_exact(k, owner);
+  kv_cuda_exact_release(&k->exact, &owner->exact);
   if (owner->ring)
     g_array_append_val(k->free_rings, owner->ring);
 }
@@ -98,61 +93,20 @@ static gboolean give_rings(KvCudaCompressed *c, gboolean *moved, GError **error)
          kv_cuda_upload(c->device, k->rings, rings, decoding * sizeof *rings, error);
 }
 
-/* So many more free blocks. */
-static gboolean more_exact(KvCudaCompressed *c, guint more, GError **error) {
-  Kivi *k = c->state;
-  guint old = k->exact.blocks;
-  if (!kv_cuda_workspace_grow(&k->exact, c, old + more, error))
-    return FALSE;
-  for (guint32 i = k->exact.blocks; i-- > old;)
-    g_array_append_val(k->free_exact, i);
-  return TRUE;
-}
-
-/* The exact blocks of a prompt so far, appended to the table. */
-static gboolean add_exact(KvCudaCompressed *c, const KvHostSpan *span, GError **error) {
-  Kivi *k = c->state;
-  Owner *owner = kv_cuda_format_owner(c, span->owner);
-  guint need = kv_cuda_format_blocks(c, span);
-  if (span->past == 0)
-    release_exact(k, owner);
-  if (!owner->exact)
-    owner->exact = g_array_new(FALSE, FALSE, sizeof(guint32));
-  if (need > owner->exact->len) {
-    guint more = need - owner->exact->len;
-    if (more > k->free_exact->len && !more_exact(c, more - k->free_exact->len, error))
-      return FALSE;
-    g_array_set_size(k->free_exact, k->free_exact->len - more);
-    g_array_append_vals(owner->exact, (guint32 *)(void *)k->free_exact->data + k->free_exact->len,
-                        more);
-  }
-  g_array_append_vals(k->exact.words, owner->exact->data, need);
-  return TRUE;
-}
-
 static gboolean begin(KvCudaCompressed *c, guint prompts, gboolean *moved, GError **error) {
-  Kivi *k = c->state;
-  GArray *words = k->exact.words;
-  if (!give_rings(c, moved, error))
-    return FALSE;
-  k->exact.n_starts = prompts;
-  g_array_set_size(words, prompts);
-  for (guint s = 0; s < prompts; s++) {
-    g_array_index(words, guint32, s) = words->len - prompts;
-    if (!add_exact(c, &c->spans[s], error))
-      return FALSE;
-  }
-  return kv_cuda_workspace_upload(&k->exact, c, error);
+  return give_rings(c, moved, error) &&
+         kv_cuda_exact_begin(&((Kivi *)c->state)->exact, c, prompts, exact_of, error);
 }
 
 /* --- in a pass ------------------------------------------------------------------------------- */
 
 static cudaError_t store(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
   Kivi *k = c->state;
-  KvCudaTables exact = kv_cuda_workspace_tables(&k->exact);
+  KvCudaTables exact = kv_cuda_workspace_tables(&k->exact.workspace);
   KvCudaTables decoding = kv_cuda_format_decode_tables(r);
-  cudaError_t status = kv_cuda_store(r->qkv, &k->exact.layers[layer], &exact, r->row_sequences,
-                                     r->slots, r->prefill_rows, r->n_heads, c->device->stream);
+  cudaError_t status =
+      kv_cuda_store(r->qkv, &k->exact.workspace.layers[layer], &exact, r->row_sequences, r->slots,
+                    r->prefill_rows, r->n_heads, c->device->stream);
   return status != cudaSuccess
              ? status
              : kv_cuda_kivi_append(kv_cuda_format_decode_queries(r), &c->cache->packed[layer],
@@ -161,7 +115,7 @@ static cudaError_t store(KvCudaCompressed *c, guint layer, const KvCudaRows *r) 
 }
 
 static cudaError_t prefill(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
-  return kv_cuda_workspace_prefill(&((Kivi *)c->state)->exact, c, layer, r);
+  return kv_cuda_workspace_prefill(&((Kivi *)c->state)->exact.workspace, c, layer, r);
 }
 
 static cudaError_t decode(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
@@ -180,8 +134,8 @@ static cudaError_t pack_layers(KvCudaCompressed *c, const KvHostSpan *span, guin
   Kivi *k = c->state;
   cudaError_t status = cudaSuccess;
   for (guint l = 0; l < c->weights->n_layers && status == cudaSuccess; l++)
-    status = kv_cuda_kivi_pack(&c->cache->packed[l], table, &k->exact.layers[l], exact, ring,
-                               span->past + span->n_tokens, c->device->stream);
+    status = kv_cuda_kivi_pack(&c->cache->packed[l], table, &k->exact.workspace.layers[l], exact,
+                               ring, span->past + span->n_tokens, c->device->stream);
   return status;
 }
 
@@ -190,8 +144,7 @@ static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index,
   Kivi *k = c->state;
   Owner *owner = kv_cuda_format_owner(c, span->owner);
   gsize bytes = kv_cuda_format_blocks(c, span) * sizeof(guint32);
-  const guint32 *exact =
-      k->exact.device + k->exact.n_starts + g_array_index(k->exact.words, guint32, index);
+  const guint32 *exact = kv_cuda_exact_table(&k->exact, index);
   if (!kv_cuda_format_scratch(c, bytes, "the table of a prompt", error) ||
       !kv_cuda_upload(c->device, c->scratch, span->block_table, bytes, error) ||
       (!c->warm && !KV_CUDA_OK(pack_layers(c, span, owner->ring - 1, exact, c->scratch), error)) ||
@@ -200,7 +153,7 @@ static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index,
       !kv_cuda_clock_stop(c->device, seconds, error))
     return FALSE;
   c->warm = TRUE;
-  release_exact(k, owner);
+  kv_cuda_exact_release(&k->exact, &owner->exact);
   return TRUE;
 }
 

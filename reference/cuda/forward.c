@@ -85,12 +85,13 @@ struct KvCudaEngine {
   GArray *angles; /* of Angles */
   guint max_positions, graph_rows;
   gboolean all_logits;
+  gboolean apart; /* the output projection of decoding rows is another one */
   gsize widest_qkv, widest_heads, widest_up, widest_act, most_heads, widest_head;
   Buffers buffers;
   guint32 *staged;                    /* pinned, as long as buffers.inputs */
   guint32 *tokens;                    /* pinned, [buffers.samples] */
   GHashTable *graphs;                 /* of cudaGraphExec_t, by graph_key() */
-  GHashTable *warm;                   /* what was launched before, by warm_key() */
+  GHashTable *warm;                   /* warm_key() of what was launched before */
   GArray *events;                     /* of cudaEvent_t: the laps of one pass */
   GArray *laps;                       /* of KvComponent: what lay before event i + 1 */
   gboolean timing;                    /* laps are taken */
@@ -169,6 +170,15 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   if (cache->compression.shared_over)
     e->sharing =
         kv_cuda_sharing_new(device, weights, cache->block_tokens, cache->compression.shared_over);
+  for (guint l = 0; e->compressed && l < weights->n_layers; l++) {
+    const KvCudaProjections *own = kv_cuda_compressed_projections(e->compressed, l);
+    if (own) {
+      e->apart = TRUE;
+      e->widest_qkv = MAX(e->widest_qkv, own->width);
+      e->widest_heads = MAX(e->widest_heads, own->attended);
+      e->widest_head = MAX(e->widest_head, own->attended / weights->layers[l].attention.n_heads);
+    }
+  }
   return g_steal_pointer(&e);
 }
 
@@ -333,30 +343,63 @@ static gboolean multiply(Pass *p, void *out, const KvBf16 *x, const KvBf16 *weig
          lap(p, component);
 }
 
-/* x += in . weight + bias: the residual. */
+/* x += in . weight + bias of `rows` rows from `first`: the residual. */
 static gboolean multiply_and_add(Pass *p, const KvBf16 *in, const KvBf16 *weight,
-                                 const KvBf16 *bias, guint inputs, KvComponent component) {
+                                 const KvBf16 *bias, guint inputs, guint first, guint rows,
+                                 KvComponent component) {
   guint D = p->e->weights->hidden;
-  KvCudaProduct product = {.out = p->e->buffers.x,
+  float *x = p->e->buffers.x + (gsize)first * D;
+  KvCudaProduct product = {.out = x,
                            .out_f32 = TRUE,
                            .accumulate = TRUE,
                            .x = in,
                            .weight = weight,
-                           .rows = p->shape.rows,
+                           .rows = rows,
                            .inputs = inputs,
                            .outputs = D};
   if (!kv_cuda_gemm_run(p->e->gemm, &product, p->e->device->stream, p->error))
     return FALSE;
   if (bias &&
-      !kv_cuda_ok(kv_cuda_add_bias(p->e->buffers.x, bias, p->shape.rows, D, p->e->device->stream),
-                  "bias", p->error))
+      !kv_cuda_ok(kv_cuda_add_bias(x, bias, rows, D, p->e->device->stream), "bias", p->error))
     return FALSE;
   return lap(p, component);
 }
 
+/* The model's projections at a layer, or what the cache's format puts in their place. */
+static KvCudaProjections projections_of(const KvCudaEngine *e, guint l) {
+  const KvCudaLayer *layer = &e->weights->layers[l];
+  const KvAttention *a = &layer->attention;
+  const KvCudaProjections *replaced =
+      e->compressed ? kv_cuda_compressed_projections(e->compressed, l) : NULL;
+  return replaced ? *replaced
+                  : (KvCudaProjections){.qkv = layer->qkv,
+                                        .qkv_bias = layer->qkv_bias,
+                                        .output = layer->output,
+                                        .output_bias = layer->output_bias,
+                                        .width = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim,
+                                        .attended = a->n_heads * a->head_dim};
+}
+
+/* Attention back to the residual: where the format has an output of its own, decoding rows apart.
+ */
+static gboolean project_output(Pass *p, guint l, const KvCudaProjections *own) {
+  const KvCudaLayer *layer = &p->e->weights->layers[l];
+  const Shape *s = &p->shape;
+  guint heads = layer->attention.n_heads * layer->attention.head_dim;
+  guint prompts = own->output == layer->output ? s->rows : s->prefill_rows;
+  return (prompts == 0 ||
+          multiply_and_add(p, p->e->buffers.attended, layer->output, layer->output_bias, heads, 0,
+                           prompts, KV_COMPONENT_OUTPUT_PROJECTION)) &&
+         (prompts == s->rows ||
+          multiply_and_add(p, p->e->buffers.attended + (gsize)prompts * heads, own->output,
+                           own->output_bias, own->attended, prompts, s->rows - prompts,
+                           KV_COMPONENT_OUTPUT_PROJECTION));
+}
+
 /* The same where the cache is compressed: queries and keys are turned in place, and stored after.
  */
-static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
+static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l,
+                                  const KvCudaProjections *own) {
   const KvAttention *a = &layer->attention;
   KvCudaCompressed *c = p->e->compressed;
   const Buffers *b = &p->e->buffers;
@@ -365,7 +408,7 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
   KvCudaRows rows = {
       .qkv = b->qkv,
       .attended = b->attended,
-      .stride = ((gsize)a->n_heads + 2 * (gsize)a->n_kv_heads) * a->head_dim,
+      .stride = own->width,
       .rows = s->rows,
       .prefill_rows = s->prefill_rows,
       .prefill = s->prefill,
@@ -377,6 +420,8 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
       .tables = {p->in.table, p->in.table_starts},
       .row_sequences = p->in.row_sequences,
       .slots = p->in.slots,
+      .positions = p->in.positions,
+      .angles = angles_of(p->e, a->head_dim),
       .contexts = p->in.contexts,
       .split_tokens = p->in.split_tokens,
       .tiles = p->in.tiles,
@@ -385,11 +430,12 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l) {
       .scratch = b->scratch,
   };
   nowhere.pool = NULL;
-  return kv_cuda_ok(kv_cuda_rotate_and_store(
-                        b->qkv, &nowhere, &rows.tables, rows.row_sequences, p->in.positions,
-                        angles_of(p->e, a->head_dim), layer->query_norm, layer->key_norm,
-                        p->e->weights->epsilon, s->rows, a->n_heads, p->e->device->stream),
-                    "rotary", p->error) &&
+  return (own->qkv != layer->qkv || /* what has other projections turns what they give */
+          kv_cuda_ok(kv_cuda_rotate_and_store(b->qkv, &nowhere, &rows.tables, rows.row_sequences,
+                                              p->in.positions, rows.angles, layer->query_norm,
+                                              layer->key_norm, p->e->weights->epsilon, s->rows,
+                                              a->n_heads, p->e->device->stream),
+                     "rotary", p->error)) &&
          lap(p, KV_COMPONENT_ELEMENTWISE) &&
          kv_cuda_ok(kv_cuda_compressed_store(c, l, &rows), "cache write", p->error) &&
          lap(p, KV_COMPONENT_TECHNIQUE) &&
@@ -473,24 +519,22 @@ static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner
 
 static gboolean run_layer(Pass *p, guint l) {
   const KvCudaLayer *layer = &p->e->weights->layers[l];
-  const KvAttention *a = &layer->attention;
   const Buffers *b = &p->e->buffers;
-  guint D = p->e->weights->hidden, heads = a->n_heads * a->head_dim;
-  guint qkv = heads + 2 * a->n_kv_heads * a->head_dim;
+  guint D = p->e->weights->hidden;
+  const KvCudaProjections own = projections_of(p->e, l);
   const KvBf16 *inner = NULL;
   return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
               p->shape.rows) &&
-         multiply(p, b->qkv, b->normed, layer->qkv, layer->qkv_bias, D, qkv, KV_COMPONENT_QKV) &&
-         (p->e->compressed ? attend_compressed(p, layer, l)
+         multiply(p, b->qkv, b->normed, own.qkv, own.qkv_bias, D, own.width, KV_COMPONENT_QKV) &&
+         (p->e->compressed ? attend_compressed(p, layer, l, &own)
                            : attend(p, layer, &p->e->cache->layers[l])) &&
-         multiply_and_add(p, b->attended, layer->output, layer->output_bias, heads,
-                          KV_COMPONENT_OUTPUT_PROJECTION) &&
+         project_output(p, l, &own) &&
          norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
          multiply(p, b->up, b->normed, layer->up, layer->up_bias, D,
                   layer->intermediate * (layer->gated ? 2 : 1), KV_COMPONENT_MLP) &&
          activate(p, layer, &inner) &&
-         multiply_and_add(p, inner, layer->down, layer->down_bias, layer->intermediate,
-                          KV_COMPONENT_MLP);
+         multiply_and_add(p, inner, layer->down, layer->down_bias, layer->intermediate, 0,
+                          p->shape.rows, KV_COMPONENT_MLP);
 }
 
 /* Logits of the rows that want them, and the largest of each. */
@@ -577,8 +621,9 @@ static guint32 split(const KvCudaEngine *e, const KvHostSpan *spans, guint n, Sh
       sum += context;
       longest = MAX(longest, context);
     }
-  guint even = kv_cuda_decode_max_splits(shape->decode, e->weights->layers[0].attention.n_kv_heads,
-                                         e->device->multiprocessors);
+  guint parts = e->compressed ? kv_cuda_compressed_parts(e->compressed)
+                              : e->weights->layers[0].attention.n_kv_heads;
+  guint even = kv_cuda_decode_max_splits(shape->decode, parts, e->device->multiprocessors);
   guint64 tokens = round_up(MAX(1, sum / ((guint64)even * shape->decode)), KV_CUDA_SPLIT_UNIT);
   shape->max_splits = even;
   while (shape->max_splits * tokens < longest && shape->max_splits < 16 * even)
@@ -775,8 +820,10 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
   for (guint l = 0; l < w->n_layers; l++) {
     const KvAttention *a = &w->layers[l].attention;
     guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
-    double token_bytes =
-        (double)(e->cache->layers[l].block_elements * sizeof(KvBf16)) / e->cache->block_tokens;
+    gsize elements = e->cache->layers[l].block_elements;
+    if (elements == 0 && l > 0) /* the layer reads those of the one before */
+      elements = e->cache->layers[l - 1].block_elements;
+    double token_bytes = (double)(elements * sizeof(KvBf16)) / e->cache->block_tokens;
     for (guint s = 0; s < n; s++) {
       double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
       double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;
@@ -797,8 +844,10 @@ static void take_samples(const KvCudaEngine *e, KvHostSpan *spans, guint n) {
   }
 }
 
-static gpointer warm_key(const Shape *shape) {
-  return GUINT_TO_POINTER(shape->rows << 1 | (shape->shared_tiles > 0));
+/* What decides on the products and the attention of a pass. */
+static gpointer warm_key(const KvCudaEngine *e, const Shape *shape) {
+  return GSIZE_TO_POINTER((gsize)shape->rows << 32 | (e->apart ? shape->prefill_rows : 0) << 1 |
+                          (shape->shared_tiles > 0));
 }
 
 /* A shape that comes for the first time is computed once untimed, so that loading kernels and
@@ -810,11 +859,11 @@ static gboolean warm_up(KvCudaEngine *e, const Shape *shape, gsize words, cudaGr
   gboolean captured = shape->prefill == 0 && shape->rows == shape->samples && !e->all_logits &&
                       shape->rows <= e->graph_rows && shape->rows == graph_rows(shape->rows);
   *graph = captured ? g_hash_table_lookup(e->graphs, graph_key(shape)) : NULL;
-  if (*graph || (!captured && g_hash_table_contains(e->warm, warm_key(shape))))
+  if (*graph || (!captured && g_hash_table_contains(e->warm, warm_key(e, shape))))
     return TRUE;
   if (!run_timed(e, shape, words, NULL, FALSE, &unused, error))
     return FALSE;
-  g_hash_table_add(e->warm, warm_key(shape));
+  g_hash_table_add(e->warm, warm_key(e, shape));
   if (captured && !capture(e, shape, error))
     return FALSE;
   *graph = captured ? g_hash_table_lookup(e->graphs, graph_key(shape)) : NULL;

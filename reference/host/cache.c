@@ -64,6 +64,8 @@ void kv_host_cache_free(KvHostCache *cache) {
   pool_clear(&cache->hbm);
   pool_clear(&cache->dram);
   g_hash_table_unref(cache->owners);
+  if (cache->free_state)
+    cache->free_state(cache->state);
   g_free(cache->layers);
   g_free(cache);
 }

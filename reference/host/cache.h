@@ -28,7 +28,9 @@ typedef struct {
   KvHostPool hbm, dram;
   KvHostCompression compression; /* exact at first */
   GHashTable
-      *owners; /* what the format keeps of each sequence, by its owner; freed with g_free() */
+      *owners;    /* what the format keeps of each sequence, by its owner; freed with g_free() */
+  gpointer state; /* the format's own */
+  GDestroyNotify free_state;
 } KvHostCache;
 
 /* NULL with *error set if there is no such memory. */

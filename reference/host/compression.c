@@ -8,13 +8,16 @@
 
 const KvHostFormatClass *kv_host_format(KvHostFormat format) {
   static const KvHostFormatClass exact = {.exact = TRUE};
-  static const KvHostFormatClass *const formats[] = {[KV_HOST_EXACT] = &exact,
-                                                     [KV_HOST_FP8] = &kv_host_format_fp8,
-                                                     [KV_HOST_KIVI] = &kv_host_format_kivi,
-                                                     [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
-                                                     [KV_HOST_QUEST] = &kv_host_format_quest,
-                                                     [KV_HOST_PYRAMIDKV] = &kv_host_format_pyramidkv,
-                                                     [KV_HOST_H2O] = &kv_host_format_h2o};
+  static const KvHostFormatClass *const formats[] = {
+      [KV_HOST_EXACT] = &exact,
+      [KV_HOST_FP8] = &kv_host_format_fp8,
+      [KV_HOST_KIVI] = &kv_host_format_kivi,
+      [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
+      [KV_HOST_QUEST] = &kv_host_format_quest,
+      [KV_HOST_PYRAMIDKV] = &kv_host_format_pyramidkv,
+      [KV_HOST_H2O] = &kv_host_format_h2o,
+      [KV_HOST_PALU] = &kv_host_format_palu,
+      [KV_HOST_MINICACHE] = &kv_host_format_minicache};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];
 }

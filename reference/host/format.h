@@ -15,9 +15,12 @@ typedef struct {
   KvHostCache *cache;
   const KvHostPages *pages; /* of the layer */
   guint layer, n_heads, rows;
-  float *q, *k, *v; /* [R][H][d], [R][Hkv][d]: normalized and rotated */
-  float *out;       /* [R][H][d]: attention */
-  float *scores;    /* scratch: as many floats as the pass's longest context has tokens */
+  float *q, *k, *v;         /* [R][H][d], [R][Hkv][d]: normalized and rotated */
+  float *out;               /* [R][H][d]: attention */
+  float *scores;            /* scratch: as many floats as the pass's longest context has tokens */
+  const float *in;          /* [R][D]: the layer's input, normalized */
+  float *added;             /* [R][D]: what the layer adds to it */
+  const guint32 *positions; /* [R] */
 } KvHostFormatLayer;
 
 typedef struct {
@@ -27,10 +30,14 @@ typedef struct {
                    GError **error);
   /* FALSE with *error set if a layer with that attention cannot be held so. */
   gboolean (*check)(const KvHostCompression *c, const KvAttention *attention, GError **error);
-  /* Slots that hold a token of their own in each head once tokens were dropped: of the prompt, which
-   * is cut to them when it is done; or, where a token goes for each one that comes, all. */
+  /* Slots that hold a token of their own in each head once tokens were dropped: of the prompt,
+   * which is cut to them when it is done; or, where a token goes for each one that comes, all. */
   guint32 (*kept)(const KvHostCompression *c, guint32 prompt_tokens);
   gboolean evicts;
+  /* Project the rows to what is stored in the place of keys and values, and write it; *flops of
+   * products. FALSE: they are the ordinary ones. */
+  gboolean (*project)(const KvHostFormatLayer *at, double *flops);
+  gboolean (*write_all)(const KvHostFormatLayer *at, const KvHostSpan *spans, guint n_spans);
   /* Keys and values of all rows, before they are stored: what is written instead. */
   void (*store)(const KvHostFormatLayer *at);
   /* Keys and values of the span, whose first row is `row`; FALSE: they go to their slots. */
@@ -39,13 +46,16 @@ typedef struct {
   void (*stored)(const KvHostFormatLayer *at, const KvHostSpan *span);
   /* Attention of the span, whose first row is `row`; FALSE: it is the ordinary one. */
   gboolean (*attend)(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
+  /* Project all rows' attention to at->added; FALSE: at->out is, by the ordinary matrix. */
+  gboolean (*output)(const KvHostFormatLayer *at, double *flops);
   /* After the layer's attention: a prompt is packed or cut when it is done. */
   void (*attended)(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
   gboolean exact; /* a token that is computed again comes out the same */
 } KvHostFormatClass;
 
 extern const KvHostFormatClass kv_host_format_fp8, kv_host_format_kivi, kv_host_format_snapkv,
-    kv_host_format_quest, kv_host_format_pyramidkv, kv_host_format_h2o;
+    kv_host_format_quest, kv_host_format_pyramidkv, kv_host_format_h2o, kv_host_format_palu,
+    kv_host_format_minicache;
 
 /* Of any format; that of the exact cache is all NULL. */
 const KvHostFormatClass *kv_host_format(KvHostFormat format);

@@ -85,39 +85,6 @@ static void norm(const Pass *pass, float *out, const float *x, const float *gain
     kv_host_layer_norm(out, x, gain, bias, pass->weights->epsilon, rows, pass->weights->hidden);
 }
 
-/* Rotate queries and keys by their positions. */
-static void rotate(Pass *pass, const KvAttention *a) {
-  gsize d = a->head_dim, half = d / 2;
-  for (gsize r = 0; r < pass->rows; r++) {
-    float *cosine = pass->cosine + r * half, *sine = pass->sine + r * half;
-    kv_host_rotary_angles(cosine, sine, pass->positions[r], a->head_dim, &pass->weights->rotary);
-    kv_host_rotary(pass->q + r * a->n_heads * d, cosine, sine, a->n_heads, a->head_dim);
-    kv_host_rotary(pass->k + r * a->n_kv_heads * d, cosine, sine, a->n_kv_heads, a->head_dim);
-  }
-}
-
-/* q, k, v of every row, normalized and rotated where the model does that. */
-static void project_inputs(Pass *pass, const KvHostLayer *layer) {
-  const KvAttention *a = &layer->attention;
-  guint R = pass->rows, D = pass->weights->hidden;
-  guint q = a->n_heads * a->head_dim, kv = a->n_kv_heads * a->head_dim;
-  norm(pass, pass->normed, pass->x, layer->attention_norm, layer->attention_norm_bias, R);
-  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
-  kv_host_linear(pass->q, pass->normed, layer->query, layer->query_bias, R, D, q);
-  kv_host_linear(pass->k, pass->normed, layer->key, layer->key_bias, R, D, kv);
-  kv_host_linear(pass->v, pass->normed, layer->value, layer->value_bias, R, D, kv);
-  lap(pass, KV_COMPONENT_QKV, 2.0 * R * D * (q + 2.0 * kv));
-  if (layer->query_norm) {
-    kv_host_rms_norm(pass->q, pass->q, layer->query_norm, pass->weights->epsilon, R * a->n_heads,
-                     a->head_dim);
-    kv_host_rms_norm(pass->k, pass->k, layer->key_norm, pass->weights->epsilon, R * a->n_kv_heads,
-                     a->head_dim);
-  }
-  if (!pass->weights->positions)
-    rotate(pass, a);
-  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
-}
-
 static KvHostFormatLayer format_layer(const Pass *pass, guint l) {
   return (KvHostFormatLayer){.weights = pass->weights,
                              .cache = pass->cache,
@@ -129,7 +96,49 @@ static KvHostFormatLayer format_layer(const Pass *pass, guint l) {
                              .k = pass->k,
                              .v = pass->v,
                              .out = pass->attended,
-                             .scores = pass->scores};
+                             .scores = pass->scores,
+                             .in = pass->normed,
+                             .added = pass->added,
+                             .positions = pass->positions};
+}
+
+/* Rotate queries, and keys where there are some, by their positions. */
+static void rotate(Pass *pass, const KvAttention *a, gboolean keys) {
+  gsize d = a->head_dim, half = d / 2;
+  for (gsize r = 0; r < pass->rows; r++) {
+    float *cosine = pass->cosine + r * half, *sine = pass->sine + r * half;
+    kv_host_rotary_angles(cosine, sine, pass->positions[r], a->head_dim, &pass->weights->rotary);
+    kv_host_rotary(pass->q + r * a->n_heads * d, cosine, sine, a->n_heads, a->head_dim);
+    if (keys)
+      kv_host_rotary(pass->k + r * a->n_kv_heads * d, cosine, sine, a->n_kv_heads, a->head_dim);
+  }
+}
+
+/* q, k, v of every row, normalized and rotated where the model does that. */
+static void project_inputs(Pass *pass, const KvHostLayer *layer, guint l) {
+  const KvAttention *a = &layer->attention;
+  const KvHostFormatLayer at = format_layer(pass, l);
+  guint R = pass->rows, D = pass->weights->hidden;
+  guint q = a->n_heads * a->head_dim, kv = a->n_kv_heads * a->head_dim;
+  norm(pass, pass->normed, pass->x, layer->attention_norm, layer->attention_norm_bias, R);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  kv_host_linear(pass->q, pass->normed, layer->query, layer->query_bias, R, D, q);
+  double flops = 4.0 * R * D * kv;
+  gboolean keys = !pass->format->project || !pass->format->project(&at, &flops);
+  if (keys) {
+    kv_host_linear(pass->k, pass->normed, layer->key, layer->key_bias, R, D, kv);
+    kv_host_linear(pass->v, pass->normed, layer->value, layer->value_bias, R, D, kv);
+  }
+  lap(pass, KV_COMPONENT_QKV, 2.0 * R * D * q + flops);
+  if (layer->query_norm) {
+    kv_host_rms_norm(pass->q, pass->q, layer->query_norm, pass->weights->epsilon, R * a->n_heads,
+                     a->head_dim);
+    kv_host_rms_norm(pass->k, pass->k, layer->key_norm, pass->weights->epsilon, R * a->n_kv_heads,
+                     a->head_dim);
+  }
+  if (!pass->weights->positions)
+    rotate(pass, a, keys);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
 }
 
 static void store(Pass *pass, guint l) {
@@ -138,7 +147,9 @@ static void store(Pass *pass, guint l) {
   const KvHostFormatLayer at = format_layer(pass, l);
   if (pass->format->store)
     pass->format->store(&at);
-  for (guint s = 0; s < pass->n_spans; s++) {
+  gboolean all =
+      pass->format->write_all && pass->format->write_all(&at, pass->spans, pass->n_spans);
+  for (guint s = 0; !all && s < pass->n_spans; s++) {
     const KvHostSpan *span = &pass->spans[s];
     gboolean written = pass->format->write && pass->format->write(&at, span, r);
     for (guint32 t = 0; t < span->n_tokens; t++, r++)
@@ -181,10 +192,11 @@ static void attend(Pass *pass, const KvHostLayer *layer, guint l) {
     lap(pass, span->decoding ? KV_COMPONENT_DECODE_ATTENTION : KV_COMPONENT_PREFILL_ATTENTION,
         4.0 * read * (double)width);
   }
-  kv_host_linear(pass->added, pass->attended, layer->output, layer->output_bias, pass->rows,
-                 (guint)width, pass->weights->hidden);
-  lap(pass, KV_COMPONENT_OUTPUT_PROJECTION,
-      2.0 * pass->rows * (double)width * pass->weights->hidden);
+  double flops = 2.0 * pass->rows * (double)width * pass->weights->hidden;
+  if (!pass->format->output || !pass->format->output(&at, &flops))
+    kv_host_linear(pass->added, pass->attended, layer->output, layer->output_bias, pass->rows,
+                   (guint)width, pass->weights->hidden);
+  lap(pass, KV_COMPONENT_OUTPUT_PROJECTION, flops);
 }
 
 /* What a technique does to a layer's cache once a prompt has attended to itself. */
@@ -267,7 +279,7 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
   embed(&pass);
   for (guint l = 0; l < weights->n_layers; l++) {
     const KvHostLayer *layer = &weights->layers[l];
-    project_inputs(&pass, layer);
+    project_inputs(&pass, layer, l);
     store(&pass, l);
     attend(&pass, layer, l);
     compress(&pass, l);

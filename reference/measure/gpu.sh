@@ -45,6 +45,13 @@ cuda qwen2.5-0.5b pyramidkv:budget=256 bf16 1000 64 300
 cuda qwen2.5-0.5b h2o:budget_total=1:output_tokens=32 bf16 1000 32 1000
 cuda qwen2.5-0.5b h2o bf16 1000 64 1000
 cuda qwen2.5-0.5b h2o bf16 1000 64 300
+cuda qwen2.5-0.5b palu:rank_k=65536:rank_v=65536 bf16 1000 32 1000
+cuda qwen2.5-0.5b palu:rank_ratio=0.9 bf16 1000 64 1000
+cuda qwen2.5-0.5b palu bf16 1000 64 1000
+cuda qwen2.5-0.5b palu bf16 1000 64 300
+cuda qwen2.5-0.5b minicache:gamma=1 bf16 1000 32 1000
+cuda qwen2.5-0.5b minicache:S=22 bf16 1000 64 1000
+cuda qwen2.5-0.5b minicache:S=22 bf16 1000 64 300
 cuda opt-125m - fp8 200 16 200
 host opt-125m - fp8 200 16 200
 cuda opt-125m kivi:bits=2 bf16 200 16 200
@@ -57,6 +64,14 @@ cuda opt-125m pyramidkv:budget=64 bf16 200 16 200
 host opt-125m pyramidkv:budget=64 bf16 200 16 200
 cuda opt-125m h2o:hh_ratio=0.2 bf16 200 16 200
 host opt-125m h2o:hh_ratio=0.2 bf16 200 16 200
+cuda opt-125m minicache:gamma=1 bf16 200 16 200
+host opt-125m minicache:gamma=1 bf16 200 16 200
+cuda opt-125m minicache:S=10 bf16 200 16 200
+host opt-125m minicache:S=10 bf16 200 16 200
+cuda opt-125m palu:rank_k=65536:rank_v=65536 bf16 200 16 200
+host opt-125m palu:rank_k=65536:rank_v=65536 bf16 200 16 200
+cuda opt-125m palu:rank_ratio=0.9 bf16 200 16 200
+host opt-125m palu:rank_ratio=0.9 bf16 200 16 200
 END
   return $failed
 }

@@ -1458,6 +1458,9 @@ static void test_pieces(void) {
   release();
 }
 
+#include "tests/reference/cuda_low_rank.h"
+#include "tests/reference/cuda_merging.h"
+
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
   KvCudaTables tables = {0};
@@ -1507,6 +1510,8 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/attention-of-a-prompt", test_attention_of_a_prompt);
   g_test_add_func("/reference/cuda/h2o-cache", test_h2o_cache);
   g_test_add_func("/reference/cuda/pyramidkv-tables", test_pyramidkv_tables);
+  g_test_add_func("/reference/cuda/low-rank-cache", test_low_rank_cache);
+  g_test_add_func("/reference/cuda/merged-cache", test_merged_cache);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();
