@@ -206,7 +206,7 @@ KvCudaWeights *kv_cuda_weights_new(KvCudaDevice *device, const KvModel *model, c
   if (problem) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "model %s has %s, the cuda executor computes dense models with full or sliding "
-                "multi-head attention",
+                "multi-head attention, and stacks of Mamba blocks",
                 model->id, problem);
     return NULL;
   }

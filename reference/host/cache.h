@@ -4,6 +4,10 @@
  * layers may differ in Hkv and d. Beside each token slot stands the name of what was written there:
  * a hash of the token and of all before it. A read through a wrong block table is therefore an
  * error at the first wrong position, and not merely a different token some time later.
+ *
+ * A sequence of a recurrent model has one block, with room for two states of each layer in the
+ * place of keys and of values: a pass reads the one and leaves its own in the other. Its two slots'
+ * names are those of the prefixes that the states come from.
  */
 #ifndef KV_REFERENCE_HOST_CACHE_H
 #define KV_REFERENCE_HOST_CACHE_H
@@ -41,6 +45,8 @@ KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
 /* The window of a sequence: of layer l, q[window][H][d] at windows[l]. Made zeroed where it is new.
  */
 float **kv_host_cache_window(KvHostCache *cache, const KvHostWeights *weights, guint64 owner);
+/* Of the two states of a layer in a block of HBM, that one (recurrent.h). */
+float *kv_host_cache_state(const KvHostCache *cache, guint layer, guint32 block, guint which);
 void kv_host_cache_drop_window(KvHostCache *cache, guint64 owner);
 /* Copy a block with its names. Both must exist. */
 void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
