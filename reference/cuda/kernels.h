@@ -234,6 +234,39 @@ cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row
 /* Tokens that one tile may hold: all query heads of a KV head share it. */
 uint32_t kv_cuda_prefill_tile_tokens(uint32_t n_heads, uint32_t n_kv_heads);
 
+/* --- recurrent.cu: Mamba blocks ----------------------------------------------------------------
+ */
+
+/* One layer's states, fp32: state i stands at pool + i * floats, the last conv_width - 1 inputs of
+ * the convolution, oldest first, [conv_width - 1][I], then [I][N]. Sequence s continues state
+ * from[s] (UINT32_MAX: it begins) and leaves its own in to[s], which nobody reads. I is a multiple
+ * of 8, N a power of two from 4 to 128, conv_width 2 to 4, floats a multiple of 4. */
+typedef struct {
+  float *pool;
+  uint64_t floats;
+  uint32_t inner, state_dim, conv_width;
+  const uint32_t *from, *to;
+} KvCudaStates;
+
+/* out[R][I] = silu(bias + sum over the last conv_width inputs, weight[I][conv_width]); row r, the
+ * places[r]-th of its span, has its input at x + r * stride (a multiple of 8), and belongs to
+ * sequence row_sequences[r], whose rows are together, in order. Rows of sequence UINT32_MAX become
+ * zero. bias may be NULL. */
+cudaError_t kv_cuda_causal_convolution(KvBf16 *out, const KvBf16 *x, uint64_t stride,
+                                       const KvBf16 *weight, const KvBf16 *bias,
+                                       const KvCudaStates *states, const uint32_t *row_sequences,
+                                       const uint32_t *places, uint32_t rows, cudaStream_t stream);
+/* Of each span (sequence, row and count of it; NULL: span s is row s of sequence s), token by
+ * token and channel by channel, with step = softplus(delta + bias): h = exp(-step exp(decay)) h +
+ * step B x and out = (sum of C h + skip x) silu(gate). out, x[R][I], delta[R][I]; row r's B[N] and
+ * C[N] at bc + r * 2 N, its gate [I] at gate + r * gate_stride; decay[I][N]; bias, skip [I]. A row
+ * whose sequence leaves its state in UINT32_MAX becomes zero. */
+cudaError_t kv_cuda_selective_scan(KvBf16 *out, const KvBf16 *x, const KvBf16 *gate,
+                                   uint64_t gate_stride, const float *delta, const KvBf16 *bias,
+                                   const float *bc, const KvBf16 *decay, const KvBf16 *skip,
+                                   const KvCudaStates *states, const KvCudaTile *spans,
+                                   uint32_t n_spans, cudaStream_t stream);
+
 /* --- gemv.cu ------------------------------------------------------------------------------- */
 
 #define KV_CUDA_GEMV_MAX_ROWS 4
