@@ -78,6 +78,8 @@ validate() {
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
   one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
   one_run 1b-virtual "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 || status=1
+  one_run mamba-calls "$traces/calls.jsonl" --model mamba-1.4b --rate-scale 4 --requests 200 --set engine.max_model_len=8192 ||
+    status=1
   gzip -9 "$out"/validate/*/steps.csv
   return $status
 }
