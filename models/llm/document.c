@@ -34,16 +34,36 @@ static const char *const attention_fields[][12] = {
                               "window_tokens", "qk_norm", "bias", NULL},
     [KV_ATTENTION_LATENT] = {"kind", "heads", "head_dim", "value_head_dim", "q_lora_rank",
                              "kv_lora_rank", "rope_head_dim", "qk_norm", "bias", NULL},
-    [KV_ATTENTION_NONE] = {"kind", "state_elements", "mixer_parameters", NULL},
+    [KV_ATTENTION_NONE] = {"kind", "state_elements", "mixer_parameters", "inner", "state_dim",
+                           "conv_width", "dt_rank", "bias", NULL},
 };
 
 static guint positive(KvJson *json, json_t *object, const char *key, double fallback, gint64 most) {
   return (guint)kv_json_integer(json, object, key, fallback, 1, most);
 }
 
-static void read_attention(KvJson *json, json_t *object, KvAttention *a) {
+/* Mamba blocks are given by their sizes, which say the rest. */
+static void read_mamba(KvJson *json, json_t *object, guint hidden, KvAttention *a) {
+  static const char *const derived[] = {"state_elements", "mixer_parameters"};
+  for (guint i = 0; i < G_N_ELEMENTS(derived); i++)
+    if (kv_json_has(object, derived[i]))
+      kv_json_fail(json, object, derived[i], "'%s' follows from 'inner', expected one of them",
+                   derived[i]);
+  guint inner = positive(json, object, "inner", KV_JSON_REQUIRED, KV_MODEL_MOST_HIDDEN);
+  guint state = positive(json, object, "state_dim", KV_JSON_REQUIRED, KV_MODEL_MOST_STATE);
+  guint conv = positive(json, object, "conv_width", KV_JSON_REQUIRED, KV_MODEL_MOST_CONVOLUTION);
+  guint rank = positive(json, object, "dt_rank", KV_JSON_REQUIRED, KV_MODEL_MOST_HIDDEN);
+  a->bias = kv_json_boolean(json, object, "bias", FALSE);
+  kv_attention_set_mamba(a, hidden, inner, state, conv, rank);
+}
+
+static void read_attention(KvJson *json, json_t *object, guint hidden, KvAttention *a) {
   a->kind = kv_json_choice(json, object, "kind", kv_attention_kind_names, KV_ATTENTION_FULL);
   kv_json_only(json, object, attention_fields[a->kind]);
+  if (a->kind == KV_ATTENTION_NONE && kv_json_has(object, "inner")) {
+    read_mamba(json, object, hidden, a);
+    return;
+  }
   if (a->kind == KV_ATTENTION_NONE) {
     a->state_elements = (guint64)kv_json_integer(json, object, "state_elements", KV_JSON_REQUIRED,
                                                  1, G_GINT64_CONSTANT(1) << 40);
@@ -104,9 +124,10 @@ static gboolean same_layer(const KvLayerGroup *x, const KvLayerGroup *y) {
          a->window_tokens == b->window_tokens && a->q_lora_rank == b->q_lora_rank &&
          a->kv_lora_rank == b->kv_lora_rank && a->rope_head_dim == b->rope_head_dim &&
          a->state_elements == b->state_elements && a->mixer_parameters == b->mixer_parameters &&
-         a->qk_norm == b->qk_norm && a->bias == b->bias && m->intermediate == n->intermediate &&
-         m->gated == n->gated && m->n_experts == n->n_experts &&
-         m->n_experts_per_token == n->n_experts_per_token &&
+         a->inner == b->inner && a->state_dim == b->state_dim && a->conv_width == b->conv_width &&
+         a->dt_rank == b->dt_rank && a->qk_norm == b->qk_norm && a->bias == b->bias &&
+         m->intermediate == n->intermediate && m->gated == n->gated &&
+         m->n_experts == n->n_experts && m->n_experts_per_token == n->n_experts_per_token &&
          m->expert_intermediate == n->expert_intermediate &&
          m->shared_intermediate == n->shared_intermediate && a->borrows_cache == b->borrows_cache &&
          x->extra_prefill_passes == y->extra_prefill_passes && x->stride_tokens == y->stride_tokens;
@@ -168,7 +189,7 @@ KvModel *kv_model_read(KvJson *json, json_t *object) {
     json_t *attention = kv_json_object(json, group, "attention", TRUE);
     json_t *mlp = kv_json_object(json, group, "mlp", TRUE);
     if (attention)
-      read_attention(json, attention, &g.attention);
+      read_attention(json, attention, m->hidden, &g.attention);
     if (mlp)
       read_mlp(json, mlp, &g.mlp);
     if (i >= KV_MODEL_MOST_LAYERS)
@@ -201,8 +222,12 @@ static json_t *attention_to_json(const KvAttention *a) {
   set_count(object, "kv_lora_rank", a->kv_lora_rank, 0);
   if (latent)
     json_object_set_new(object, "rope_head_dim", json_integer(a->rope_head_dim));
-  set_count(object, "state_elements", a->state_elements, 0);
-  set_count(object, "mixer_parameters", a->mixer_parameters, 0);
+  set_count(object, "inner", a->inner, 0);
+  set_count(object, "state_dim", a->state_dim, 0);
+  set_count(object, "conv_width", a->conv_width, 0);
+  set_count(object, "dt_rank", a->dt_rank, 0);
+  set_count(object, "state_elements", a->inner ? 0 : a->state_elements, 0);
+  set_count(object, "mixer_parameters", a->inner ? 0 : a->mixer_parameters, 0);
   set_flag(object, "qk_norm", a->qk_norm);
   set_flag(object, "bias", a->bias);
   return object;

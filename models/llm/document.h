@@ -18,6 +18,8 @@ enum {
   KV_MODEL_MOST_EXPERTS = 65536,
   KV_MODEL_MOST_WIDTH = 1 << 24, /* intermediate sizes and the vocabulary */
   KV_MODEL_MOST_TOKENS = 1 << 30,
+  KV_MODEL_MOST_STATE = 1024, /* of a channel of a recurrent layer */
+  KV_MODEL_MOST_CONVOLUTION = 64,
 };
 
 KvModel *kv_model_read(KvJson *json, json_t *object);

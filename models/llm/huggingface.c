@@ -85,8 +85,8 @@ static const Family *family_of(KvJson *json, json_t *config) {
       return &families[i];
   /* Layers that keep a state, or that the fields below do not describe, would be priced as
    * something else. */
-  static const char *const other[] = {"mamba",        "mamba2", "rwkv", "jamba",
-                                      "falcon_mamba", "t5",     "bert", NULL};
+  static const char *const other[] = {"mamba2", "rwkv", "jamba", "falcon_mamba",
+                                      "t5",     "bert", NULL};
   if (g_strv_contains(other, type))
     kv_json_fail(json, config, "model_type",
                  "'model_type' is '%s', expected a decoder with attention in every layer", type);
@@ -342,6 +342,42 @@ static void read_quantization(KvJson *json, json_t *config, KvModel *m) {
   }
 }
 
+/* MambaForCausalLM: every layer one block, and nothing bounds its context but what it was trained
+ * on. */
+static void read_mamba(KvJson *json, json_t *config, KvModel *m) {
+  enum { TRAINED_TOKENS = 2048 }; /* Gu and Dao (2023), appendix E.2; vLLM takes as many */
+  static const char *const widths[] = {"intermediate_size", "d_inner"};
+  m->hidden = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HIDDEN, "hidden_size", "d_model");
+  m->vocab = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_WIDTH, "vocab_size");
+  m->embedding_dim = m->hidden;
+  m->max_context_tokens = (guint)COUNT(TRAINED_TOKENS, 1, KV_MODEL_MOST_TOKENS,
+                                       "max_position_embeddings", "max_seq_len");
+  m->tied_embeddings = flag(json, config, "tie_word_embeddings", TRUE);
+  m->norm = KV_NORM_RMS;
+  m->weight_dtype = m->expert_dtype = read_dtype(json, config);
+  double expand = kv_json_number(json, config, "expand", 2, 0.5, 16);
+  guint inner = (guint)(expand * m->hidden);
+  for (guint i = 0; i < G_N_ELEMENTS(widths); i++)
+    if (kv_json_has(config, widths[i]) &&
+        kv_json_integer(json, config, widths[i], inner, 1, KV_MODEL_MOST_WIDTH) != inner)
+      kv_json_fail(json, config, widths[i],
+                   "'%s' is not the %u that 'expand' makes of the hidden size", widths[i], inner);
+  const char *act = kv_json_string(json, config, "hidden_act", "silu", FALSE);
+  if (strcmp(act, "silu") != 0)
+    kv_json_fail(json, config, "hidden_act", "'hidden_act' is '%.40s', expected silu", act);
+  guint rank = (m->hidden + 15) / 16; /* "auto" */
+  if (!json_is_string(json_object_get(config, "time_step_rank")))
+    rank = (guint)COUNT(rank, 1, KV_MODEL_MOST_HIDDEN, "time_step_rank");
+  KvLayerGroup layer = {.attention.bias = flag(json, config, "use_bias", FALSE)};
+  kv_attention_set_mamba(&layer.attention, m->hidden, inner,
+                         (guint)COUNT(16, 1, KV_MODEL_MOST_STATE, "state_size"),
+                         (guint)COUNT(4, 1, KV_MODEL_MOST_CONVOLUTION, "conv_kernel"), rank);
+  kv_model_add_layers(
+      m, &layer,
+      (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_LAYERS, "num_hidden_layers", "n_layer"));
+  kv_model_check_size(json, config, m);
+}
+
 KvModel *kv_model_read_huggingface(KvJson *json, const char *id) {
   json_t *config = kv_json_root(json);
   KvModel *m = g_new0(KvModel, 1);
@@ -349,10 +385,14 @@ KvModel *kv_model_read_huggingface(KvJson *json, const char *id) {
   json_t *inner = json_object_get(config, "text_config");
   if (json_is_object(inner))
     config = inner;
-  const Family *family = family_of(json, config);
   m->id = g_strdup(id);
   m->name = g_strdup(id);
   m->source = g_strdup(kv_json_name(json));
+  if (strcmp(kv_json_string(json, config, "model_type", "", FALSE), "mamba") == 0) {
+    read_mamba(json, config, m);
+    return m;
+  }
+  const Family *family = family_of(json, config);
   m->hidden = (guint)COUNT(KV_JSON_REQUIRED, 1, KV_MODEL_MOST_HIDDEN, "hidden_size", "n_embd",
                            "n_embed", "d_model");
   m->vocab = (guint)COUNT(supplied(family->vocab), 1, KV_MODEL_MOST_WIDTH, "vocab_size");

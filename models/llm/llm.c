@@ -30,6 +30,20 @@ guint kv_model_layers(const KvModel *model) {
   return layers;
 }
 
+void kv_attention_set_mamba(KvAttention *a, guint hidden, guint inner, guint state_dim,
+                            guint conv_width, guint dt_rank) {
+  guint64 D = hidden, I = inner, N = state_dim, W = conv_width, R = dt_rank;
+  a->kind = KV_ATTENTION_NONE;
+  a->inner = inner;
+  a->state_dim = state_dim;
+  a->conv_width = conv_width;
+  a->dt_rank = dt_rank;
+  a->state_elements = I * (W + N);
+  /* in_proj, convolution with bias, x_proj, dt_proj with bias, A, D and out_proj, in this order. */
+  a->mixer_parameters = D * 2 * I + I * (W + 1) + I * (R + 2 * N) + R * I + I + I * N + I + I * D +
+                        (a->bias ? 2 * I + D : 0);
+}
+
 KvLayerGroup *kv_model_split_group(KvModel *model, guint group, guint layers) {
   g_return_val_if_fail(group < model->n_groups && layers > 0 && layers < model->groups[group].count,
                        NULL);

@@ -40,6 +40,9 @@ typedef struct {
   guint64
       mixer_parameters; /* recurrent: weights of the layer beside its MLP; attention: those
                            beside its usual projections, which every token is multiplied by too */
+  guint inner, state_dim, conv_width, dt_rank; /* recurrent, Mamba: expand D channels; N of each; of
+                                                  the convolution; of the step size's projection.
+                                                  0: the recurrence is another */
   gboolean qk_norm, bias;
   gboolean borrows_cache; /* no K and V of its own: it reads those of a lending layer */
 } KvAttention;
@@ -98,6 +101,11 @@ const char *const *kv_model_ids(void);
 json_t *kv_model_to_json(const KvModel *model);
 
 guint kv_model_layers(const KvModel *model);
+
+/* Make the layer's recurrence that of a Mamba block (Gu and Dao, 2023, section 3.4) of these sizes,
+ * with biases of its outer projections if a->bias; its other fields follow from the sizes. */
+void kv_attention_set_mamba(KvAttention *attention, guint hidden, guint inner, guint state_dim,
+                            guint conv_width, guint dt_rank);
 
 /* Make the last `layers` layers of group `group` a group of their own, right after it and alike in
  * all, and return it (borrowed); 0 < layers < the group's count. Moves the model's groups, which it

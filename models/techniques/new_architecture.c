@@ -20,13 +20,6 @@ static Mamba mamba_of(const KvTechniqueUse *use, const KvModel *model) {
   return m;
 }
 
-/* in_proj, convolution with bias, x_proj, dt_proj with bias, A, D and out_proj, in this order. */
-static double mamba_parameters(const Mamba *m) {
-  return m->hidden * 2.0 * m->inner + m->inner * (m->conv + 1.0) +
-         m->inner * (m->rank + 2.0 * m->state) + m->rank * m->inner + m->inner +
-         m->inner * m->state + m->inner + m->inner * m->hidden;
-}
-
 static gboolean mamba_arch(const KvTechniqueUse *use, KvModel *model, GError **error) {
   guint layers = (guint)kv_technique_value(use, "layers");
   for (guint g = 0; g < model->n_groups; g++) {
@@ -43,9 +36,8 @@ static gboolean mamba_arch(const KvTechniqueUse *use, KvModel *model, GError **e
     return kv_technique_refuse(use, error, "%s has no hidden size, expected one", model->id);
   Mamba m = mamba_of(use, model);
   KvLayerGroup blocks = {.count = layers ? layers : 2 * kv_model_layers(model)};
-  blocks.attention.kind = KV_ATTENTION_NONE;
-  blocks.attention.state_elements = (guint64)(m.inner * (m.conv + m.state));
-  blocks.attention.mixer_parameters = (guint64)mamba_parameters(&m);
+  kv_attention_set_mamba(&blocks.attention, model->hidden, (guint)m.inner, (guint)m.state,
+                         (guint)m.conv, (guint)m.rank);
   model->n_groups = 1;
   model->groups[0] = blocks;
   model->learned_positions = FALSE;
@@ -56,25 +48,11 @@ static gboolean mamba_plan(const KvTechniqueUse *use, const KvModel *model, KvPl
                            GError **error) {
   (void)error;
   Mamba m = mamba_of(use, model);
-  double layers = kv_model_layers(model), e = 2.0; /* activations */
   for (guint i = 0; i < plan->caches->len; i++) {
     KvCache *cache = &g_array_index(plan->caches, KvCache, i);
     if (kv_technique_value(use, "state_dtype") == 1.0)
       cache->state_bytes = m.inner * (2.0 * m.conv + 4.0 * m.state);
   }
-  kv_plan_add_work(plan, (KvWork){.name = "selective scan of the prompt",
-                                  .moment = KV_MOMENT_PREFILL_TOKEN,
-                                  .flops = layers * (9.0 * m.state + 2.0 * m.conv) * m.inner,
-                                  .bytes = layers * 5.0 * m.inner * e,
-                                  .launches = layers * 3.0,
-                                  .critical = TRUE});
-  /* Reading and writing the state is the cache's own. */
-  kv_plan_add_work(plan, (KvWork){.name = "update the state",
-                                  .moment = KV_MOMENT_DECODE_STEP,
-                                  .flops = layers * (6.0 * m.state + 2.0 * m.conv) * m.inner,
-                                  .bytes = layers * 5.0 * m.inner * e,
-                                  .launches = layers * 5.0,
-                                  .critical = TRUE});
   return TRUE;
 }
 
@@ -150,6 +128,7 @@ const KvTechnique kv_technique_mamba = {
         "a block are priced as one.",
     .confidence = "high: the code and section notes of the paper were read; the parameter count of "
                   "the published 2.8B is met exactly",
+    .executed = TRUE, /* states in fp32 */
     .arch = mamba_arch,
     .plan = mamba_plan,
 };

@@ -211,6 +211,27 @@ static void add_borrowers(KvPlan *plan, const KvModel *model, KvDtype dtype) {
   }
 }
 
+/* What Mamba blocks do beside their products. */
+static void add_scan(KvPlan *plan, const KvLayerGroup *group) {
+  const KvAttention *a = &group->attention;
+  double layers = group->count, I = a->inner, e = 2.0; /* activations */
+  const KvWork scan = {.name = "selective scan of the prompt",
+                       .moment = KV_MOMENT_PREFILL_TOKEN,
+                       .flops = layers * (9.0 * a->state_dim + 2.0 * a->conv_width) * I,
+                       .bytes = layers * 5.0 * I * e,
+                       .launches = layers * 3.0,
+                       .critical = TRUE};
+  /* Reading and writing the state is the cache's own. */
+  const KvWork update = {.name = "update the state",
+                         .moment = KV_MOMENT_DECODE_STEP,
+                         .flops = layers * (6.0 * a->state_dim + 2.0 * a->conv_width) * I,
+                         .bytes = layers * 5.0 * I * e,
+                         .launches = layers * 5.0,
+                         .critical = TRUE};
+  g_array_append_val(plan->work, scan);
+  g_array_append_val(plan->work, update);
+}
+
 KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
   KvPlan *plan = g_new0(KvPlan, 1);
   double e = kv_dtype_bytes(dtype);
@@ -233,6 +254,8 @@ KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
       continue;
     KvCache cache = cache_new(g, layers, e, dtype);
     g_array_append_val(plan->caches, cache);
+    if (layers->attention.inner)
+      add_scan(plan, layers);
     if (cache.state_bytes > 0.0) {
       plan->shareable = FALSE; /* a state holds its whole past: a prefix of it cannot be taken */
     } else if (cache.n_segments > 0) {

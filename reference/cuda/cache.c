@@ -4,6 +4,7 @@
 
 #include "reference/cuda/merging.h"
 #include "reference/host/low_rank.h"
+#include "reference/host/recurrent.h"
 #include "sim/base/error.h"
 
 enum { SLAB_BLOCKS = 64 };
@@ -90,7 +91,9 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
   for (guint l = 0; l < cache->n_layers; l++) {
     const KvAttention *a = &weights->layers[l].attention;
     KvCudaPages *pages = &cache->layers[l];
-    pages->value_offset = (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;
+    pages->value_offset = a->kind == KV_ATTENTION_NONE
+                              ? kv_host_state_floats(a) * sizeof(float) / sizeof(KvBf16)
+                              : (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;
     pages->block_elements = 2 * pages->value_offset;
     pages->block_shift = shift;
     pages->n_kv_heads = a->n_kv_heads;

@@ -2,6 +2,7 @@
  *
  * In HBM each layer has a pool of its own, [block][k, v][Hkv][block_tokens][d] in bf16, so that a
  * layer's kernel reads from one region; in DRAM a block is whole, its layers one after another.
+ * Of a recurrent layer a block holds two states in fp32, the second at value_offset (host/cache.h).
  * DRAM blocks are taken from the system a slab at a time, when they are first used.
  *
  * Moves are remembered and made together: kv_cuda_cache_flush() puts them on the copy stream as one

@@ -150,19 +150,22 @@ static const KvExecutorClass cuda_executor_class = {
 };
 
 static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GError **error) {
+  gboolean recurrent = kv_host_is_recurrent(s->model);
+  guint slots = recurrent ? 2 : s->block_tokens; /* states of a block, or tokens */
   if (!(cuda->device = kv_cuda_device_open(error)) ||
       !(cuda->weights =
             kv_cuda_weights_new(cuda->device, s->model, s->checkpoint, s->seed, error)) ||
       !(cuda->cache =
-            kv_cuda_cache_new_compressed(cuda->device, cuda->weights, s->block_tokens,
-                                         s->hbm_blocks, s->dram_blocks, s->compression, error)) ||
+            kv_cuda_cache_new_compressed(cuda->device, cuda->weights, slots, s->hbm_blocks,
+                                         s->dram_blocks, s->compression, error)) ||
       !(cuda->engine =
             kv_cuda_engine_new(cuda->device, cuda->weights, cuda->cache, s->max_positions, error)))
     return FALSE;
   kv_cuda_engine_set_graph_rows(cuda->engine, s->graph_rows);
   cuda->ledger = (KvHostLedger){.executor = "cuda",
                                 .vocab = cuda->weights->vocab,
-                                .block_tokens = s->block_tokens,
+                                .block_tokens = slots,
+                                .recurrent = recurrent,
                                 .max_positions = s->max_positions,
                                 .oldest_window = kv_host_oldest_window(s->model),
                                 .hash_block_tokens = s->hash_block_tokens,

@@ -15,18 +15,21 @@ typedef struct {
   guint max_splits;         /* of decode attention */
   guint shared_tiles;       /* room for tiles of tokens that sequences share; 0: they share none */
   guint shared_parts;       /* not of the launch: what there must be room for */
+  guint states;             /* of recurrent layers: sequences, or 0 */
 } Shape;
 
 /* The step's numbers, uploaded as one piece: on the host where they are written, on the GPU where
  * they are read. */
 typedef struct {
   guint32 *tokens, *positions, *row_sequences; /* [R] */
-  guint32 *slots;                              /* [R]: where keys and values go */
-  guint32 *table_starts;                       /* [prefill + decode] */
-  guint32 *contexts;                           /* [decode] */
-  guint32 *split_tokens;                       /* [1] */
-  guint32 *sample_rows;                        /* [samples] */
-  KvCudaTile *tiles;                           /* [tiles] */
+  guint32
+      *slots; /* [R]: where keys and values go; of recurrent layers: the row's place in its span */
+  guint32 *table_starts; /* [prefill + decode] */
+  guint32 *contexts;     /* [decode] */
+  guint32 *split_tokens; /* [1] */
+  guint32 *sample_rows;  /* [samples] */
+  guint32 *from, *to;    /* [states]: continued, and left (KvCudaStates) */
+  KvCudaTile *tiles;     /* [tiles]; of recurrent layers a span each */
   /* Where sequences share tokens: [decode], [decode + 1], [decode], [1], [shared_tiles]. */
   guint32 *first_tokens, *part_starts, *members, *n_shared;
   KvCudaSharedTile *shared;
@@ -43,7 +46,9 @@ static Inputs inputs_at(guint32 *words, const Shape *s) {
   in.contexts = in.table_starts + s->prefill + s->decode;
   in.split_tokens = in.contexts + s->decode;
   in.sample_rows = in.split_tokens + 1;
-  in.tiles = (KvCudaTile *)(in.sample_rows + s->samples);
+  in.from = in.sample_rows + s->samples;
+  in.to = in.from + s->states;
+  in.tiles = (KvCudaTile *)(in.to + s->states);
   in.table = (guint32 *)(in.tiles + s->tiles);
   if (s->shared_tiles) {
     in.first_tokens = in.table;
@@ -73,6 +78,7 @@ typedef struct {
   guint32 *sampled, *inputs, *counters;
   void *scratch; /* of decode attention */
   void *shared;  /* of what sequences share */
+  char *mixer;   /* of recurrent layers, mixer_at() */
 } Buffers;
 
 struct KvCudaEngine {
@@ -84,8 +90,9 @@ struct KvCudaEngine {
   KvCudaGemm *gemm;
   GArray *angles; /* of Angles */
   guint max_positions, graph_rows;
-  gboolean all_logits;
-  gboolean apart; /* the output projection of decoding rows is another one */
+  gboolean all_logits, recurrent;
+  gboolean apart;     /* the output projection of decoding rows is another one */
+  gsize widest_mixer; /* bytes of a row */
   gsize widest_qkv, widest_heads, widest_up, widest_act, most_heads, widest_head;
   Buffers buffers;
   guint32 *staged;                    /* pinned, as long as buffers.inputs */
@@ -131,10 +138,34 @@ static void graph_free(gpointer graph) {
   (void)cudaGraphExecDestroy(graph);
 }
 
+/* What a recurrent layer keeps of R rows between its products. */
+typedef struct {
+  KvBf16 *x, *low;   /* [R][I]: convolved; [R][dt_rank]: step sizes before their last product */
+  float *bc, *delta; /* [R][2 N], [R][I] */
+  gsize row_bytes;   /* of all four */
+} Mixer;
+
+static Mixer mixer_at(char *memory, const KvAttention *a, gsize rows) {
+  const gsize x = a->inner * sizeof(KvBf16), low = a->dt_rank * sizeof(KvBf16);
+  const gsize bc = 2 * a->state_dim * sizeof(float), delta = a->inner * sizeof(float);
+  return (Mixer){.x = (KvBf16 *)(void *)memory,
+                 .low = (KvBf16 *)(void *)(memory + rows * x),
+                 .bc = (float *)(void *)(memory + rows * (x + low)),
+                 .delta = (float *)(void *)(memory + rows * (x + low + bc)),
+                 .row_bytes = x + low + bc + delta};
+}
+
 static gboolean measure_layers(KvCudaEngine *e, GError **error) {
   for (guint l = 0; l < e->weights->n_layers; l++) {
     const KvCudaLayer *layer = &e->weights->layers[l];
     const KvAttention *a = &layer->attention;
+    if (a->kind == KV_ATTENTION_NONE) {
+      e->recurrent = TRUE;
+      e->widest_mixer = MAX(e->widest_mixer, mixer_at(NULL, a, 0).row_bytes);
+      e->widest_qkv = MAX(e->widest_qkv, 2 * (gsize)a->inner);
+      e->widest_heads = MAX(e->widest_heads, a->inner);
+      continue;
+    }
     gsize heads = (gsize)a->n_heads * a->head_dim;
     e->widest_qkv = MAX(e->widest_qkv, heads + 2 * (gsize)a->n_kv_heads * a->head_dim);
     e->widest_heads = MAX(e->widest_heads, heads);
@@ -184,8 +215,9 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
 
 static void buffers_free(KvCudaEngine *e) {
   Buffers *b = &e->buffers;
-  void *memory[] = {b->x,      b->picked,  b->normed, b->qkv,      b->attended, b->up,    b->act,
-                    b->logits, b->sampled, b->inputs, b->counters, b->scratch,  b->shared};
+  void *memory[] = {b->x,        b->picked,  b->normed, b->qkv,     b->attended,
+                    b->up,       b->act,     b->logits, b->sampled, b->inputs,
+                    b->counters, b->scratch, b->shared, b->mixer};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
   if (e->staged)
@@ -275,7 +307,8 @@ static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GErr
                {&need.inputs, need.words * sizeof(guint32)},
                {&need.counters, R * e->most_heads * sizeof(guint32)},
                {&need.scratch, need.scratch_bytes},
-               {&need.shared, shared}};
+               {&need.shared, shared},
+               {&need.mixer, R * e->widest_mixer}};
   *b = need;
   for (guint i = 0; i < G_N_ELEMENTS(parts); i++) {
     void *memory = kv_cuda_alloc(parts[i].bytes, "the activations of a step", error);
@@ -517,8 +550,80 @@ static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner
          lap(p, KV_COMPONENT_ELEMENTWISE);
 }
 
+/* Convolution and scan, of prompts and of decoding tokens; `states` of all sequences. */
+static gboolean scan(Pass *p, const KvCudaMixer *m, const Mixer *x, KvCudaStates states) {
+  const Buffers *b = &p->e->buffers;
+  const Shape *s = &p->shape;
+  cudaStream_t stream = p->e->device->stream;
+  gsize I = states.inner, row = s->prefill_rows;
+  const KvBf16 *gate = b->qkv + I;
+  if (s->tiles && (!kv_cuda_ok(kv_cuda_selective_scan(b->attended, x->x, gate, 2 * I, x->delta,
+                                                      m->dt_bias, x->bc, m->decay, m->skip, &states,
+                                                      p->in.tiles, s->tiles, stream),
+                               "scan of prompts", p->error) ||
+                   !lap(p, KV_COMPONENT_PREFILL_ATTENTION)))
+    return FALSE;
+  if (!s->decode)
+    return TRUE;
+  states.from += s->prefill;
+  states.to += s->prefill;
+  return kv_cuda_ok(kv_cuda_selective_scan(b->attended + row * I, x->x + row * I,
+                                           gate + row * 2 * I, 2 * I, x->delta + row * I,
+                                           m->dt_bias, x->bc + row * 2 * states.state_dim, m->decay,
+                                           m->skip, &states, NULL, s->decode, stream),
+                    "update of states", p->error) &&
+         lap(p, KV_COMPONENT_DECODE_ATTENTION);
+}
+
+/* x[R][outputs] in fp32 = in . weight. */
+static gboolean multiply_f32(Pass *p, float *out, const KvBf16 *in, const KvBf16 *weight,
+                             guint inputs, guint outputs) {
+  KvCudaProduct product = {.out = out,
+                           .out_f32 = TRUE,
+                           .x = in,
+                           .weight = weight,
+                           .rows = p->shape.rows,
+                           .inputs = inputs,
+                           .outputs = outputs};
+  return kv_cuda_gemm_run(p->e->gemm, &product, p->e->device->stream, p->error) &&
+         lap(p, KV_COMPONENT_QKV);
+}
+
+/* A Mamba block. All its products count as one component, as the simulator prices them. */
+static gboolean recur(Pass *p, guint l) {
+  const KvCudaLayer *layer = &p->e->weights->layers[l];
+  const KvAttention *a = &layer->attention;
+  const KvCudaMixer *m = &layer->mixer;
+  const Buffers *b = &p->e->buffers;
+  const KvCudaPages *pages = &p->e->cache->layers[l];
+  Mixer x = mixer_at(b->mixer, a, p->shape.rows);
+  guint D = p->e->weights->hidden, I = a->inner;
+  KvCudaStates states = {.pool = (float *)(void *)pages->pool,
+                         .floats = pages->value_offset * sizeof(KvBf16) / sizeof(float),
+                         .inner = I,
+                         .state_dim = a->state_dim,
+                         .conv_width = a->conv_width,
+                         .from = p->in.from,
+                         .to = p->in.to};
+  return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
+              p->shape.rows) &&
+         multiply(p, b->qkv, b->normed, m->in, m->in_bias, D, 2 * I, KV_COMPONENT_QKV) &&
+         kv_cuda_ok(kv_cuda_causal_convolution(x.x, b->qkv, 2 * (gsize)I, m->conv, m->conv_bias,
+                                               &states, p->in.row_sequences, p->in.slots,
+                                               p->shape.rows, p->e->device->stream),
+                    "convolution", p->error) &&
+         lap(p, KV_COMPONENT_ELEMENTWISE) &&
+         multiply(p, x.low, x.x, m->x, NULL, I, a->dt_rank, KV_COMPONENT_QKV) &&
+         multiply_f32(p, x.bc, x.x, m->x + (gsize)a->dt_rank * I, I, 2 * a->state_dim) &&
+         multiply_f32(p, x.delta, x.low, m->dt, a->dt_rank, I) && scan(p, m, &x, states) &&
+         multiply_and_add(p, b->attended, m->out, m->out_bias, I, 0, p->shape.rows,
+                          KV_COMPONENT_QKV);
+}
+
 static gboolean run_layer(Pass *p, guint l) {
   const KvCudaLayer *layer = &p->e->weights->layers[l];
+  if (layer->attention.kind == KV_ATTENTION_NONE)
+    return recur(p, l);
   const Buffers *b = &p->e->buffers;
   guint D = p->e->weights->hidden;
   const KvCudaProjections own = projections_of(p->e, l);
@@ -583,14 +688,19 @@ static gboolean launch(KvCudaEngine *e, const Shape *shape, GError **error) {
 
 /* --- a step's shape and inputs --------------------------------------------------------------- */
 
+/* Entries of its table that kernels read. */
 static guint blocks_of(const KvCudaEngine *e, const KvHostSpan *span) {
+  if (e->recurrent)
+    return 0;
   return (
       guint)(((guint64)span->past + span->n_tokens - span->dropped + e->cache->block_tokens - 1) /
              e->cache->block_tokens);
 }
 
 static guint tile_tokens(const KvCudaEngine *e) {
-  guint tokens = G_MAXUINT;
+  guint tokens = G_MAXINT;
+  if (e->recurrent) /* a span is not cut */
+    return tokens;
   for (guint l = 0; l < e->weights->n_layers; l++) {
     const KvAttention *a = &e->weights->layers[l].attention;
     tokens = MIN(tokens, kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads));
@@ -658,6 +768,7 @@ static Shape shape_of(const KvCudaEngine *e, const KvHostSpan *spans, guint n, g
     s.samples = s.rows;
   if (!s.prefill && s.samples == s.rows && graph_rows(s.rows) <= e->graph_rows)
     s.rows = s.decode = s.samples = graph_rows(s.rows);
+  s.states = e->recurrent ? s.prefill + s.decode : 0;
   if (e->sharing && e->sharing->tiles->len) {
     s.shared_tiles = MAX(16, 1u << g_bit_storage(e->sharing->tiles->len - 1)); /* few graphs */
     s.shared_parts = kv_cuda_sharing_parts(e->sharing);
@@ -666,7 +777,7 @@ static Shape shape_of(const KvCudaEngine *e, const KvHostSpan *spans, guint n, g
                                       s.shared_tiles * sizeof(KvCudaSharedTile) / sizeof(guint32)
                                 : 0;
   *words = shared + 4 * (gsize)s.rows + s.prefill + 2 * (gsize)s.decode + 1 + s.samples +
-           4 * (gsize)s.tiles + table;
+           2 * (gsize)s.states + 4 * (gsize)s.tiles + table;
   return s;
 }
 
@@ -705,6 +816,10 @@ static void fill_inputs(const KvCudaEngine *e, const Shape *shape, const KvHostS
     in->table_starts[s] = table;
     memcpy(in->table + table, span->block_table, blocks_of(e, span) * sizeof(guint32));
     table += blocks_of(e, span);
+    if (e->recurrent) {
+      in->from[s] = span->past ? 2 * span->block_table[0] + span->state : G_MAXUINT32;
+      in->to[s] = 2 * span->block_table[0] + 1 - span->state;
+    }
     if (span->decoding)
       in->contexts[decoding++] = span->past + 1 - span->dropped;
     for (guint32 t = 0; !span->decoding && t < span->n_tokens; t += most)
@@ -712,7 +827,7 @@ static void fill_inputs(const KvCudaEngine *e, const Shape *shape, const KvHostS
     for (guint32 t = 0; t < span->n_tokens; t++, row++) {
       in->tokens[row] = span->tokens[t];
       in->positions[row] = span->past + t;
-      in->slots[row] = span->past + t - span->dropped;
+      in->slots[row] = e->recurrent ? t : span->past + t - span->dropped;
       in->row_sequences[row] = s;
       if (e->all_logits || (span->sample && t + 1 == span->n_tokens))
         in->sample_rows[samples++] = row;
@@ -723,6 +838,8 @@ static void fill_inputs(const KvCudaEngine *e, const Shape *shape, const KvHostS
     in->row_sequences[row] = G_MAXUINT32;
     in->table_starts[row] = in->contexts[decoding] = 0;
     in->sample_rows[row] = row;
+    if (e->recurrent)
+      in->from[row] = in->to[row] = G_MAXUINT32;
   }
   if (shape->shared_tiles)
     fill_shared(e, shape, in);
@@ -808,6 +925,16 @@ static double tokens_attended(const KvHostSpan *span, guint window) {
   return sum;
 }
 
+static void count_scan(const KvCudaEngine *e, guint l, const KvHostSpan *spans, guint n,
+                       KvCudaWork *work) {
+  const KvAttention *a = &e->weights->layers[l].attention;
+  double state = (double)(e->cache->layers[l].value_offset * sizeof(KvBf16));
+  for (guint s = 0; s < n; s++) {
+    work->flops += (6.0 * a->state_dim + 2.0 * a->conv_width) * a->inner * spans[s].n_tokens;
+    work->bytes += (spans[s].past ? 2.0 : 1.0) * state;
+  }
+}
+
 static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *spans, guint n,
                        KvCudaWork *work) {
   const KvCudaWeights *w = e->weights;
@@ -819,6 +946,10 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
   work->bytes += w->bytes;
   for (guint l = 0; l < w->n_layers; l++) {
     const KvAttention *a = &w->layers[l].attention;
+    if (a->kind == KV_ATTENTION_NONE) {
+      count_scan(e, l, spans, n, work);
+      continue;
+    }
     guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
     gsize elements = e->cache->layers[l].block_elements;
     if (elements == 0 && l > 0) /* the layer reads those of the one before */
@@ -851,7 +982,8 @@ static gpointer warm_key(const KvCudaEngine *e, const Shape *shape) {
 }
 
 /* A shape that comes for the first time is computed once untimed, so that loading kernels and
- * choosing algorithms is not measured: to compute a step again changes nothing. Sets *graph where
+ * choosing algorithms is not measured: to compute a step again changes nothing (recurrent layers
+ * leave their states elsewhere than where they found them). Sets *graph where
  * the step is one that is replayed. */
 static gboolean warm_up(KvCudaEngine *e, const Shape *shape, gsize words, cudaGraphExec_t *graph,
                         GError **error) {
@@ -889,7 +1021,7 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
     kv_cuda_sharing_plan(e->sharing, spans, n_spans);
   Shape shape = shape_of(e, spans, n_spans, &words);
   guint32 split_tokens = KV_CUDA_SPLIT_UNIT;
-  if (shape.decode)
+  if (shape.decode && !e->recurrent)
     split_tokens = split(e, spans, n_spans, &shape);
   gboolean moved = FALSE;
   if (e->compressed && !kv_cuda_compressed_begin(e->compressed, spans, n_spans, &moved, error))

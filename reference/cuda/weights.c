@@ -56,10 +56,9 @@ static gboolean from_seed(Source *source, KvBf16 *to, const KvTensorShape *shape
   static const struct {
     double mean, deviation;
     gboolean by_width;
-  } spreads[] = {[KV_TENSOR_MATRIX] = {0.0, 2.0, TRUE},
-                 [KV_TENSOR_TABLE] = {0.0, 1.0, TRUE},
-                 [KV_TENSOR_GAIN] = {1.0, 0.1, FALSE},
-                 [KV_TENSOR_BIAS] = {0.0, 0.1, FALSE}};
+  } spreads[] = {[KV_TENSOR_MATRIX] = {0.0, 2.0, TRUE}, [KV_TENSOR_TABLE] = {0.0, 1.0, TRUE},
+                 [KV_TENSOR_GAIN] = {1.0, 0.1, FALSE},  [KV_TENSOR_BIAS] = {0.0, 0.1, FALSE},
+                 [KV_TENSOR_STEP] = {-3.0, 1.0, FALSE}, [KV_TENSOR_RATE] = {1.0, 0.7, FALSE}};
   double deviation = spreads[shape->kind].deviation;
   if (spreads[shape->kind].by_width)
     deviation /= sqrt((double)shape->columns);
@@ -122,9 +121,24 @@ static gboolean join(Source *source, KvBf16 **array, const KvLayerGroup *group, 
   join(source, &(array), group, l, (const KvTensorId[]){__VA_ARGS__},                              \
        sizeof((const KvTensorId[]){__VA_ARGS__}) / sizeof(KvTensorId), error)
 
+static gboolean make_mixer(Source *source, guint l, const KvLayerGroup *group, GError **error) {
+  KvCudaLayer *layer = &source->weights->layers[l];
+  KvCudaMixer *mixer = &layer->mixer;
+  return JOIN(layer->attention_norm, KV_TENSOR_ATTENTION_NORM) &&
+         JOIN(layer->attention_norm_bias, KV_TENSOR_ATTENTION_NORM_BIAS) &&
+         JOIN(mixer->in, KV_TENSOR_MIXER_IN) && JOIN(mixer->in_bias, KV_TENSOR_MIXER_IN_BIAS) &&
+         JOIN(mixer->conv, KV_TENSOR_CONV) && JOIN(mixer->conv_bias, KV_TENSOR_CONV_BIAS) &&
+         JOIN(mixer->x, KV_TENSOR_MIXER_X) && JOIN(mixer->dt, KV_TENSOR_MIXER_DT) &&
+         JOIN(mixer->dt_bias, KV_TENSOR_MIXER_DT_BIAS) && JOIN(mixer->decay, KV_TENSOR_DECAY) &&
+         JOIN(mixer->skip, KV_TENSOR_SKIP) && JOIN(mixer->out, KV_TENSOR_MIXER_OUT) &&
+         JOIN(mixer->out_bias, KV_TENSOR_MIXER_OUT_BIAS);
+}
+
 static gboolean make_layer(Source *source, guint l, const KvLayerGroup *group, GError **error) {
   KvCudaLayer *layer = &source->weights->layers[l];
   layer->attention = group->attention;
+  if (group->attention.kind == KV_ATTENTION_NONE)
+    return make_mixer(source, l, group, error);
   layer->intermediate = (guint)group->mlp.intermediate;
   layer->gated = group->mlp.gated;
   if (!JOIN(layer->attention_norm, KV_TENSOR_ATTENTION_NORM) ||
@@ -167,12 +181,23 @@ static gboolean make_model(Source *source, GError **error) {
   return kv_cuda_wait(source->device, error);
 }
 
+static const char *recurrence_obstacle(const KvModel *model, const KvAttention *a) {
+  guint N = a->state_dim;
+  if (model->hidden % 8 || a->inner % 8 || a->dt_rank % 8)
+    return "recurrent layers whose widths are not multiples of 8";
+  if (N < 4 || N > 128 || (N & (N - 1)))
+    return "recurrent layers whose state_dim is not 4, 8, 16, 32, 64 or 128";
+  return a->conv_width > 4 ? "recurrent layers with convolutions wider than 4" : NULL;
+}
+
 /* What the kernels do not compute, beyond what the host does not. */
 static const char *obstacle(const KvModel *model) {
   const char *problem = kv_host_weights_obstacle(model);
   for (guint g = 0; g < model->n_groups && !problem; g++) {
     guint d = model->groups[g].attention.head_dim;
-    if (d != 64 && d != 80 && d != 96 && d != 128)
+    if (model->groups[g].attention.kind == KV_ATTENTION_NONE)
+      problem = recurrence_obstacle(model, &model->groups[g].attention);
+    else if (d != 64 && d != 80 && d != 96 && d != 128)
       problem = "heads whose size is not 64, 80, 96 or 128";
     else if (kv_cuda_prefill_tile_tokens(model->groups[g].attention.n_heads,
                                          model->groups[g].attention.n_kv_heads) == 0)
@@ -206,7 +231,7 @@ KvCudaWeights *kv_cuda_weights_new(KvCudaDevice *device, const KvModel *model, c
   if (problem) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "model %s has %s, the cuda executor computes dense models with full or sliding "
-                "multi-head attention",
+                "multi-head attention, and stacks of Mamba blocks",
                 model->id, problem);
     return NULL;
   }

@@ -13,6 +13,16 @@
 #include "reference/cuda/kernels.h"
 #include "reference/host/kernels.h"
 
+/* A recurrent layer's: I inner, N state_dim, W conv_width, R dt_rank of the layer. */
+typedef struct {
+  KvBf16 *in, *in_bias;     /* [2I][D], [2I]: the branch that is scanned, then its gate */
+  KvBf16 *conv, *conv_bias; /* [I][W], [I] */
+  KvBf16 *x;                /* [R + 2N][I] */
+  KvBf16 *dt, *dt_bias;     /* [I][R], [I] */
+  KvBf16 *decay, *skip;     /* [I][N], [I] */
+  KvBf16 *out, *out_bias;   /* [D][I], [D] */
+} KvCudaMixer;
+
 /* NULL where the layer has no such tensor. D hidden, H, Hkv, d of the layer, E intermediate. */
 typedef struct {
   KvAttention attention;
@@ -25,6 +35,7 @@ typedef struct {
   KvBf16 *mlp_norm, *mlp_norm_bias;             /* [D] */
   KvBf16 *up, *up_bias;     /* [2E][D] of a gated MLP, gate first; else [E][D] */
   KvBf16 *down, *down_bias; /* [D][E], [D] */
+  KvCudaMixer mixer;        /* of a recurrent layer, whose norm is attention's */
 } KvCudaLayer;
 
 typedef struct {

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "reference/host/recurrent.h"
 #include "sim/base/error.h"
 
 static gboolean pool_init(KvHostPool *pool, const KvHostCache *cache, guint64 n_blocks) {
@@ -22,7 +23,9 @@ static void lay_out(KvHostCache *cache, const KvHostWeights *weights) {
   cache->layers = g_new0(KvHostPages, cache->n_layers);
   for (guint l = 0; l < cache->n_layers; l++) {
     const KvAttention *a = &weights->layers[l].attention;
-    gsize floats = (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;
+    gsize floats = a->kind == KV_ATTENTION_NONE
+                       ? kv_host_state_floats(a)
+                       : (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;
     cache->layers[l] = (KvHostPages){.key_offset = cache->block_floats,
                                      .value_offset = cache->block_floats + floats,
                                      .block_tokens = cache->block_tokens,
@@ -68,6 +71,12 @@ void kv_host_cache_free(KvHostCache *cache) {
     cache->free_state(cache->state);
   g_free(cache->layers);
   g_free(cache);
+}
+
+float *kv_host_cache_state(const KvHostCache *cache, guint layer, guint32 block, guint which) {
+  const KvHostPages *pages = &cache->layers[layer];
+  return pages->pool + block * pages->block_floats +
+         (which ? pages->value_offset : pages->key_offset);
 }
 
 void kv_host_cache_forget(KvHostCache *cache, guint64 owner) {

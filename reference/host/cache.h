@@ -4,6 +4,10 @@
  * layers may differ in Hkv and d. Beside each token slot stands the name of what was written there:
  * a hash of the token and of all before it. A read through a wrong block table is therefore an
  * error at the first wrong position, and not merely a different token some time later.
+ *
+ * A sequence of a recurrent model has one block, with room for two states of each layer in the
+ * place of keys and of values: a pass reads the one and leaves its own in the other. Its two slots'
+ * names are those of the prefixes that the states come from.
  */
 #ifndef KV_REFERENCE_HOST_CACHE_H
 #define KV_REFERENCE_HOST_CACHE_H
@@ -43,6 +47,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostCache, kv_host_cache_free)
 KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
 /* What the format keeps of a sequence is no longer needed. */
 void kv_host_cache_forget(KvHostCache *cache, guint64 owner);
+/* Of the two states of a layer in a block of HBM, that one (recurrent.h). */
+float *kv_host_cache_state(const KvHostCache *cache, guint layer, guint32 block, guint which);
 /* Copy a block with its names. Both must exist. */
 void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                         guint32 to);

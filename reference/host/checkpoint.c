@@ -86,7 +86,9 @@ static gboolean read_config(KvCheckpoint *checkpoint, GError **error) {
   json_t *root = kv_json_root(json);
   checkpoint->rotary = KV_HOST_ROTARY_DEFAULT;
   checkpoint->rotary.theta = kv_json_number(json, root, "rope_theta", 10000.0, 1.0, 1e12);
-  checkpoint->epsilon = (float)kv_json_number(json, root, "rms_norm_eps", 1e-5, 0.0, 1.0);
+  const char *epsilon = kv_json_has(root, "layer_norm_epsilon") ? "layer_norm_epsilon" /* Mamba */
+                                                                : "rms_norm_eps";
+  checkpoint->epsilon = (float)kv_json_number(json, root, epsilon, 1e-5, 0.0, 1.0);
   static const char *const scalings[] = {"rope_parameters", "rope_scaling"}; /* new and old name */
   for (guint i = 0; i < G_N_ELEMENTS(scalings); i++)
     if (json_is_object(json_object_get(root, scalings[i]))) {
@@ -206,16 +208,18 @@ static gboolean find_type(const char *name, KvTensorType *type) {
   return FALSE;
 }
 
-/* One or two whole numbers: a vector is one row. */
+/* One or two whole numbers: a vector is one row. A convolution of channels by themselves has a one
+ * between them. */
 static gboolean read_shape(const json_t *shape, KvTensor *tensor) {
   gsize n = json_array_size(shape);
   for (gsize i = 0; i < n; i++)
     if (!json_is_integer(json_array_get(shape, i)) ||
         json_integer_value(json_array_get(shape, i)) < 0)
       return FALSE;
-  if (n != 1 && n != 2)
+  gboolean depthwise = n == 3 && json_integer_value(json_array_get(shape, 1)) == 1;
+  if (n != 1 && n != 2 && !depthwise)
     return FALSE;
-  tensor->rows = n == 2 ? (guint64)json_integer_value(json_array_get(shape, 0)) : 1;
+  tensor->rows = n > 1 ? (guint64)json_integer_value(json_array_get(shape, 0)) : 1;
   tensor->columns = (guint64)json_integer_value(json_array_get(shape, n - 1));
   return TRUE;
 }

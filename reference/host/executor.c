@@ -119,14 +119,17 @@ KvExecutor *kv_host_executor_new_with(KvHostWeights *given, const KvModel *model
                                       guint32 hash_block_tokens, GError **error) {
   g_return_val_if_fail(given && model && block_tokens, NULL);
   g_autoptr(KvHostWeights) weights = given;
-  KvHostCache *cache = kv_host_cache_new(weights, block_tokens, hbm_blocks, dram_blocks, error);
+  gboolean recurrent = kv_host_is_recurrent(model);
+  guint slots = recurrent ? 2 : block_tokens; /* states of a block, or tokens */
+  KvHostCache *cache = kv_host_cache_new(weights, slots, hbm_blocks, dram_blocks, error);
   if (!cache)
     return NULL;
   HostExecutor *host = g_new0(HostExecutor, 1);
   host->base.class = &kv_host_executor_class;
   host->ledger = (KvHostLedger){.executor = "host",
                                 .vocab = weights->vocab,
-                                .block_tokens = block_tokens,
+                                .block_tokens = slots,
+                                .recurrent = recurrent,
                                 .max_positions = weights->max_positions,
                                 .oldest_window = kv_host_oldest_window(model),
                                 .hash_block_tokens = hash_block_tokens,

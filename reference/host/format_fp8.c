@@ -8,4 +8,10 @@ static void store(const KvHostFormatLayer *at) {
   }
 }
 
-const KvHostFormatClass kv_host_format_fp8 = {.store = store, .exact = TRUE};
+static gboolean check(const KvHostCompression *c, const KvAttention *attention, GError **error) {
+  return attention->kind != KV_ATTENTION_NONE ||
+         kv_host_format_refuse(error, "precision.cache=fp8", "a layer that keeps a state",
+                               "keys and values in every layer");
+}
+
+const KvHostFormatClass kv_host_format_fp8 = {.check = check, .store = store, .exact = TRUE};

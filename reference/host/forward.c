@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "reference/host/format.h"
+#include "reference/host/recurrent.h"
 #include "reference/host/sharing.h"
 
 /* The pass under way. R rows: the spans' tokens one after another. */
@@ -210,6 +211,50 @@ static void compress(Pass *pass, guint l) {
   lap(pass, KV_COMPONENT_TECHNIQUE, 0.0);
 }
 
+/* A recurrent layer. All its products count as one component, as the simulator prices them. */
+static void recur(Pass *pass, const KvHostLayer *layer, guint l) {
+  const KvAttention *a = &layer->attention;
+  const KvHostMixer *m = &layer->mixer;
+  guint R = pass->rows, D = pass->weights->hidden, wide = a->dt_rank + 2 * a->state_dim;
+  gsize I = a->inner, kept = (a->conv_width - 1) * I, row = 0;
+  g_autofree float *both = g_new(float, 2 * R * I), *x = g_new(float, R *I);
+  g_autofree float *selected = g_new(float, (gsize)R *wide), *delta = g_new(float, R *I);
+  norm(pass, pass->normed, pass->x, layer->attention_norm, layer->attention_norm_bias, R);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  kv_host_linear(both, pass->normed, m->in, m->in_bias, R, D, 2 * a->inner);
+  lap(pass, KV_COMPONENT_QKV, 4.0 * R * D * a->inner);
+  for (guint s = 0; s < pass->n_spans; row += pass->spans[s++].n_tokens) {
+    const KvHostSpan *span = &pass->spans[s];
+    guint32 block = span->block_table[0];
+    kv_host_causal_convolution(x + row * I, both + row * 2 * I, 2 * I, m->conv, m->conv_bias,
+                               span->past ? kv_host_cache_state(pass->cache, l, block, span->state)
+                                          : NULL,
+                               kv_host_cache_state(pass->cache, l, block, !span->state),
+                               span->n_tokens, a->inner, a->conv_width);
+  }
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  kv_host_linear(selected, x, m->x, NULL, R, a->inner, wide);
+  for (guint r = 0; r < R; r++)
+    kv_host_linear(delta + r * I, selected + (gsize)r * wide, m->dt, NULL, 1, a->dt_rank, a->inner);
+  lap(pass, KV_COMPONENT_QKV, 2.0 * R * I * (wide + (double)a->dt_rank));
+  row = 0;
+  for (guint s = 0; s < pass->n_spans; row += pass->spans[s++].n_tokens) {
+    const KvHostSpan *span = &pass->spans[s];
+    guint32 block = span->block_table[0];
+    kv_host_selective_scan(
+        x + row * I, x + row * I, both + row * 2 * I + I, 2 * I, delta + row * I, m->dt_bias,
+        selected + row * wide + a->dt_rank, wide, m->decay, m->skip,
+        span->past ? kv_host_cache_state(pass->cache, l, block, span->state) + kept : NULL,
+        kv_host_cache_state(pass->cache, l, block, !span->state) + kept, span->n_tokens, a->inner,
+        a->state_dim);
+    pass->work->bytes += (span->past ? 2.0 : 1.0) * (double)kv_host_state_floats(a) * sizeof(float);
+    lap(pass, span->decoding ? KV_COMPONENT_DECODE_ATTENTION : KV_COMPONENT_PREFILL_ATTENTION,
+        (6.0 * a->state_dim + 2.0 * a->conv_width) * (double)I * span->n_tokens);
+  }
+  kv_host_linear(pass->added, x, m->out, m->out_bias, R, a->inner, D);
+  lap(pass, KV_COMPONENT_QKV, 2.0 * R * (double)I * D);
+}
+
 static void feed_forward(Pass *pass, const KvHostLayer *layer) {
   guint R = pass->rows, D = pass->weights->hidden, E = layer->intermediate;
   norm(pass, pass->normed, pass->x, layer->mlp_norm, layer->mlp_norm_bias, R);
@@ -279,6 +324,11 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
   embed(&pass);
   for (guint l = 0; l < weights->n_layers; l++) {
     const KvHostLayer *layer = &weights->layers[l];
+    if (layer->attention.kind == KV_ATTENTION_NONE) {
+      recur(&pass, layer, l);
+      add_residual(&pass);
+      continue;
+    }
     project_inputs(&pass, layer, l);
     store(&pass, l);
     attend(&pass, layer, l);

@@ -16,17 +16,20 @@
 
 /* The new tokens of one sequence: a chunk of its prompt, or the one token that it decodes. */
 typedef struct {
-  const guint32 *block_table; /* covers past + n_tokens - dropped tokens */
+  const guint32 *block_table; /* covers past + n_tokens - dropped tokens; of a recurrent model: one
+                                 block */
   const guint32 *tokens;      /* ids, [n_tokens] */
   guint32 past, n_tokens;
   guint32 dropped;       /* position i stands in slot i - dropped of the block table */
   guint32 prompt_tokens; /* of the sequence: for caches that are compressed when it is done */
-  guint64 owner;         /* tells sequences apart */
-  gboolean last;         /* it completes the prompt, or what a preemption lost */
-  gboolean decoding;     /* which component its attention counts as */
-  gboolean sample;       /* the token after the last one is wanted */
-  guint32 sampled;       /* out */
-  float *logits;         /* out where not NULL, [V]: of the token after the last one */
+  guint state; /* recurrent layers: of the two states in its block, which it continues (unless past
+                  is 0); it leaves its own in the other */
+  guint64 owner;     /* tells sequences apart */
+  gboolean last;     /* it completes the prompt, or what a preemption lost */
+  gboolean decoding; /* which component its attention counts as */
+  gboolean sample;   /* the token after the last one is wanted */
+  guint32 sampled;   /* out */
+  float *logits;     /* out where not NULL, [V]: of the token after the last one */
 } KvHostSpan;
 
 /* What a pass took. Products and attention count their multiply-adds as two FLOPs; the rest counts

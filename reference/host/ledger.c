@@ -85,7 +85,8 @@ static gboolean problem(GError **error, const KvHostLedger *ledger, const KvSequ
 static gboolean check_span(const KvHostLedger *ledger, KvSequence *sequence, const KvHostSpan *span,
                            GError **error) {
   guint64 end = (guint64)span->past + span->n_tokens;
-  guint64 blocks = (end - span->dropped + ledger->block_tokens - 1) / ledger->block_tokens;
+  guint64 slots = ledger->recurrent ? 1 : end - span->dropped;
+  guint64 blocks = (slots + ledger->block_tokens - 1) / ledger->block_tokens;
   if (!span->n_tokens)
     return PROBLEM(error, sequence, "nothing to compute at position %u, expected a token",
                    span->past);
@@ -102,7 +103,8 @@ static gboolean check_span(const KvHostLedger *ledger, KvSequence *sequence, con
                    "position %" G_GUINT64_FORMAT " needs block %" G_GUINT64_FORMAT
                    " of its table, which has %u",
                    end - 1, blocks - 1, sequence->n_block_ids);
-  for (guint64 i = (span->past - span->dropped) / ledger->block_tokens; i < blocks; i++)
+  guint64 first = ledger->recurrent ? 0 : (span->past - span->dropped) / ledger->block_tokens;
+  for (guint64 i = first; i < blocks; i++)
     if (sequence->block_ids[i] >= ledger->n_blocks)
       return PROBLEM(error, sequence, "block id %u, of only %" G_GUINT64_FORMAT " in HBM",
                      sequence->block_ids[i], ledger->n_blocks);
@@ -126,6 +128,30 @@ static gboolean check_context(const KvHostLedger *ledger, KvSequence *sequence,
                      "position %u (block %u) holds %s, expected its own keys and values",
                      i + span->dropped, block, name ? "those of another prefix" : "nothing yet");
   }
+  return TRUE;
+}
+
+/* The span continues the state of its block that is its past's, and leaves its own in the other. */
+static void place_state(const KvHostLedger *ledger, KvSequence *sequence, KvHostSpan *span) {
+  guint64 *names = name_slot(ledger, span->block_table, 0);
+  span->state = span->past && names[0] == name_at(ledger, sequence, span->past - 1) ? 0 : 1;
+  names[!span->state] = name_at(ledger, sequence, span->past + span->n_tokens - 1);
+}
+
+/* Whether the state that the span continues is its past's, and nobody else leaves one where it
+ * does. */
+static gboolean check_state(const KvHostLedger *ledger, KvSequence *sequence,
+                            const KvHostSpan *span, GError **error) {
+  const guint64 *names = name_slot(ledger, span->block_table, 0);
+  guint32 last = span->past + span->n_tokens - 1;
+  if (span->past && names[span->state] != name_at(ledger, sequence, span->past - 1))
+    return PROBLEM(error, sequence,
+                   "position %u (block %u) finds another state or none, expected its own of "
+                   "position %u",
+                   span->past, span->block_table[0], span->past - 1);
+  if (names[!span->state] != name_at(ledger, sequence, last))
+    return PROBLEM(error, sequence, "its state at position %u (block %u) is another's too", last,
+                   span->block_table[0]);
   return TRUE;
 }
 
@@ -194,9 +220,12 @@ static gboolean batch_add(const KvHostLedger *ledger, KvHostBatch *batch, KvSequ
     guint32 token = token_at(ledger, sequence, span.past + t);
     guint32 slot = span.past + t - span.dropped;
     g_array_append_val(batch->tokens, token);
-    if (slot >= mixed_slots(ledger, sequence)) /* else the token takes that of another */
+    if (!ledger->recurrent &&
+        slot >= mixed_slots(ledger, sequence)) /* else the token takes that of another */
       *name_slot(ledger, span.block_table, slot) = name_at(ledger, sequence, span.past + t);
   }
+  if (ledger->recurrent)
+    place_state(ledger, sequence, &span);
   batch->owners[batch->n] = sequence;
   batch->spans[batch->n++] = span;
   return TRUE;
@@ -232,7 +261,8 @@ gboolean kv_host_batch_fill(const KvHostLedger *ledger, KvHostBatch *batch, cons
 
 gboolean kv_host_batch_check(const KvHostLedger *ledger, const KvHostBatch *batch, GError **error) {
   for (guint s = 0; s < batch->n; s++)
-    if (!check_context(ledger, batch->owners[s], &batch->spans[s], error))
+    if (!(ledger->recurrent ? check_state : check_context)(ledger, batch->owners[s],
+                                                           &batch->spans[s], error))
       return FALSE;
   return TRUE;
 }

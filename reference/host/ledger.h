@@ -4,7 +4,9 @@
  * A step of the engine becomes a batch of spans, each checked: its tokens are known, its positions
  * and blocks exist, and every slot that it reads holds this sequence's own prefix. For that, a name
  * (a hash of the token and of all before it) stands beside each token slot of the cache in `names`,
- * [n_blocks][block_tokens], 0 where nothing was written; whoever moves a block moves its names.
+ * [n_blocks][block_tokens], 0 where nothing was written; whoever moves a block moves its names. Of
+ * a recurrent model the names are those of states, and a span continues the state that is named as
+ * its past.
  *
  * A sequence's tokens hang on its executor_state until it is forgotten; they survive preemption.
  */
@@ -25,9 +27,11 @@ typedef struct {
   guint max_positions; /* of learned positions, 0: no limit */
   guint oldest_window; /* positions that some layer sees; 0: all */
   guint32 hash_block_tokens;
-  guint64 n_blocks; /* of HBM */
-  guint64 *names;   /* borrowed */
+  guint64 n_blocks;                     /* of HBM */
+  guint64 *names;                       /* borrowed */
   const KvHostCompression *compression; /* borrowed: says which tokens are dropped; NULL: none */
+  gboolean recurrent; /* a sequence's first block holds two states; block_tokens is 2, a name for
+                         each: that of the prefix that it comes from */
   gboolean exact; /* a token that is computed again must come out the same: in fp32 on the host it
                      does, and in bf16 another batch may tip a tie */
   KvHostSink sink;

@@ -6,6 +6,7 @@
 
 #define LLAMA_LAYER "model.layers.%u."
 #define OPT_LAYER "model.decoder.layers.%u."
+#define MAMBA_LAYER "backbone.layers.%u."
 #define OF_MODEL(field) offsetof(KvHostWeights, field)
 #define OF_LAYER(field) offsetof(KvHostLayer, field)
 
@@ -59,8 +60,68 @@ static const struct {
     [KV_TENSOR_DOWN] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.down_proj.weight",
                         OPT_LAYER "fc2.weight", OF_LAYER(down)},
     [KV_TENSOR_DOWN_BIAS] = {KV_TENSOR_BIAS, NULL, OPT_LAYER "fc2.bias", OF_LAYER(down_bias)},
+    [KV_TENSOR_MIXER_IN] = {KV_TENSOR_MATRIX, NULL, NULL, OF_LAYER(mixer.in)},
+    [KV_TENSOR_MIXER_IN_BIAS] = {KV_TENSOR_BIAS, NULL, NULL, OF_LAYER(mixer.in_bias)},
+    [KV_TENSOR_CONV] = {KV_TENSOR_TABLE, NULL, NULL, OF_LAYER(mixer.conv)},
+    [KV_TENSOR_CONV_BIAS] = {KV_TENSOR_BIAS, NULL, NULL, OF_LAYER(mixer.conv_bias)},
+    [KV_TENSOR_MIXER_X] = {KV_TENSOR_MATRIX, NULL, NULL, OF_LAYER(mixer.x)},
+    [KV_TENSOR_MIXER_DT] = {KV_TENSOR_MATRIX, NULL, NULL, OF_LAYER(mixer.dt)},
+    [KV_TENSOR_MIXER_DT_BIAS] = {KV_TENSOR_STEP, NULL, NULL, OF_LAYER(mixer.dt_bias)},
+    [KV_TENSOR_DECAY] = {KV_TENSOR_RATE, NULL, NULL, OF_LAYER(mixer.decay)},
+    [KV_TENSOR_SKIP] = {KV_TENSOR_GAIN, NULL, NULL, OF_LAYER(mixer.skip)},
+    [KV_TENSOR_MIXER_OUT] = {KV_TENSOR_MATRIX, NULL, NULL, OF_LAYER(mixer.out)},
+    [KV_TENSOR_MIXER_OUT_BIAS] = {KV_TENSOR_BIAS, NULL, NULL, OF_LAYER(mixer.out_bias)},
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(tensors) == KV_N_TENSORS);
+
+/* What transformers' MambaForCausalLM calls them. */
+static const char *const mamba_names[KV_N_TENSORS] = {
+    [KV_TENSOR_EMBEDDING] = "backbone.embeddings.weight",
+    [KV_TENSOR_FINAL_NORM] = "backbone.norm_f.weight",
+    [KV_TENSOR_HEAD] = "lm_head.weight",
+    [KV_TENSOR_ATTENTION_NORM] = MAMBA_LAYER "norm.weight",
+    [KV_TENSOR_MIXER_IN] = MAMBA_LAYER "mixer.in_proj.weight",
+    [KV_TENSOR_MIXER_IN_BIAS] = MAMBA_LAYER "mixer.in_proj.bias",
+    [KV_TENSOR_CONV] = MAMBA_LAYER "mixer.conv1d.weight",
+    [KV_TENSOR_CONV_BIAS] = MAMBA_LAYER "mixer.conv1d.bias",
+    [KV_TENSOR_MIXER_X] = MAMBA_LAYER "mixer.x_proj.weight",
+    [KV_TENSOR_MIXER_DT] = MAMBA_LAYER "mixer.dt_proj.weight",
+    [KV_TENSOR_MIXER_DT_BIAS] = MAMBA_LAYER "mixer.dt_proj.bias",
+    [KV_TENSOR_DECAY] = MAMBA_LAYER "mixer.A_log",
+    [KV_TENSOR_SKIP] = MAMBA_LAYER "mixer.D",
+    [KV_TENSOR_MIXER_OUT] = MAMBA_LAYER "mixer.out_proj.weight",
+    [KV_TENSOR_MIXER_OUT_BIAS] = MAMBA_LAYER "mixer.out_proj.bias",
+};
+
+/* Of a recurrent layer: no attention, no MLP. */
+static KvTensorShape mixer_shape(guint64 D, const KvAttention *a, KvTensorId id) {
+  guint64 I = a->inner, N = a->state_dim;
+  switch (id) {
+  case KV_TENSOR_MIXER_IN:
+    return (KvTensorShape){.rows = 2 * I, .columns = D, .present = TRUE};
+  case KV_TENSOR_MIXER_IN_BIAS:
+    return (KvTensorShape){.rows = 1, .columns = 2 * I, .present = a->bias};
+  case KV_TENSOR_CONV:
+    return (KvTensorShape){.rows = I, .columns = a->conv_width, .present = TRUE};
+  case KV_TENSOR_CONV_BIAS:
+    return (KvTensorShape){.rows = 1, .columns = I, .present = TRUE, .open = TRUE};
+  case KV_TENSOR_MIXER_X:
+    return (KvTensorShape){.rows = a->dt_rank + 2 * N, .columns = I, .present = TRUE};
+  case KV_TENSOR_MIXER_DT:
+    return (KvTensorShape){.rows = I, .columns = a->dt_rank, .present = TRUE};
+  case KV_TENSOR_MIXER_DT_BIAS:
+  case KV_TENSOR_SKIP:
+    return (KvTensorShape){.rows = 1, .columns = I, .present = TRUE};
+  case KV_TENSOR_DECAY:
+    return (KvTensorShape){.rows = I, .columns = N, .present = TRUE};
+  case KV_TENSOR_MIXER_OUT:
+    return (KvTensorShape){.rows = D, .columns = I, .present = TRUE};
+  case KV_TENSOR_MIXER_OUT_BIAS:
+    return (KvTensorShape){.rows = 1, .columns = D, .present = a->bias};
+  default:
+    return (KvTensorShape){0};
+  }
+}
 
 KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *a, const KvMlp *mlp,
                               KvTensorId id) {
@@ -95,14 +156,18 @@ KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *a, const 
       [KV_TENSOR_DOWN] = {.rows = D, .columns = E, .present = TRUE},
       [KV_TENSOR_DOWN_BIAS] = {.rows = 1, .columns = D, .present = centred},
   };
-  G_STATIC_ASSERT(G_N_ELEMENTS(shapes) == KV_N_TENSORS);
-  KvTensorShape shape = shapes[id];
+  gboolean recurrent = a->kind == KV_ATTENTION_NONE && id > KV_TENSOR_ATTENTION_NORM_BIAS;
+  KvTensorShape shape = recurrent                   ? mixer_shape(D, a, id)
+                        : id < G_N_ELEMENTS(shapes) ? shapes[id]
+                                                    : (KvTensorShape){0};
   shape.kind = tensors[id].kind;
   return shape;
 }
 
 char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer) {
-  const char *format = model->learned_positions ? tensors[id].opt : tensors[id].llama;
+  const char *format = kv_host_is_recurrent(model) ? mamba_names[id]
+                       : model->learned_positions  ? tensors[id].opt
+                                                   : tensors[id].llama;
   if (!format)
     return NULL;
   g_auto(GStrv) parts = g_strsplit(format, "%u", 2);

@@ -33,6 +33,17 @@ typedef enum {
   KV_TENSOR_UP_BIAS,
   KV_TENSOR_DOWN,
   KV_TENSOR_DOWN_BIAS,
+  KV_TENSOR_MIXER_IN, /* from here on of a recurrent layer, which has its norm beside them alone */
+  KV_TENSOR_MIXER_IN_BIAS,
+  KV_TENSOR_CONV,
+  KV_TENSOR_CONV_BIAS,
+  KV_TENSOR_MIXER_X,
+  KV_TENSOR_MIXER_DT,
+  KV_TENSOR_MIXER_DT_BIAS,
+  KV_TENSOR_DECAY,
+  KV_TENSOR_SKIP,
+  KV_TENSOR_MIXER_OUT,
+  KV_TENSOR_MIXER_OUT_BIAS,
   KV_N_TENSORS,
 } KvTensorId;
 
@@ -41,6 +52,8 @@ typedef enum {
   KV_TENSOR_TABLE,  /* a row a token or position, the same in both */
   KV_TENSOR_GAIN,
   KV_TENSOR_BIAS,
+  KV_TENSOR_STEP, /* a bias of step sizes before their softplus: small steps */
+  KV_TENSOR_RATE, /* a table of logarithms of rates of decay */
 } KvTensorKind;
 
 /* rows and columns as in a checkpoint. */
@@ -55,7 +68,8 @@ typedef struct {
 KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *attention, const KvMlp *mlp,
                               KvTensorId id);
 
-/* Its name in a checkpoint of the Llama or of the OPT family; NULL if it has none. Free it. */
+/* Its name in a checkpoint of the Llama, the OPT or the Mamba family; NULL if it has none. Free it.
+ */
 char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer);
 
 /* Where the host's weights keep it. */

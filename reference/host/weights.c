@@ -46,6 +46,22 @@ static float *draw_bias(Walk *walk, gboolean present, guint64 width) {
   return present ? draw(walk, 1, width, 0.0, 0.1) : NULL;
 }
 
+/* Steps of about a twentieth, so that a state remembers tens of tokens; rates of one to a dozen. */
+static void draw_mixer(Walk *walk, KvHostMixer *mixer, const KvAttention *a, guint64 D) {
+  guint64 I = a->inner, N = a->state_dim, W = a->conv_width, R = a->dt_rank;
+  mixer->in = draw_matrix(walk, D, 2 * I);
+  mixer->in_bias = draw_bias(walk, a->bias, 2 * I);
+  mixer->conv = draw(walk, I, W, 0.0, 1.0 / sqrt((double)W));
+  mixer->conv_bias = draw_bias(walk, TRUE, I);
+  mixer->x = draw_matrix(walk, I, R + 2 * N);
+  mixer->dt = draw_matrix(walk, R, I);
+  mixer->dt_bias = draw(walk, 1, I, -3.0, 1.0);
+  mixer->decay = draw(walk, I, N, 1.0, 0.7);
+  mixer->skip = draw_gain(walk, I);
+  mixer->out = draw_matrix(walk, I, D);
+  mixer->out_bias = draw_bias(walk, a->bias, D);
+}
+
 static void draw_layer(Walk *walk, KvHostLayer *layer, const KvModel *model,
                        const KvLayerGroup *group) {
   const KvAttention *a = &group->attention;
@@ -55,6 +71,10 @@ static void draw_layer(Walk *walk, KvHostLayer *layer, const KvModel *model,
   *layer = (KvHostLayer){.attention = *a, .intermediate = (guint)E, .gated = group->mlp.gated};
   layer->attention_norm = draw_gain(walk, D);
   layer->attention_norm_bias = draw_bias(walk, centred, D);
+  if (a->kind == KV_ATTENTION_NONE) {
+    draw_mixer(walk, &layer->mixer, a, D);
+    return;
+  }
   layer->query = draw_matrix(walk, D, q);
   layer->key = draw_matrix(walk, D, kv);
   layer->value = draw_matrix(walk, D, kv);
@@ -105,13 +125,31 @@ static void draw_model(Walk *walk, const KvModel *model) {
     }
 }
 
+gboolean kv_host_is_recurrent(const KvModel *model) {
+  return model->n_groups > 0 && model->groups[0].attention.kind == KV_ATTENTION_NONE;
+}
+
+/* The same of a layer without attention. */
+static const char *recurrence_obstacle(const KvModel *model, const KvLayerGroup *group) {
+  const KvAttention *a = &group->attention;
+  if (!a->inner || !a->state_dim || !a->dt_rank || a->conv_width < 2)
+    return "recurrent layers other than Mamba blocks";
+  if (group->mlp.intermediate || group->mlp.n_experts)
+    return "recurrent layers with an MLP";
+  if (model->learned_positions)
+    return "recurrent layers under learned positions";
+  return NULL;
+}
+
 /* Why the executor cannot compute a layer of this group; NULL if it can. */
 static const char *obstacle(const KvModel *model, const KvLayerGroup *group) {
   const KvAttention *a = &group->attention;
   if (a->kind == KV_ATTENTION_LATENT)
     return "layers with latent attention";
-  if (a->kind == KV_ATTENTION_NONE || a->state_elements)
-    return "recurrent layers";
+  if (a->kind == KV_ATTENTION_NONE)
+    return recurrence_obstacle(model, group);
+  if (a->state_elements)
+    return "recurrent layers beside attention";
   if (group->mlp.n_experts || !group->mlp.intermediate)
     return "layers without a dense MLP";
   if (!a->n_heads || !a->n_kv_heads || a->n_heads % a->n_kv_heads)
@@ -130,6 +168,9 @@ const char *kv_host_weights_obstacle(const KvModel *model) {
   guint64 layers = 0;
   for (guint g = 0; g < model->n_groups && !problem; g++) {
     problem = obstacle(model, &model->groups[g]);
+    if (!problem && model->groups[g].attention.kind != model->groups[0].attention.kind &&
+        (model->groups[g].attention.kind == KV_ATTENTION_NONE || kv_host_is_recurrent(model)))
+      problem = "recurrent layers beside attention";
     layers += model->groups[g].count;
   }
   if (!problem && !layers)
@@ -144,7 +185,7 @@ static gboolean check_model(const KvModel *model, GError **error) {
   if (problem)
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
                 "model %s has %s, the host executor computes dense models with full or sliding "
-                "multi-head attention",
+                "multi-head attention, and stacks of Mamba blocks",
                 model->id, problem);
   return !problem;
 }

@@ -16,6 +16,17 @@
 #include "models/llm/llm.h"
 #include "reference/host/kernels.h"
 
+/* A recurrent layer's: I inner, N state_dim, W conv_width, R dt_rank of the layer. */
+typedef struct {
+  float *in, *in_bias;     /* [D][2I], [2I]: to the branch that is scanned, then to its gate */
+  float *conv, *conv_bias; /* [I][W], oldest input first; [I] */
+  float *x;                /* [I][R + 2N]: to the step size, the input's and the output's matrix */
+  float *dt, *dt_bias;     /* [R][I], [I] */
+  float *decay;            /* [I][N]: logarithms of rates */
+  float *skip;             /* [I] */
+  float *out, *out_bias;   /* [I][D], [D] */
+} KvHostMixer;
+
 /* NULL where the layer has no such tensor. D hidden, H, Hkv, d of the layer, E intermediate. */
 typedef struct {
   KvAttention attention;
@@ -29,6 +40,7 @@ typedef struct {
   float *mlp_norm, *mlp_norm_bias;             /* [D] */
   float *gate, *up, *down;                     /* [D][E], [D][E], [E][D] */
   float *up_bias, *down_bias;                  /* [E], [D] */
+  KvHostMixer mixer;                           /* of a recurrent layer, whose norm is attention's */
 } KvHostLayer;
 
 typedef struct {
@@ -57,6 +69,8 @@ typedef struct {
 KvHostWeights *kv_host_weights_new(const KvModel *model, guint64 seed, GError **error);
 /* Why no reference executor computes this model; NULL if they do. */
 const char *kv_host_weights_obstacle(const KvModel *model);
+/* Whether its layers keep a state in the place of keys and values: all of them do, or none. */
+gboolean kv_host_is_recurrent(const KvModel *model);
 /* Layers and sizes without any tensor, for who fills them; the same errors. */
 KvHostWeights *kv_host_weights_new_empty(const KvModel *model, GError **error);
 /* A new head[D][V] that is the transposed embedding[V][D]; owned by the weights. */

@@ -50,6 +50,11 @@ static gboolean read_technique(Job *job, GError **error) {
   g_autoptr(KvPlan) plan = kv_stack_apply(stack, job->model, dtype, &engine, error);
   engine.prefix_caching = FALSE;
   job->block_tokens = engine.block_tokens;
+  if (plan && kv_host_is_recurrent(job->model)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%s keeps a state, expected a model with a cache to change", job->model->id);
+    return FALSE;
+  }
   return plan &&
          kv_host_compression_init(&job->compression, stack, job->model, dtype, &engine, error);
 }

@@ -36,6 +36,9 @@ def families():
     yield "mistral-window", t.MistralConfig(**COMMON, head_dim=64, sliding_window=300), 333, "1GB"
     yield "qwen2", t.Qwen2Config(**COMMON), 1024, "1GB"
     yield "qwen3", t.Qwen3Config(**COMMON, head_dim=128), 1024, "1GB"
+    yield "mamba", t.MambaConfig(vocab_size=2048, hidden_size=512, state_size=16, num_hidden_layers=4), 333, "1GB"
+    yield "mamba-wide", t.MambaConfig(vocab_size=2048, hidden_size=256, state_size=32, conv_kernel=3, expand=3, time_step_rank=40,
+                                      num_hidden_layers=3, use_bias=True, tie_word_embeddings=False), 700, "1GB"
     yield "opt", t.OPTConfig(vocab_size=2048, hidden_size=512, ffn_dim=2048, num_hidden_layers=4, num_attention_heads=8,
                              max_position_embeddings=2048, word_embed_proj_dim=512, init_std=0.06), 512, "1GB"
 

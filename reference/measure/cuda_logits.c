@@ -110,6 +110,7 @@ static gboolean prefill(Gpu *gpu, const Job *job, guint32 *next, GError **error)
                        .tokens = job->tokens + past,
                        .past = past,
                        .n_tokens = n,
+                       .state = past / job->chunk % 2,
                        .sample = TRUE};
     KvCudaWork work = {0};
     if (!kv_cuda_engine_run(gpu->engine, &span, 1, &work, error) ||
@@ -129,12 +130,14 @@ static gboolean prefill(Gpu *gpu, const Job *job, guint32 *next, GError **error)
 }
 
 static gboolean decode_on_gpu(Gpu *gpu, const Job *job, guint32 *tokens, GError **error) {
+  guint chunks = (job->n_tokens + job->chunk - 1) / job->chunk;
   kv_cuda_engine_set_all_logits(gpu->engine, FALSE);
   for (guint i = 0; i + 1 < job->n_generated; i++) {
     KvHostSpan span = {.block_table = job->table,
                        .tokens = tokens + i,
                        .past = job->n_tokens + i,
                        .n_tokens = 1,
+                       .state = (chunks + i) % 2,
                        .decoding = TRUE,
                        .sample = TRUE};
     KvCudaWork work = {0};
@@ -161,6 +164,7 @@ static gboolean generate_on_host(const Job *job, guint32 *tokens, GError **error
                         .tokens = tokens + i,
                         .past = job->n_tokens + i,
                         .n_tokens = 1,
+                        .state = (i + 1) % 2,
                         .decoding = TRUE,
                         .sample = TRUE};
   }

@@ -136,6 +136,8 @@ validate() {
     --set engine.max_model_len=8192 --set engine.num_blocks=8192 || status=1
   one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
   one_run 1b-virtual "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 || status=1
+  one_run mamba-calls "$traces/calls.jsonl" --model mamba-1.4b --rate-scale 4 --requests 200 --set engine.max_model_len=8192 ||
+    status=1
   gzip -9 "$out"/validate/*/steps.csv
   return $status
 }

@@ -6,6 +6,7 @@
 #include "models/techniques/quality.h"
 #include "reference/cuda/executor.h"
 #include "reference/host/executor.h"
+#include "reference/host/recurrent.h"
 #include "reference/host/tensors.h"
 #include "sim/base/error.h"
 #include "sim/engine/arrival_source.h"
@@ -283,6 +284,26 @@ char *kv_setup_unmeasured(const KvSetup *setup) {
   return NULL;
 }
 
+/* An executor that computes may take more memory for a block than the plan counts: the host's
+ * numbers are fp32, and of a recurrent state both keep two, in fp32. */
+static void limit_blocks(KvSetup *setup) {
+  gboolean host = strcmp(setup->scenario->executor, "host") == 0;
+  gboolean recurrent =
+      kv_host_is_recurrent(setup->model) && !kv_host_weights_obstacle(setup->model);
+  double bytes = 2.0 * setup->demand.block_bytes, planned = setup->demand.block_bytes;
+  if (!host && !recurrent)
+    return;
+  if (recurrent) {
+    bytes = 0.0;
+    for (guint g = 0; g < setup->model->n_groups; g++)
+      bytes += 2.0 * setup->model->groups[g].count * sizeof(float) *
+               (double)kv_host_state_floats(&setup->model->groups[g].attention);
+  }
+  guint64 most =
+      (guint64)(host ? HOST_CACHE_BYTES / bytes : (double)setup->memory.blocks * planned / bytes);
+  setup->fleets[0].memory.blocks = setup->memory.blocks = MIN(setup->memory.blocks, most);
+}
+
 KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError **error) {
   g_autoptr(KvSetup) setup = g_new0(KvSetup, 1);
   setup->scenario = kv_scenario_copy(scenario);
@@ -327,9 +348,8 @@ KvSetup *kv_setup_new(const KvScenario *scenario, gboolean with_memory, GError *
       return NULL;
   }
   setup->memory = setup->fleets[0].memory;
-  if (strcmp(s->executor, "host") == 0 && s->engine.num_blocks == 0) /* fp32: twice the bytes */
-    setup->fleets[0].memory.blocks = setup->memory.blocks =
-        MIN(setup->memory.blocks, (guint64)(HOST_CACHE_BYTES / (2.0 * setup->demand.block_bytes)));
+  if (strcmp(s->executor, "model") != 0 && s->engine.num_blocks == 0)
+    limit_blocks(setup);
   return g_steal_pointer(&setup);
 }
 

@@ -169,6 +169,26 @@ static void test_mamba_parameters(void) {
   kv_plan_free(x.plan);
 }
 
+/* The catalogue's is what the technique makes: the same parameters, state and work. */
+static void test_mamba_of_the_catalogue(void) {
+  KvModel base = model_of("base", 32, 32, 32);
+  base.hidden = base.embedding_dim = 2560;
+  base.vocab = 50280;
+  base.tied_embeddings = TRUE;
+  Applied x = apply(base, "mamba");
+  g_autoptr(KvModel) model = kv_model_load("mamba-2.8b", NULL);
+  g_autoptr(KvPlan) plan = kv_plan_new(model, KV_DTYPE_FP16);
+  g_assert_cmpuint(kv_model_parameters(model), ==, kv_model_parameters(&x.model));
+  g_assert_cmpfloat(g_array_index(plan->caches, KvCache, 0).state_bytes, ==,
+                    g_array_index(x.plan->caches, KvCache, 0).state_bytes);
+  g_assert_cmpuint(plan->work->len, ==, 2);
+  for (guint i = 0; i < plan->work->len; i++) {
+    const KvWork *work = &g_array_index(plan->work, KvWork, i);
+    g_assert_cmpfloat(work->flops, ==, work_of(&x, work->name)->flops);
+  }
+  kv_plan_free(x.plan);
+}
+
 static void test_mamba_refusals(void) {
   refused(llama2_7b(), "mamba,kivi",
           "kivi: llama-2-7b has no KV cache, expected full or sliding attention");
@@ -278,6 +298,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/lckv/composes", test_lckv_composes);
   g_test_add_func("/mamba/plan", test_mamba);
   g_test_add_func("/mamba/parameters", test_mamba_parameters);
+  g_test_add_func("/mamba/catalogue", test_mamba_of_the_catalogue);
   g_test_add_func("/mamba/refusals", test_mamba_refusals);
   g_test_add_func("/goldfinch/plan", test_goldfinch);
   g_test_add_func("/goldfinch/parameters", test_goldfinch_parameters);

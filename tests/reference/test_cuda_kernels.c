@@ -9,12 +9,15 @@
 #include <string.h>
 
 #include "reference/cuda/device.h"
+#include "reference/cuda/forward.h"
 #include "reference/cuda/gemm.h"
 #include "reference/cuda/kernels.h"
 #include "reference/cuda/sharing.h"
 #include "reference/host/compression.h"
 #include "reference/host/kernels.h"
 #include "reference/host/pyramid.h"
+#include "reference/host/recurrent.h"
+#include "reference/host/tensors.h"
 #include "sim/base/random.h"
 
 /* Of a bf16 result: half a unit of its 8 bits is 2^-9 = 0.002. */
@@ -1430,6 +1433,294 @@ static void test_pyramidkv_tables(void) {
                                          .block_tokens = blocks[n]});
 }
 
+/* --- recurrent layers --------------------------------------------------------------------------
+ */
+
+static const struct {
+  guint n, tokens[5];
+} span_sets[] = {{1, {1}}, {3, {1, 2, 5}}, {5, {3, 1, 40, 4, 17}}, {2, {8, 129}}};
+
+/* Spans one after another, each with a state that it leaves and, every second, one that it
+ * continues. State i of the pool [2 n] is `before` of it, as on the host. */
+typedef struct {
+  guint n, rows;
+  const guint *tokens;
+  KvCudaStates gpu;
+  float *before; /* [2 n][floats]; those that are left are NaN */
+  guint32 from[5], to[5];
+  KvCudaTile tiles[5];
+} Spans;
+
+static void spans_init(Spans *s, guint set, guint inner, guint state, guint width) {
+  KvAttention a = {.inner = inner, .state_dim = state, .conv_width = width};
+  gsize floats = kv_host_state_floats(&a);
+  *s = (Spans){.n = span_sets[set].n, .tokens = span_sets[set].tokens};
+  s->before = random_floats(2 * s->n * floats, 1.0);
+  for (guint i = 0; i < s->n; i++) {
+    s->from[i] = i % 2 ? G_MAXUINT32 : 2 * (s->n - 1 - i);
+    s->to[i] = 2 * (s->n - 1 - i) + 1;
+    s->tiles[i] = (KvCudaTile){i, s->rows, 0, s->tokens[i]};
+    for (gsize f = 0; f < floats; f++)
+      s->before[s->to[i] * floats + f] = NAN;
+    s->rows += s->tokens[i];
+  }
+  s->gpu = (KvCudaStates){.pool = upload_f32(s->before, 2 * s->n * floats),
+                          .floats = floats,
+                          .inner = inner,
+                          .state_dim = state,
+                          .conv_width = width,
+                          .from = on_device(s->from, s->n * sizeof(guint32)),
+                          .to = on_device(s->to, s->n * sizeof(guint32))};
+}
+
+static const float *continued(const Spans *s, guint i, gsize offset) {
+  return s->from[i] == G_MAXUINT32 ? NULL : s->before + s->from[i] * s->gpu.floats + offset;
+}
+
+static void try_convolution(guint set, guint inner, guint width, gboolean biased) {
+  Spans s;
+  spans_init(&s, set, inner, 4, width);
+  guint rows = s.rows + 3; /* of nobody */
+  gsize I = inner, kept = (width - 1) * I;
+  g_autofree float *x = random_floats(rows * 2 * I, 1.0), *weight = random_floats(I * width, 0.5);
+  g_autofree float *bias = random_floats(I, 1.0), *expected = g_new0(float, rows *I);
+  g_autofree float *left = g_new(float, kept);
+  g_autofree guint32 *sequences = g_new(guint32, rows), *places = g_new0(guint32, rows);
+  for (guint i = 0, r = 0; i < s.n; i++)
+    for (guint t = 0; t < s.tokens[i]; t++, r++)
+      sequences[r] = i, places[r] = t;
+  for (guint r = s.rows; r < rows; r++)
+    sequences[r] = G_MAXUINT32;
+  KvBf16 *out = poisoned(rows * I * 2);
+  LAUNCHED(kv_cuda_causal_convolution(
+      out, upload_bf16(x, rows * 2 * I), 2 * I, upload_bf16(weight, I * width),
+      biased ? upload_bf16(bias, I) : NULL, &s.gpu, on_device(sequences, rows * sizeof(guint32)),
+      on_device(places, rows * sizeof(guint32)), rows, device->stream));
+  g_autofree float *pool = download_f32(s.gpu.pool, 2 * s.n * s.gpu.floats);
+  for (guint i = 0; i < s.n; i++) {
+    gsize row = s.tiles[i].row;
+    kv_host_causal_convolution(expected + row * I, x + row * 2 * I, 2 * I, weight,
+                               biased ? bias : NULL, continued(&s, i, 0), left, s.tokens[i], inner,
+                               width);
+    g_assert_cmpmem(pool + s.to[i] * s.gpu.floats, kept * sizeof *left, left, kept * sizeof *left);
+    if (s.from[i] != G_MAXUINT32)
+      g_assert_cmpmem(pool + s.from[i] * s.gpu.floats, kept * sizeof *left,
+                      s.before + s.from[i] * s.gpu.floats, kept * sizeof *left);
+  }
+  g_autofree float *got = download_bf16(out, rows * I);
+  assert_close("convolution", got, expected, rows * I, TOLERANCE);
+  g_free(s.before);
+  release();
+}
+
+static void test_convolution(void) {
+  static const guint widths[] = {8, 24, 1032};
+  for (guint set = 0; set < G_N_ELEMENTS(span_sets); set++)
+    for (guint w = 0; w < G_N_ELEMENTS(widths); w++)
+      for (guint width = 2; width <= 4; width++)
+        try_convolution(set, widths[w], width, (set + w + width) % 2);
+}
+
+/* As tiles; or, where every span is a token, by rows, the last of them spare. */
+static void try_scan(guint set, guint inner, guint state, gboolean by_rows) {
+  Spans s;
+  spans_init(&s, set, inner, state, 4);
+  gsize I = inner, N = state, R = s.rows, kept = 3 * I, left = I * N;
+  g_autofree float *x = random_floats(R * I, 1.0), *gate = random_floats(R * 2 * I, 1.0);
+  g_autofree float *delta = random_floats(R * I, 1.5), *bc = random_floats(R * 2 * N, 1.0);
+  g_autofree float *bias = random_floats(I, 1.0), *skip = random_floats(I, 1.0);
+  g_autofree float *decay = random_floats(left, 0.7), *expected = g_new0(float, R *I);
+  g_autofree float *states = g_new(float, left);
+  delta[0] = 60.0f; /* its exponential is still a number, and its softplus is itself */
+  KvBf16 *out = poisoned(R * I * 2);
+  LAUNCHED(kv_cuda_selective_scan(
+      out, upload_bf16(x, R * I), upload_bf16(gate, R * 2 * I), 2 * I, upload_f32(delta, R * I),
+      upload_bf16(bias, I), upload_f32(bc, R * 2 * N), upload_bf16(decay, left),
+      upload_bf16(skip, I), &s.gpu, by_rows ? NULL : on_device(s.tiles, s.n * sizeof(KvCudaTile)),
+      s.n, device->stream));
+  g_autofree float *pool = download_f32(s.gpu.pool, 2 * s.n * s.gpu.floats);
+  for (guint i = 0; i < s.n; i++) {
+    gsize row = s.tiles[i].row;
+    kv_host_selective_scan(expected + row * I, x + row * I, gate + row * 2 * I, 2 * I,
+                           delta + row * I, bias, bc + row * 2 * N, 2 * N, decay, skip,
+                           continued(&s, i, kept), states, s.tokens[i], inner, state);
+    assert_close("states", pool + s.to[i] * s.gpu.floats + kept, states, left, 1e-4);
+    if (s.from[i] != G_MAXUINT32)
+      g_assert_cmpmem(pool + s.from[i] * s.gpu.floats + kept, left * sizeof *states,
+                      s.before + s.from[i] * s.gpu.floats + kept, left * sizeof *states);
+  }
+  g_autofree float *got = download_bf16(out, R * I);
+  assert_close("scan", got, expected, R * I, TOLERANCE);
+  g_free(s.before);
+  release();
+}
+
+static void test_scan(void) {
+  static const guint widths[] = {8, 24, 520};
+  for (guint state = 4; state <= 128; state *= 2)
+    for (guint w = 0; w < G_N_ELEMENTS(widths); w++) {
+      for (guint set = 0; set < G_N_ELEMENTS(span_sets); set++)
+        try_scan(set, widths[w], state, FALSE);
+      try_scan(0, widths[w], state, TRUE);
+    }
+}
+
+/* Decoding rows with a spare one. */
+static void test_update_of_states(void) {
+  enum { S = 3, I = 24, N = 16 };
+  KvAttention a = {.inner = I, .state_dim = N, .conv_width = 4};
+  gsize floats = kv_host_state_floats(&a), kept = 3 * I;
+  const guint32 from[S] = {2, G_MAXUINT32, 4}, to[S] = {3, G_MAXUINT32, 1};
+  g_autofree float *before = random_floats(6 * floats, 1.0), *x = random_floats(S * I, 1.0);
+  g_autofree float *gate = random_floats(S * 2 * I, 1.0), *delta = random_floats(S * I, 1.0);
+  g_autofree float *bc = random_floats(S * 2 * N, 1.0), *bias = random_floats(I, 1.0);
+  g_autofree float *skip = random_floats(I, 1.0), *decay = random_floats(I * N, 0.7);
+  float expected[S * I] = {0}, states[I * N];
+  KvCudaStates gpu = {.pool = upload_f32(before, 6 * floats),
+                      .floats = floats,
+                      .inner = I,
+                      .state_dim = N,
+                      .conv_width = 4,
+                      .from = on_device(from, sizeof from),
+                      .to = on_device(to, sizeof to)};
+  KvBf16 *out = poisoned(S * I * 2);
+  LAUNCHED(kv_cuda_selective_scan(out, upload_bf16(x, S * I), upload_bf16(gate, S * 2 * I), 2 * I,
+                                  upload_f32(delta, S * I), upload_bf16(bias, I),
+                                  upload_f32(bc, S * 2 * N), upload_bf16(decay, I * N),
+                                  upload_bf16(skip, I), &gpu, NULL, S, device->stream));
+  g_autofree float *pool = download_f32(gpu.pool, 6 * floats), *got = download_bf16(out, S * I);
+  for (guint s = 0; s < S; s += 2) {
+    kv_host_selective_scan(expected + s * I, x + s * I, gate + s * 2 * I, 2 * I, delta + s * I,
+                           bias, bc + s * 2 * N, 2 * N, decay, skip,
+                           before + from[s] * floats + kept, states, 1, I, N);
+    assert_close("updated states", pool + to[s] * floats + kept, states, I * N, 1e-4);
+  }
+  assert_close("update", got, expected, S * I, TOLERANCE);
+  for (guint i = 0; i < 6; i++)
+    if (i != 1 && i != 3)
+      g_assert_cmpmem(pool + i * floats, floats * sizeof *pool, before + i * floats,
+                      floats * sizeof *pool);
+  release();
+}
+
+/* A whole model on both executors' engines, over the same spans. */
+typedef struct {
+  KvHostWeights *host;
+  KvHostCache *host_cache;
+  KvCudaWeights *weights;
+  KvCudaCache *cache;
+  KvCudaEngine *engine;
+} Engines;
+
+static KvLayerGroup small_mamba_groups[] = {
+    {.count = 2,
+     .attention = {
+         .kind = KV_ATTENTION_NONE, .inner = 128, .state_dim = 16, .conv_width = 4, .dt_rank = 8}}};
+static const KvModel small_mamba = {.id = (char *)"small-mamba",
+                                    .hidden = 64,
+                                    .embedding_dim = 64,
+                                    .vocab = 200,
+                                    .max_context_tokens = 128,
+                                    .tied_embeddings = TRUE,
+                                    .norm = KV_NORM_RMS,
+                                    .n_groups = 1,
+                                    .groups = small_mamba_groups};
+
+/* The host computes with the numbers that the GPU has. */
+static void round_weights(KvHostWeights *weights) {
+  const KvLayerGroup *group = &small_mamba.groups[0];
+  for (guint l = 0; l < weights->n_layers; l++)
+    for (KvTensorId id = 0; id < KV_N_TENSORS; id++) {
+      KvTensorShape shape = kv_tensor_shape(&small_mamba, &group->attention, &group->mlp, id);
+      float *tensor = *kv_tensor_slot(weights, id, l);
+      for (guint64 i = 0; tensor && shape.present && i < shape.rows * shape.columns; i++)
+        tensor[i] = float_of(bf16_of(tensor[i]));
+    }
+  weights->head = kv_host_weights_tied_head(weights);
+}
+
+static void engines_init(Engines *p) {
+  OK((p->host = kv_host_weights_new(&small_mamba, 7, &ok_error)) != NULL);
+  round_weights(p->host);
+  OK((p->host_cache = kv_host_cache_new(p->host, 2, 4, 0, &ok_error)) != NULL);
+  OK((p->weights = kv_cuda_weights_new(device, &small_mamba, NULL, 7, &ok_error)) != NULL);
+  OK((p->cache = kv_cuda_cache_new(device, p->weights, 2, 4, 4, &ok_error)) != NULL);
+  OK((p->engine = kv_cuda_engine_new(device, p->weights, p->cache, 128, &ok_error)) != NULL);
+}
+
+static void engines_clear(Engines *p) {
+  kv_cuda_engine_free(p->engine);
+  kv_cuda_cache_free(p->cache);
+  kv_cuda_weights_free(p->weights);
+  kv_host_cache_free(p->host_cache);
+  kv_host_weights_free(p->host);
+}
+
+/* Both run the spans, the GPU twice, which must change nothing: its first time is one to warm up,
+ * one to capture where it can, and one that counts. Their states are then continued. */
+static void engines_run(Engines *p, KvHostSpan *spans, guint n) {
+  enum { V = 200, MOST = 4 };
+  float expected[MOST * V];
+  KvHostWork work = {0};
+  for (guint s = 0; s < n; s++)
+    spans[s].logits = expected + s * V;
+  kv_host_forward(p->host, p->host_cache, spans, n, &work);
+  g_autofree float *before = NULL;
+  for (guint run = 0; run < 2; run++) {
+    KvCudaWork gpu_work = {0};
+    OK(kv_cuda_engine_run(p->engine, spans, n, &gpu_work, &ok_error));
+    g_autofree float *logits = download_f32(kv_cuda_engine_logits(p->engine), n * V);
+    assert_close("logits of a recurrent model", logits, expected, n * V, 5e-2);
+    if (run)
+      g_assert_cmpmem(logits, n * V * sizeof *logits, before, n * V * sizeof *logits);
+    before = run ? before : g_steal_pointer(&logits);
+  }
+  for (guint s = 0; s < n; s++) {
+    spans[s].past += spans[s].n_tokens;
+    spans[s].tokens += spans[s].n_tokens;
+    spans[s].state = 1 - spans[s].state;
+  }
+}
+
+/* Chunks, chunks beside decoding, decoding as a graph, spare rows in it, and a block that went to
+ * the host and came back. */
+static void test_recurrent_engine(void) {
+  Engines p = {0};
+  guint32 tokens[2][64], blocks[2] = {3, 1};
+  double seconds;
+  engines_init(&p);
+  for (guint i = 0; i < 128; i++)
+    tokens[i / 64][i % 64] = random_size(0, 199);
+  KvHostSpan spans[2];
+  for (guint s = 0; s < 2; s++)
+    spans[s] = (KvHostSpan){
+        .block_table = &blocks[s], .tokens = tokens[s], .owner = s, .state = 1, .sample = TRUE};
+  for (guint chunk = 1; chunk <= 7; chunk += 2) { /* 1, 3, 5, 7 of the one */
+    spans[0].n_tokens = chunk;
+    engines_run(&p, spans, 1);
+  }
+  spans[0].n_tokens = 2, spans[1].n_tokens = 9; /* chunks of both */
+  engines_run(&p, spans, 2);
+  KvHostSpan mixed[2] = {spans[1], spans[0]}; /* prompts first */
+  mixed[0].n_tokens = 2, mixed[1].n_tokens = 1, mixed[1].decoding = TRUE;
+  engines_run(&p, mixed, 2);
+  mixed[0].n_tokens = 1, mixed[0].decoding = TRUE;
+  for (guint i = 0; i < 3; i++)
+    engines_run(&p, mixed, 2);
+  OK(kv_cuda_cache_move(p.cache, KV_TIER_HBM, 3, KV_TIER_DRAM, 2, &ok_error));
+  OK(kv_cuda_cache_move(p.cache, KV_TIER_DRAM, 2, KV_TIER_HBM, 0, &ok_error));
+  OK(kv_cuda_cache_flush(p.cache, &seconds, &ok_error));
+  kv_host_cache_move(p.host_cache, KV_TIER_HBM, 3, KV_TIER_HBM, 0);
+  blocks[0] = 0;
+  engines_run(&p, mixed, 2);
+  KvHostSpan three[3] = {mixed[0], mixed[1], mixed[1]}; /* a graph for four rows */
+  guint32 another = 2;
+  three[2].block_table = &another;
+  three[2].past = 0, three[2].state = 1, three[2].owner = 2;
+  engines_run(&p, three, 3);
+  engines_clear(&p);
+}
+
 /* To pinned memory and back, in pieces of every length. */
 static void test_pieces(void) {
   static const guint64 bytes[] = {16, 4096, 48, 32768, 4112, 100016};
@@ -1512,6 +1803,10 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/pyramidkv-tables", test_pyramidkv_tables);
   g_test_add_func("/reference/cuda/low-rank-cache", test_low_rank_cache);
   g_test_add_func("/reference/cuda/merged-cache", test_merged_cache);
+  g_test_add_func("/reference/cuda/convolution", test_convolution);
+  g_test_add_func("/reference/cuda/scan", test_scan);
+  g_test_add_func("/reference/cuda/update-of-states", test_update_of_states);
+  g_test_add_func("/reference/cuda/recurrent-engine", test_recurrent_engine);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
   int status = g_test_run();

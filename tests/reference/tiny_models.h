@@ -63,6 +63,21 @@ static const KvModel mixed = {.id = (char *)"tiny-mixed",
                               .n_groups = 2,
                               .groups = mixed_groups};
 
+/* Mamba blocks; widths that no vector divides. */
+static KvLayerGroup mamba_groups[] = {
+    {.count = 3,
+     .attention = {
+         .kind = KV_ATTENTION_NONE, .inner = 94, .state_dim = 6, .conv_width = 4, .dt_rank = 3}}};
+static const KvModel mamba G_GNUC_UNUSED = {.id = (char *)"tiny-mamba",
+                                            .hidden = 47,
+                                            .vocab = 199,
+                                            .max_context_tokens = 4096,
+                                            .tied_embeddings = TRUE,
+                                            .norm = KV_NORM_RMS,
+                                            .n_groups = 1,
+                                            .groups = mamba_groups};
+
+/* Of those, the ones that keep keys and values. */
 static const KvModel *const models[] = {&llama, &opt, &mixed};
 
 #endif
