@@ -22,7 +22,8 @@ void kv_host_pages_write(const KvHostPages *pages, const guint32 *block_table, g
   for (guint h = 0; h < pages->n_kv_heads; h++) {
     gsize offset = slot_offset(pages, h, position % pages->block_tokens);
     memcpy(block + pages->key_offset + offset, keys + h * d, d * sizeof *keys);
-    memcpy(block + pages->value_offset + offset, values + h * d, d * sizeof *values);
+    if (values)
+      memcpy(block + pages->value_offset + offset, values + h * d, d * sizeof *values);
   }
 }
 

@@ -59,6 +59,8 @@ static gboolean check_layers(const KvHostCompression *c, const char *id, const K
     const KvAttention *a = &model->groups[g].attention;
     if (model->groups[g].count == 0)
       continue;
+    if (a->kind == KV_ATTENTION_LATENT)
+      return refuse(error, id, "a cache of latents in another form", "bf16 latents");
     if (a->kind != KV_ATTENTION_FULL && c->format != KV_HOST_FP8)
       return refuse(error, id, "a layer without full attention", "full attention in every layer");
     if (c->format == KV_HOST_KIVI && a->head_dim % c->group)

@@ -159,6 +159,8 @@ static void test_less_memory_agrees_less(void) {
     g_assert_cmpfloat(more, >, less);
   }
   for (guint m = 0; m < G_N_ELEMENTS(models); m++) {
+    if (models[m] == &deepseek) /* latents are not held so */
+      continue;
     KvHostAgreement a = agreement_of(models[m], &fp8, PROMPT);
     g_assert_cmpfloat(a.divergence_sum, >, 0.0);
     g_assert_cmpfloat(a.divergence_sum / a.n, <, 0.05);
