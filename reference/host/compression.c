@@ -83,6 +83,8 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
   }
   for (guint i = 0; i < stack->uses->len; i++) {
     const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, i);
+    if (strcmp(use->technique->id, "mla") == 0 && kv_technique_value(use, "kv_bits") < 16.0)
+      return refuse(error, "mla", "kv_bits below 16", "kv_bits=16");
     gboolean kivi = strcmp(use->technique->id, "kivi") == 0;
     gboolean quest = strcmp(use->technique->id, "quest") == 0;
     if (!kivi && !quest && strcmp(use->technique->id, "snapkv") != 0)

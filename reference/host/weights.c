@@ -184,6 +184,12 @@ static const char *obstacle(const KvModel *model, const KvLayerGroup *group) {
     return problem;
   if (a->kind == KV_ATTENTION_NONE || a->state_elements)
     return "recurrent layers";
+  if (a->borrows_cache)
+    return "layers that borrow a cache";
+  if (a->mixer_parameters)
+    return "layers with weights beside their usual projections";
+  if (group->stride_tokens > 1 || group->extra_prefill_passes != 0.0)
+    return "layers that do not run once for each token";
   if (!group->mlp.n_experts && !group->mlp.intermediate)
     return "layers without an MLP";
   if (a->kind == KV_ATTENTION_LATENT)

@@ -301,6 +301,11 @@ static void check_refused(const char *use, KvDtype dtype, guint block_tokens,
   g_assert_cmpint(executed, ==, expected == NULL);
   if (expected)
     g_assert_nonnull(strstr(error->message, expected));
+  g_clear_error(&error);
+  if (dtype == KV_DTYPE_FP8) { /* never of latents */
+    g_assert_false(kv_host_compression_init(&c, stack, &deepseek, dtype, &engine, &error));
+    g_assert_nonnull(error);
+  }
 }
 
 static void test_what_is_refused(void) {
@@ -316,6 +321,8 @@ static void test_what_is_refused(void) {
   check_refused("quest", KV_DTYPE_BF16, 16, TRUE, NULL);
   check_refused("quest:impl=released", KV_DTYPE_BF16, 16, TRUE, "expected impl=ideal");
   check_refused("quest", KV_DTYPE_BF16, 32, TRUE, "expected both equal");
+  check_refused("mla:kv_bits=6", KV_DTYPE_BF16, 16, TRUE, "expected kv_bits=16");
+  check_refused("mla", KV_DTYPE_BF16, 16, TRUE, NULL);
   check_refused("kivi:impl=released", KV_DTYPE_BF16, 32, FALSE, "expected impl=ideal");
   check_refused("kivi", KV_DTYPE_BF16, 32, FALSE, "heads that are not a multiple of G");
 }
