@@ -3,6 +3,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/cuda/latent.h"
+#include "reference/cuda/mixture.h"
+
 /* What a captured launch depends on, and every offset into its inputs. Prefilling sequences come
  * before decoding ones, in rows as in tables. */
 typedef struct {
@@ -56,6 +59,7 @@ typedef struct {
   float *logits;                              /* [samples][V] */
   guint32 *sampled, *inputs, *counters;
   void *scratch; /* of decode attention */
+  void *work;    /* of latent attention, and of experts */
 } Buffers;
 
 struct KvCudaEngine {
@@ -115,14 +119,16 @@ static gboolean measure_layers(KvCudaEngine *e, GError **error) {
   for (guint l = 0; l < e->weights->n_layers; l++) {
     const KvCudaLayer *layer = &e->weights->layers[l];
     const KvAttention *a = &layer->attention;
-    gsize heads = (gsize)a->n_heads * a->head_dim;
-    e->widest_qkv = MAX(e->widest_qkv, heads + 2 * (gsize)a->n_kv_heads * a->head_dim);
+    gboolean latent = a->kind == KV_ATTENTION_LATENT;
+    gsize heads = (gsize)a->n_heads * (latent ? a->value_head_dim : a->head_dim);
+    e->widest_qkv = MAX(e->widest_qkv, latent ? kv_cuda_latents_width(a)
+                                              : heads + 2 * (gsize)a->n_kv_heads * a->head_dim);
     e->widest_heads = MAX(e->widest_heads, heads);
     e->widest_up = MAX(e->widest_up, (gsize)layer->intermediate * (layer->gated ? 2 : 1));
     e->widest_act = MAX(e->widest_act, layer->intermediate);
     e->most_heads = MAX(e->most_heads, a->n_heads);
-    e->widest_head = MAX(e->widest_head, a->head_dim);
-    if (!e->weights->positions && !make_angles(e, a->head_dim, error))
+    e->widest_head = MAX(e->widest_head, latent ? a->kv_lora_rank : a->head_dim);
+    if (!e->weights->positions && !make_angles(e, latent ? a->rope_head_dim : a->head_dim, error))
       return FALSE;
   }
   return TRUE;
@@ -151,8 +157,8 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
 
 static void buffers_free(KvCudaEngine *e) {
   Buffers *b = &e->buffers;
-  void *memory[] = {b->x,   b->picked, b->normed,  b->qkv,    b->attended, b->up,
-                    b->act, b->logits, b->sampled, b->inputs, b->counters, b->scratch};
+  void *memory[] = {b->x,      b->picked,  b->normed, b->qkv,      b->attended, b->up,  b->act,
+                    b->logits, b->sampled, b->inputs, b->counters, b->scratch,  b->work};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
   if (e->staged)
@@ -200,6 +206,19 @@ const float *kv_cuda_engine_logits(const KvCudaEngine *e) {
 
 /* --- room ------------------------------------------------------------------------------------ */
 
+/* What the widest layer works in beside the buffers. */
+static gsize work_bytes(const KvCudaEngine *e, guint rows) {
+  gsize bytes = 1;
+  for (guint l = 0; l < e->weights->n_layers; l++) {
+    const KvCudaLayer *layer = &e->weights->layers[l];
+    if (layer->attention.kind == KV_ATTENTION_LATENT)
+      bytes = MAX(bytes, kv_cuda_latents_work_bytes(&layer->attention, rows));
+    if (layer->mlp.n_experts)
+      bytes = MAX(bytes, kv_cuda_mixture_work_bytes(&layer->mlp, e->weights->hidden, rows));
+  }
+  return bytes;
+}
+
 /* Make room for the shape and `words` of inputs. Graphs hold the old addresses, so they go too. */
 static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GError **error) {
   const KvCudaWeights *w = e->weights;
@@ -232,7 +251,8 @@ static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GErr
                {&need.sampled, S * sizeof(guint32)},
                {&need.inputs, need.words * sizeof(guint32)},
                {&need.counters, R * e->most_heads * sizeof(guint32)},
-               {&need.scratch, need.scratch_bytes}};
+               {&need.scratch, need.scratch_bytes},
+               {&need.work, work_bytes(e, need.rows)}};
   *b = need;
   for (guint i = 0; i < G_N_ELEMENTS(parts); i++) {
     void *memory = kv_cuda_alloc(parts[i].bytes, "the activations of a step", error);
@@ -401,6 +421,58 @@ static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pag
          lap(p, KV_COMPONENT_DECODE_ATTENTION);
 }
 
+static gboolean attend_to_latents(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pages) {
+  const KvCudaEngine *e = p->e;
+  const Buffers *b = &e->buffers;
+  const Shape *s = &p->shape;
+  const KvCudaLatents latents = {
+      .layer = layer,
+      .shape = kv_host_latent_of(&layer->attention, &e->weights->rotary),
+      .pages = *pages,
+      .tables = {p->in.table, p->in.table_starts},
+      .rows = s->rows,
+      .prefill_rows = s->prefill_rows,
+      .prefill = s->prefill,
+      .decode = s->decode,
+      .n_tiles = s->tiles,
+      .max_splits = s->max_splits,
+      .row_sequences = p->in.row_sequences,
+      .positions = p->in.positions,
+      .contexts = p->in.contexts,
+      .split_tokens = p->in.split_tokens,
+      .tiles = p->in.tiles,
+      .angles = angles_of(e, layer->attention.rope_head_dim),
+      .epsilon = e->weights->epsilon,
+      .qkv = b->qkv,
+      .attended = b->attended,
+      .work = b->work,
+      .scratch = b->scratch,
+      .gemm = e->gemm,
+      .stream = e->device->stream,
+  };
+  return kv_cuda_latents_prepare(&latents, p->error) && lap(p, KV_COMPONENT_QKV) &&
+         (!s->tiles || (kv_cuda_latents_prefill(&latents, p->error) &&
+                        lap(p, KV_COMPONENT_PREFILL_ATTENTION))) &&
+         (!s->decode ||
+          (kv_cuda_latents_decode(&latents, p->error) && lap(p, KV_COMPONENT_DECODE_ATTENTION))) &&
+         kv_cuda_latents_expand(&latents, p->error) && lap(p, KV_COMPONENT_OUTPUT_PROJECTION);
+}
+
+static gboolean mix_experts(Pass *p, const KvCudaLayer *layer) {
+  const KvCudaEngine *e = p->e;
+  const KvCudaMixture mixture = {.layer = layer,
+                                 .routing = e->weights->routing,
+                                 .rows = p->shape.rows,
+                                 .hidden = e->weights->hidden,
+                                 .row_sequences = p->in.row_sequences,
+                                 .normed = e->buffers.normed,
+                                 .x = e->buffers.x,
+                                 .work = e->buffers.work,
+                                 .gemm = e->gemm,
+                                 .stream = e->device->stream};
+  return kv_cuda_mixture_run(&mixture, p->error) && lap(p, KV_COMPONENT_MLP);
+}
+
 static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner) {
   const Buffers *b = &p->e->buffers;
   cudaStream_t stream = p->e->device->stream;
@@ -412,26 +484,35 @@ static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner
          lap(p, KV_COMPONENT_ELEMENTWISE);
 }
 
-static gboolean run_layer(Pass *p, guint l) {
-  const KvCudaLayer *layer = &p->e->weights->layers[l];
-  const KvAttention *a = &layer->attention;
+/* The dense MLP, or the expert that all tokens share, from `normed`. */
+static gboolean run_mlp(Pass *p, const KvCudaLayer *layer) {
   const Buffers *b = &p->e->buffers;
-  guint D = p->e->weights->hidden, heads = a->n_heads * a->head_dim;
-  guint qkv = heads + 2 * a->n_kv_heads * a->head_dim;
   const KvBf16 *inner = NULL;
-  return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
-              p->shape.rows) &&
-         multiply(p, b->qkv, b->normed, layer->qkv, layer->qkv_bias, D, qkv, KV_COMPONENT_QKV) &&
-         (p->e->compressed ? attend_compressed(p, layer, l)
-                           : attend(p, layer, &p->e->cache->layers[l])) &&
-         multiply_and_add(p, b->attended, layer->output, layer->output_bias, heads,
-                          KV_COMPONENT_OUTPUT_PROJECTION) &&
-         norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
-         multiply(p, b->up, b->normed, layer->up, layer->up_bias, D,
+  return multiply(p, b->up, b->normed, layer->up, layer->up_bias, p->e->weights->hidden,
                   layer->intermediate * (layer->gated ? 2 : 1), KV_COMPONENT_MLP) &&
          activate(p, layer, &inner) &&
          multiply_and_add(p, inner, layer->down, layer->down_bias, layer->intermediate,
                           KV_COMPONENT_MLP);
+}
+
+static gboolean run_layer(Pass *p, guint l) {
+  const KvCudaLayer *layer = &p->e->weights->layers[l];
+  const KvAttention *a = &layer->attention;
+  const Buffers *b = &p->e->buffers;
+  gboolean latent = a->kind == KV_ATTENTION_LATENT;
+  guint D = p->e->weights->hidden;
+  guint heads = a->n_heads * (latent ? a->value_head_dim : a->head_dim);
+  guint qkv = latent ? kv_cuda_latents_width(a) : heads + 2 * a->n_kv_heads * a->head_dim;
+  return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
+              p->shape.rows) &&
+         multiply(p, b->qkv, b->normed, layer->qkv, layer->qkv_bias, D, qkv, KV_COMPONENT_QKV) &&
+         (latent             ? attend_to_latents(p, layer, &p->e->cache->layers[l])
+          : p->e->compressed ? attend_compressed(p, layer, l)
+                             : attend(p, layer, &p->e->cache->layers[l])) &&
+         multiply_and_add(p, b->attended, layer->output, layer->output_bias, heads,
+                          KV_COMPONENT_OUTPUT_PROJECTION) &&
+         norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
+         (!layer->mlp.n_experts || mix_experts(p, layer)) && (!layer->up || run_mlp(p, layer));
 }
 
 /* Logits of the rows that want them, and the largest of each. */
@@ -490,7 +571,9 @@ static guint tile_tokens(const KvCudaEngine *e) {
   guint tokens = G_MAXUINT;
   for (guint l = 0; l < e->weights->n_layers; l++) {
     const KvAttention *a = &e->weights->layers[l].attention;
-    tokens = MIN(tokens, kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads));
+    tokens = MIN(tokens, a->kind == KV_ATTENTION_LATENT
+                             ? kv_cuda_latent_tile_tokens(a->n_heads)
+                             : kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads));
   }
   return tokens;
 }
@@ -509,8 +592,11 @@ static guint32 split(const KvCudaEngine *e, const KvHostSpan *spans, guint n, Sh
       sum += context;
       longest = MAX(longest, context);
     }
-  guint even = kv_cuda_decode_max_splits(shape->decode, e->weights->layers[0].attention.n_kv_heads,
-                                         e->device->multiprocessors);
+  const KvAttention *a = &e->weights->layers[0].attention;
+  guint even =
+      a->kind == KV_ATTENTION_LATENT
+          ? kv_cuda_latent_max_splits(shape->decode, a->n_heads, e->device->multiprocessors)
+          : kv_cuda_decode_max_splits(shape->decode, a->n_kv_heads, e->device->multiprocessors);
   guint64 tokens = round_up(MAX(1, sum / ((guint64)even * shape->decode)), KV_CUDA_SPLIT_UNIT);
   shape->max_splits = even;
   while (shape->max_splits * tokens < longest && shape->max_splits < 16 * even)
@@ -667,6 +753,22 @@ static double tokens_attended(const KvHostSpan *span, guint window) {
   return sum;
 }
 
+/* FLOPs of one query's attention to one token. */
+static double flops_of_token(const KvAttention *a) {
+  return a->kind == KV_ATTENTION_LATENT
+             ? 2.0 * a->n_heads * (2.0 * a->kv_lora_rank + a->rope_head_dim)
+             : 4.0 * a->n_heads * a->head_dim;
+}
+
+/* What the rows' experts take; of their weights, those of as many experts as rows choose, if no two
+ * choose the same. */
+static void count_experts(const KvMlp *m, double hidden, double rows, KvCudaWork *work) {
+  double parameters = 3.0 * hidden * (double)m->expert_intermediate;
+  double chosen = rows * m->n_experts_per_token;
+  work->flops += 2.0 * parameters * chosen;
+  work->bytes += parameters * sizeof(KvBf16) * MIN(chosen, (double)m->n_experts);
+}
+
 static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *spans, guint n,
                        KvCudaWork *work) {
   const KvCudaWeights *w = e->weights;
@@ -681,10 +783,12 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
     guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
     double token_bytes =
         (double)(e->cache->layers[l].block_elements * sizeof(KvBf16)) / e->cache->block_tokens;
+    if (w->layers[l].mlp.n_experts)
+      count_experts(&w->layers[l].mlp, w->hidden, rows, work);
     for (guint s = 0; s < n; s++) {
       double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
       double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;
-      work->flops += 4.0 * tokens_attended(&spans[s], window) * a->n_heads * a->head_dim;
+      work->flops += tokens_attended(&spans[s], window) * flops_of_token(a);
       work->bytes += (read + spans[s].n_tokens) * token_bytes;
     }
   }
