@@ -1038,6 +1038,8 @@ static void test_bad_shapes_are_refused(void) {
                   cudaErrorInvalidValue);
 }
 
+#include "tests/reference/cuda_latent.h"
+
 int main(int argc, char **argv) {
   g_autoptr(GError) error = NULL;
   g_test_init(&argc, &argv, NULL);
@@ -1070,6 +1072,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
+  add_latent_tests();
   int status = g_test_run();
   g_ptr_array_unref(allocated);
   kv_cuda_gemm_free(gemm);
