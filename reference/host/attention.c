@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/host/dot.h"
+
 /* Floats from a block's keys (or values) to those of `head` at the block's token `slot`. */
 static gsize slot_offset(const KvHostPages *pages, guint head, guint slot) {
   return ((gsize)head * pages->block_tokens + slot) * pages->head_dim;
@@ -27,22 +29,6 @@ void kv_host_pages_write(const KvHostPages *pages, const guint32 *block_table, g
   }
 }
 
-enum { LANES = 8 };
-
-/* x[d] . y[d], as LANES partial sums so that it vectorizes; the order depends on d alone. */
-static float dot(const float *restrict x, const float *restrict y, guint d) {
-  float lanes[LANES] = {0}, sum = 0.0f;
-  guint i = 0;
-  for (; i + LANES <= d; i += LANES)
-    for (guint l = 0; l < LANES; l++)
-      lanes[l] += x[i + l] * y[i + l];
-  for (; i < d; i++)
-    sum += x[i] * y[i];
-  for (guint l = 0; l < LANES; l++)
-    sum += lanes[l];
-  return sum;
-}
-
 /* scores[j] = q[d] . key at first + j, scaled; returns the largest. */
 static float score(float *restrict scores, const float *restrict q, const KvHostPages *pages,
                    const guint32 *block_table, guint head, guint32 first, guint32 count) {
@@ -50,7 +36,7 @@ static float score(float *restrict scores, const float *restrict q, const KvHost
   for (guint32 j = 0; j < count; j++) {
     const float *key = block_of(pages, block_table, first + j) + pages->key_offset +
                        slot_offset(pages, head, (first + j) % pages->block_tokens);
-    scores[j] = dot(q, key, pages->head_dim) * scale;
+    scores[j] = kv_host_dot(q, key, pages->head_dim) * scale;
     largest = MAX(largest, scores[j]);
   }
   return largest;

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/host/dot.h"
 #include "reference/host/kernels.h"
 
 void kv_host_rotary_pairs(float *x, const float *cosine, const float *sine, guint head_dim) {
@@ -19,13 +20,8 @@ void kv_host_absorb_query(float *restrict out, const float *restrict q, const fl
                           const KvHostLatent *l) {
   gsize width = l->nope + l->value, row = l->n_heads * width;
   for (guint h = 0; h < l->n_heads; h++, q += l->nope + l->rope, out += l->rank + l->rope) {
-    for (guint r = 0; r < l->rank; r++) {
-      const float *restrict keys = up + r * row + h * width;
-      float sum = 0.0f;
-      for (guint i = 0; i < l->nope; i++)
-        sum += q[i] * keys[i];
-      out[r] = sum;
-    }
+    for (guint r = 0; r < l->rank; r++)
+      out[r] = kv_host_dot(q, up + r * row + h * width, l->nope);
     memcpy(out + l->rank, q + l->nope, l->rope * sizeof *q);
   }
 }
@@ -54,11 +50,8 @@ static void attend(float *restrict out, const float *restrict q, const KvHostPag
                    float *restrict scores) {
   float largest = -INFINITY, total = 0.0f;
   for (guint32 j = 0; j < count; j++) {
-    const float *restrict key = latent_at(pages, block_table, j);
-    float sum = 0.0f;
-    for (guint i = 0; i < l->rank + l->rope; i++)
-      sum += q[i] * key[i];
-    scores[j] = sum * l->scale;
+    const float *key = latent_at(pages, block_table, j);
+    scores[j] = kv_host_dot(q, key, l->rank + l->rope) * l->scale;
     largest = MAX(largest, scores[j]);
   }
   memset(out, 0, l->rank * sizeof *out);

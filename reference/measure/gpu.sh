@@ -74,6 +74,7 @@ validate() {
     --set engine.num_blocks=900 || status=1
   one_run 1b-calls "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 || status=1
   one_run 8b-calls "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 2 --requests 200 || status=1
+  one_run v2-lite-calls "$traces/calls.jsonl" --model deepseek-v2-lite --rate-scale 2 --requests 200 || status=1
   one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
   one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
