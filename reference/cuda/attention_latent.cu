@@ -35,10 +35,12 @@ struct Latent {
   float *partial; /* [S][H][splits][512]: not divided by that sum */
 };
 
-/* `groups` times 16 rows. One group: decoding few heads, bound by memory, so long tiles. */
+/* `groups` times 16 rows. With one group (decoding few heads) memory is the bound: more tiles are
+ * under way, and half of the warps have enough time to score. */
 template <int groups> struct Shared {
-  static const int ROWS = groups * 16, KEYS = groups == 1 ? 64 : 32, STAGES = groups == 1 ? 2 : 3;
-  static const int PARTS = WARPS / groups, PART = KEYS / PARTS; /* tokens that a warp scores */
+  static const int ROWS = groups * 16, KEYS = 32, STAGES = groups == 1 ? 4 : 3;
+  static const int PARTS = groups == 1 ? 4 : WARPS / groups; /* warps that score the same rows */
+  static const int PART = KEYS / PARTS;                      /* tokens that such a warp scores */
   static const int N = PART / 8, CHAINS = 4 / N; /* sums in parallel, to hide a product's latency */
   KvBf16 queries[ROWS][SharedRow<WIDTH>::elements];
   KvBf16 latents[STAGES][KEYS][SharedRow<WIDTH>::elements];
@@ -238,6 +240,7 @@ static __device__ __forceinline__ void walk(Running<groups> &run, Shared<groups>
   using S = Shared<groups>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = warp % groups, part = warp / groups;
+  const bool scores = part < S::PARTS;
 #pragma unroll
   for (int g = 0; g < groups; g++) {
 #pragma unroll
@@ -263,10 +266,13 @@ static __device__ __forceinline__ void walk(Running<groups> &run, Shared<groups>
     if (next < end)
       load_latents<groups>(shared, (stage + S::STAGES - 1) % S::STAGES, p, table, next, end);
     copies_commit();
-    score_part<groups>(s, shared, stage, group, part, lane);
-    mask_part<groups>(s, shared, t, end, group, part, lane);
+    if (scores) {
+      score_part<groups>(s, shared, stage, group, part, lane);
+      mask_part<groups>(s, shared, t, end, group, part, lane);
+    }
     __syncthreads(); /* the largest scores are there */
-    soften_part<groups>(s, run, shared, p.scale, group, part, lane);
+    if (scores)
+      soften_part<groups>(s, run, shared, p.scale, group, part, lane);
     shrink_all<groups>(run, shared, p.scale, lane);
     __syncthreads(); /* the exponentials are there */
     mix<groups>(run, shared, stage, warp, lane);
@@ -275,7 +281,7 @@ static __device__ __forceinline__ void walk(Running<groups> &run, Shared<groups>
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float sum = row_sum(run.own_sum[half]);
-    if (lane % 4 == 0)
+    if (scores && lane % 4 == 0)
       shared.sums[part][group * 16 + half * 8 + lane / 4] = sum;
   }
   __syncthreads();
