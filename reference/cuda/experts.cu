@@ -122,17 +122,18 @@ cudaError_t kv_cuda_route(uint32_t *experts, float *shares, const float *logits,
                       groups_kept);
 }
 
-/* x[i] becomes the sum of x[0 .. i - 1], and the whole sum is returned; one thread an element. */
-static __device__ uint32_t exclusive_sums(uint32_t *x) {
+/* x[i] becomes the sum of x[0 .. i - 1], i < n, and the whole sum is returned; one thread an
+ * element. */
+static __device__ uint32_t exclusive_sums(uint32_t *x, uint32_t n) {
   const uint32_t i = threadIdx.x, own = x[i];
-  for (uint32_t step = 1; step < SORT_THREADS; step *= 2) {
+  for (uint32_t step = 1; step < n; step *= 2) {
     __syncthreads();
     uint32_t before = i >= step ? x[i - step] : 0;
     __syncthreads();
     x[i] += before;
   }
   __syncthreads();
-  const uint32_t total = x[SORT_THREADS - 1];
+  const uint32_t total = x[n - 1];
   __syncthreads();
   x[i] -= own;
   __syncthreads();
@@ -158,8 +159,8 @@ static __global__ void __launch_bounds__(SORT_THREADS)
   starts[e] = count;
   tile_starts[e] = (count + tile_rows - 1) / tile_rows;
   __syncthreads();
-  exclusive_sums(starts);
-  const uint32_t total = exclusive_sums(tile_starts);
+  exclusive_sums(starts, n_experts);
+  const uint32_t total = exclusive_sums(tile_starts, n_experts);
   if (e == 0)
     *n_tiles = total;
   for (uint32_t t = 0; t * tile_rows < count; t++) {
@@ -192,7 +193,7 @@ cudaError_t kv_cuda_sort_by_expert(uint32_t *places, uint32_t *place_rows, KvCud
                                    cudaStream_t stream) {
   if (rows == 0)
     return cudaSuccess;
-  if (n_experts > KV_CUDA_MOST_EXPERTS || tile_rows == 0)
+  if (n_experts == 0 || n_experts > KV_CUDA_MOST_EXPERTS || tile_rows == 0)
     return cudaErrorInvalidValue;
   return launch_early(sort_by_expert, 1, SORT_THREADS, 0, stream, 1, places, place_rows, tiles,
                       n_tiles, experts, rows * chosen, n_experts, chosen, tile_rows);

@@ -92,7 +92,9 @@ for part; do
   tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1 ;;
   logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
     >"$out/logits.log" 2>&1 ;;
-  bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1 ;;
+  bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1
+    worked=$?
+    ours timeout 60 "$bundle/cuda_latent" "$out/latent.json" >>"$out/bench.log" 2>&1 && [ $worked -eq 0 ] ;;
   techniques) ours timeout 100 "$bundle/cuda_techniques" "$out/techniques.json" >"$out/techniques.log" 2>&1
     worked=$?
     agreements >"$out/agreement.jsonl" 2>>"$out/techniques.log" && [ $worked -eq 0 ] ;;
