@@ -75,6 +75,8 @@ validate() {
   one_run 1b-calls "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 || status=1
   one_run 8b-calls "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 2 --requests 200 || status=1
   one_run v2-lite-calls "$traces/calls.jsonl" --model deepseek-v2-lite --rate-scale 2 --requests 200 || status=1
+  one_run 1b-mla "$traces/calls.jsonl" --model llama-3.2-1b --use mla:dcq=0 --rate-scale 4 --requests 100 || status=1
+  one_run 1b-mqa "$traces/calls.jsonl" --model llama-3.2-1b --use gqa:num_kv_heads=1 --rate-scale 4 --requests 100 || status=1
   one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
   one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
