@@ -29,7 +29,10 @@ static Work work_at(void *base, const KvMlp *m, guint hidden, guint rows) {
   work.places = take(&work, base, n * sizeof(guint32));
   work.place_rows = take(&work, base, n * sizeof(guint32));
   work.n_tiles = take(&work, base, sizeof(guint32));
-  work.tiles = take(&work, base, work.most_tiles * sizeof(KvCudaGroupTile));
+  /* Room for tiles of one row: a pass of fewer rows, in smaller tiles, never needs more. */
+  work.tiles = take(&work, base,
+                    kv_cuda_most_expert_tiles(rows, m->n_experts, m->n_experts_per_token, 1) *
+                        sizeof(KvCudaGroupTile));
   work.gate_up = take(&work, base, n * 2 * E * sizeof(KvBf16));
   work.inner = take(&work, base, n * E * sizeof(KvBf16));
   work.mixed = take(&work, base, n * hidden * sizeof(KvBf16));
