@@ -42,7 +42,7 @@ static gboolean raise_queries(const KvCudaLatents *l, const Work *work, GError *
                            .inputs = a->q_lora_rank,
                            .outputs = a->n_heads * a->head_dim};
   return kv_cuda_ok(kv_cuda_norm_rows(work->down, l->qkv, kv_cuda_latents_width(a),
-                                      l->layer->query_norm_down, l->epsilon, l->rows,
+                                      l->layer->query_down_norm, l->epsilon, l->rows,
                                       a->q_lora_rank, l->stream),
                     "norm of the queries' latent", error) &&
          kv_cuda_gemm_run(l->gemm, &product, l->stream, error);

@@ -153,7 +153,7 @@ static gboolean make_latent_layer(Source *source, guint l, const KvLayerGroup *g
   KvCudaLayer *layer = &source->weights->layers[l];
   gboolean down = group->attention.q_lora_rank > 0;
   return (down ? JOIN(layer->qkv, KV_TENSOR_QUERY_DOWN, KV_TENSOR_LATENT) &&
-                     JOIN(layer->query_norm_down, KV_TENSOR_QUERY_DOWN_NORM) &&
+                     JOIN(layer->query_down_norm, KV_TENSOR_QUERY_DOWN_NORM) &&
                      JOIN(layer->query_up, KV_TENSOR_QUERY_UP)
                : JOIN(layer->qkv, KV_TENSOR_QUERY, KV_TENSOR_LATENT)) &&
          JOIN(layer->latent_norm, KV_TENSOR_LATENT_NORM) &&

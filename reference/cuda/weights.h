@@ -28,7 +28,7 @@ typedef struct {
   /* Latent attention: `qkv` is the queries [H d][D], or their way down [Rq][D], and then the latent
      [576][D]; `output` is [D][H value]. Of the up-projection, each head's part of the keys turned.
    */
-  KvBf16 *query_norm_down, *query_up; /* [Rq], [H d][Rq] */
+  KvBf16 *query_down_norm, *query_up; /* [Rq], [H d][Rq] */
   KvBf16 *latent_norm;                /* [512] */
   KvBf16 *key_up, *value_up;          /* [H][512][nope], [H][value][512] */
   /* X experts of width E instead of the dense MLP; the shared one's are `up` and `down`. */
