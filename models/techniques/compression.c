@@ -141,6 +141,7 @@ const KvTechnique kv_technique_mla = {
         "arithmetic. Tensor parallelism divides the FLOPs but not the cache: every GPU holds "
         "and reads all of it. Each later chunk of a prompt expands the earlier ones again.",
     .confidence = "high: the report and the kernels' documentation were read",
+    .executed = TRUE, /* kv_bits=16 */
     .arch = mla_arch,
     .plan = mla_plan,
 };

@@ -98,6 +98,12 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
     pages->block_shift = shift;
     pages->n_kv_heads = a->n_kv_heads;
     pages->head_dim = a->head_dim;
+    if (a->kind == KV_ATTENTION_LATENT) { /* latent and rotated key, one for all heads */
+      pages->n_kv_heads = 1;
+      pages->head_dim = a->kv_lora_rank + a->rope_head_dim;
+      pages->value_offset = 0;
+      pages->block_elements = (gsize)cache->block_tokens * pages->head_dim;
+    }
     if (cache->compression.format == KV_HOST_QUEST) /* least and greatest keys */
       pages->block_elements += 2 * (gsize)a->n_kv_heads * a->head_dim;
     if (cache->compression.format == KV_HOST_MINICACHE)

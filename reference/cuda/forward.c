@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/cuda/latent.h"
+#include "reference/cuda/mixture.h"
 #include "reference/cuda/sharing.h"
 
 /* What a captured launch depends on, and every offset into its inputs. Prefilling sequences come
@@ -79,6 +81,7 @@ typedef struct {
   void *scratch; /* of decode attention */
   void *shared;  /* of what sequences share */
   char *mixer;   /* of recurrent layers, mixer_at() */
+  void *work;    /* of latent attention, and of experts */
 } Buffers;
 
 struct KvCudaEngine {
@@ -166,14 +169,16 @@ static gboolean measure_layers(KvCudaEngine *e, GError **error) {
       e->widest_heads = MAX(e->widest_heads, a->inner);
       continue;
     }
-    gsize heads = (gsize)a->n_heads * a->head_dim;
-    e->widest_qkv = MAX(e->widest_qkv, heads + 2 * (gsize)a->n_kv_heads * a->head_dim);
+    gboolean latent = a->kind == KV_ATTENTION_LATENT;
+    gsize heads = (gsize)a->n_heads * (latent ? a->value_head_dim : a->head_dim);
+    e->widest_qkv = MAX(e->widest_qkv, latent ? kv_cuda_latents_width(a)
+                                              : heads + 2 * (gsize)a->n_kv_heads * a->head_dim);
     e->widest_heads = MAX(e->widest_heads, heads);
     e->widest_up = MAX(e->widest_up, (gsize)layer->intermediate * (layer->gated ? 2 : 1));
     e->widest_act = MAX(e->widest_act, layer->intermediate);
     e->most_heads = MAX(e->most_heads, a->n_heads);
-    e->widest_head = MAX(e->widest_head, a->head_dim);
-    if (!e->weights->positions && !make_angles(e, a->head_dim, error))
+    e->widest_head = MAX(e->widest_head, latent ? a->kv_lora_rank : a->head_dim);
+    if (!e->weights->positions && !make_angles(e, latent ? a->rope_head_dim : a->head_dim, error))
       return FALSE;
   }
   return TRUE;
@@ -217,7 +222,7 @@ static void buffers_free(KvCudaEngine *e) {
   Buffers *b = &e->buffers;
   void *memory[] = {b->x,        b->picked,  b->normed, b->qkv,     b->attended,
                     b->up,       b->act,     b->logits, b->sampled, b->inputs,
-                    b->counters, b->scratch, b->shared, b->mixer};
+                    b->counters, b->scratch, b->shared, b->mixer,   b->work};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
   if (e->staged)
@@ -270,6 +275,19 @@ const float *kv_cuda_engine_logits(const KvCudaEngine *e) {
 
 /* --- room ------------------------------------------------------------------------------------ */
 
+/* What the widest layer works in beside the buffers. */
+static gsize work_bytes(const KvCudaEngine *e, guint rows) {
+  gsize bytes = 1;
+  for (guint l = 0; l < e->weights->n_layers; l++) {
+    const KvCudaLayer *layer = &e->weights->layers[l];
+    if (layer->attention.kind == KV_ATTENTION_LATENT)
+      bytes = MAX(bytes, kv_cuda_latents_work_bytes(&layer->attention, rows));
+    if (layer->mlp.n_experts)
+      bytes = MAX(bytes, kv_cuda_mixture_work_bytes(&layer->mlp, e->weights->hidden, rows));
+  }
+  return bytes;
+}
+
 /* Make room for the shape and `words` of inputs. Graphs hold the old addresses, so they go too. */
 static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GError **error) {
   const KvCudaWeights *w = e->weights;
@@ -308,7 +326,9 @@ static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GErr
                {&need.counters, R * e->most_heads * sizeof(guint32)},
                {&need.scratch, need.scratch_bytes},
                {&need.shared, shared},
-               {&need.mixer, R * e->widest_mixer}};
+               {&need.mixer, R * e->widest_mixer},
+               {&need.work, work_bytes(e, need.rows)}};
+
   *b = need;
   for (guint i = 0; i < G_N_ELEMENTS(parts); i++) {
     void *memory = kv_cuda_alloc(parts[i].bytes, "the activations of a step", error);
@@ -404,13 +424,16 @@ static KvCudaProjections projections_of(const KvCudaEngine *e, guint l) {
   const KvAttention *a = &layer->attention;
   const KvCudaProjections *replaced =
       e->compressed ? kv_cuda_compressed_projections(e->compressed, l) : NULL;
+  gboolean latent = a->kind == KV_ATTENTION_LATENT;
   return replaced ? *replaced
-                  : (KvCudaProjections){.qkv = layer->qkv,
-                                        .qkv_bias = layer->qkv_bias,
-                                        .output = layer->output,
-                                        .output_bias = layer->output_bias,
-                                        .width = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim,
-                                        .attended = a->n_heads * a->head_dim};
+                  : (KvCudaProjections){
+                        .qkv = layer->qkv,
+                        .qkv_bias = layer->qkv_bias,
+                        .output = layer->output,
+                        .output_bias = layer->output_bias,
+                        .width = latent ? kv_cuda_latents_width(a)
+                                        : (a->n_heads + 2 * a->n_kv_heads) * a->head_dim,
+                        .attended = a->n_heads * (latent ? a->value_head_dim : a->head_dim)};
 }
 
 /* Attention back to the residual: where the format has an output of its own, decoding rows apart.
@@ -418,7 +441,8 @@ static KvCudaProjections projections_of(const KvCudaEngine *e, guint l) {
 static gboolean project_output(Pass *p, guint l, const KvCudaProjections *own) {
   const KvCudaLayer *layer = &p->e->weights->layers[l];
   const Shape *s = &p->shape;
-  guint heads = layer->attention.n_heads * layer->attention.head_dim;
+  guint heads = own->output == layer->output ? own->attended
+                                             : layer->attention.n_heads * layer->attention.head_dim;
   guint prompts = own->output == layer->output ? s->rows : s->prefill_rows;
   return (prompts == 0 ||
           multiply_and_add(p, p->e->buffers.attended, layer->output, layer->output_bias, heads, 0,
@@ -539,6 +563,58 @@ static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pag
   return kv_cuda_ok(status, "decode attention", p->error) && lap(p, KV_COMPONENT_DECODE_ATTENTION);
 }
 
+static gboolean attend_to_latents(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pages) {
+  const KvCudaEngine *e = p->e;
+  const Buffers *b = &e->buffers;
+  const Shape *s = &p->shape;
+  const KvCudaLatents latents = {
+      .layer = layer,
+      .shape = kv_host_latent_of(&layer->attention, &e->weights->rotary),
+      .pages = *pages,
+      .tables = {p->in.table, p->in.table_starts},
+      .rows = s->rows,
+      .prefill_rows = s->prefill_rows,
+      .prefill = s->prefill,
+      .decode = s->decode,
+      .n_tiles = s->tiles,
+      .max_splits = s->max_splits,
+      .row_sequences = p->in.row_sequences,
+      .positions = p->in.positions,
+      .contexts = p->in.contexts,
+      .split_tokens = p->in.split_tokens,
+      .tiles = p->in.tiles,
+      .angles = angles_of(e, layer->attention.rope_head_dim),
+      .epsilon = e->weights->epsilon,
+      .qkv = b->qkv,
+      .attended = b->attended,
+      .work = b->work,
+      .scratch = b->scratch,
+      .gemm = e->gemm,
+      .stream = e->device->stream,
+  };
+  return kv_cuda_latents_prepare(&latents, p->error) && lap(p, KV_COMPONENT_QKV) &&
+         (!s->tiles || (kv_cuda_latents_prefill(&latents, p->error) &&
+                        lap(p, KV_COMPONENT_PREFILL_ATTENTION))) &&
+         (!s->decode ||
+          (kv_cuda_latents_decode(&latents, p->error) && lap(p, KV_COMPONENT_DECODE_ATTENTION))) &&
+         kv_cuda_latents_expand(&latents, p->error) && lap(p, KV_COMPONENT_OUTPUT_PROJECTION);
+}
+
+static gboolean mix_experts(Pass *p, const KvCudaLayer *layer) {
+  const KvCudaEngine *e = p->e;
+  const KvCudaMixture mixture = {.layer = layer,
+                                 .routing = e->weights->routing,
+                                 .rows = p->shape.rows,
+                                 .hidden = e->weights->hidden,
+                                 .row_sequences = p->in.row_sequences,
+                                 .normed = e->buffers.normed,
+                                 .x = e->buffers.x,
+                                 .work = e->buffers.work,
+                                 .gemm = e->gemm,
+                                 .stream = e->device->stream};
+  return kv_cuda_mixture_run(&mixture, p->error) && lap(p, KV_COMPONENT_MLP);
+}
+
 static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner) {
   const Buffers *b = &p->e->buffers;
   cudaStream_t stream = p->e->device->stream;
@@ -620,26 +696,34 @@ static gboolean recur(Pass *p, guint l) {
                           KV_COMPONENT_QKV);
 }
 
-static gboolean run_layer(Pass *p, guint l) {
-  const KvCudaLayer *layer = &p->e->weights->layers[l];
-  if (layer->attention.kind == KV_ATTENTION_NONE)
-    return recur(p, l);
+/* The dense MLP, or the expert that all tokens share, from `normed`. */
+static gboolean run_mlp(Pass *p, const KvCudaLayer *layer) {
   const Buffers *b = &p->e->buffers;
-  guint D = p->e->weights->hidden;
-  const KvCudaProjections own = projections_of(p->e, l);
   const KvBf16 *inner = NULL;
-  return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
-              p->shape.rows) &&
-         multiply(p, b->qkv, b->normed, own.qkv, own.qkv_bias, D, own.width, KV_COMPONENT_QKV) &&
-         (p->e->compressed ? attend_compressed(p, layer, l, &own)
-                           : attend(p, layer, &p->e->cache->layers[l])) &&
-         project_output(p, l, &own) &&
-         norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
-         multiply(p, b->up, b->normed, layer->up, layer->up_bias, D,
+  return multiply(p, b->up, b->normed, layer->up, layer->up_bias, p->e->weights->hidden,
                   layer->intermediate * (layer->gated ? 2 : 1), KV_COMPONENT_MLP) &&
          activate(p, layer, &inner) &&
          multiply_and_add(p, inner, layer->down, layer->down_bias, layer->intermediate, 0,
                           p->shape.rows, KV_COMPONENT_MLP);
+}
+
+static gboolean run_layer(Pass *p, guint l) {
+  const KvCudaLayer *layer = &p->e->weights->layers[l];
+  const Buffers *b = &p->e->buffers;
+  const KvCudaPages *pages = &p->e->cache->layers[l];
+  if (layer->attention.kind == KV_ATTENTION_NONE)
+    return recur(p, l);
+  const KvCudaProjections own = projections_of(p->e, l);
+  return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
+              p->shape.rows) &&
+         multiply(p, b->qkv, b->normed, own.qkv, own.qkv_bias, p->e->weights->hidden, own.width,
+                  KV_COMPONENT_QKV) &&
+         (layer->attention.kind == KV_ATTENTION_LATENT ? attend_to_latents(p, layer, pages)
+          : p->e->compressed                           ? attend_compressed(p, layer, l, &own)
+                                                       : attend(p, layer, pages)) &&
+         project_output(p, l, &own) &&
+         norm(p, b->normed, b->x, layer->mlp_norm, layer->mlp_norm_bias, p->shape.rows) &&
+         (!layer->mlp.n_experts || mix_experts(p, layer)) && (!layer->up || run_mlp(p, layer));
 }
 
 /* Logits of the rows that want them, and the largest of each. */
@@ -703,7 +787,9 @@ static guint tile_tokens(const KvCudaEngine *e) {
     return tokens;
   for (guint l = 0; l < e->weights->n_layers; l++) {
     const KvAttention *a = &e->weights->layers[l].attention;
-    tokens = MIN(tokens, kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads));
+    tokens = MIN(tokens, a->kind == KV_ATTENTION_LATENT
+                             ? kv_cuda_latent_tile_tokens(a->n_heads)
+                             : kv_cuda_prefill_tile_tokens(a->n_heads, a->n_kv_heads));
   }
   return tokens;
 }
@@ -731,9 +817,12 @@ static guint32 split(const KvCudaEngine *e, const KvHostSpan *spans, guint n, Sh
       sum += context;
       longest = MAX(longest, context);
     }
-  guint parts = e->compressed ? kv_cuda_compressed_parts(e->compressed)
-                              : e->weights->layers[0].attention.n_kv_heads;
-  guint even = kv_cuda_decode_max_splits(shape->decode, parts, e->device->multiprocessors);
+  const KvAttention *a = &e->weights->layers[0].attention;
+  guint parts = e->compressed ? kv_cuda_compressed_parts(e->compressed) : a->n_kv_heads;
+  guint even =
+      a->kind == KV_ATTENTION_LATENT
+          ? kv_cuda_latent_max_splits(shape->decode, a->n_heads, e->device->multiprocessors)
+          : kv_cuda_decode_max_splits(shape->decode, parts, e->device->multiprocessors);
   guint64 tokens = round_up(MAX(1, sum / ((guint64)even * shape->decode)), KV_CUDA_SPLIT_UNIT);
   shape->max_splits = even;
   while (shape->max_splits * tokens < longest && shape->max_splits < 16 * even)
@@ -935,6 +1024,22 @@ static void count_scan(const KvCudaEngine *e, guint l, const KvHostSpan *spans, 
   }
 }
 
+/* FLOPs of one query's attention to one token. */
+static double flops_of_token(const KvAttention *a) {
+  return a->kind == KV_ATTENTION_LATENT
+             ? 2.0 * a->n_heads * (2.0 * a->kv_lora_rank + a->rope_head_dim)
+             : 4.0 * a->n_heads * a->head_dim;
+}
+
+/* What the rows' experts take; of their weights, those of as many experts as rows choose, if no two
+ * choose the same. */
+static void count_experts(const KvMlp *m, double hidden, double rows, KvCudaWork *work) {
+  double parameters = 3.0 * hidden * (double)m->expert_intermediate;
+  double chosen = rows * m->n_experts_per_token;
+  work->flops += 2.0 * parameters * chosen;
+  work->bytes += parameters * sizeof(KvBf16) * MIN(chosen, (double)m->n_experts);
+}
+
 static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *spans, guint n,
                        KvCudaWork *work) {
   const KvCudaWeights *w = e->weights;
@@ -955,10 +1060,12 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
     if (elements == 0 && l > 0) /* the layer reads those of the one before */
       elements = e->cache->layers[l - 1].block_elements;
     double token_bytes = (double)(elements * sizeof(KvBf16)) / e->cache->block_tokens;
+    if (w->layers[l].mlp.n_experts)
+      count_experts(&w->layers[l].mlp, w->hidden, rows, work);
     for (guint s = 0; s < n; s++) {
       double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
       double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;
-      work->flops += 4.0 * tokens_attended(&spans[s], window) * a->n_heads * a->head_dim;
+      work->flops += tokens_attended(&spans[s], window) * flops_of_token(a);
       work->bytes += (read + spans[s].n_tokens) * token_bytes;
     }
     if (shape->shared_tiles)

@@ -385,6 +385,96 @@ cudaError_t kv_cuda_selective_scan(KvBf16 *out, const KvBf16 *x, const KvBf16 *g
                                    const float *bc, const KvBf16 *decay, const KvBf16 *skip,
                                    const KvCudaStates *states, const KvCudaTile *spans,
                                    uint32_t n_spans, cudaStream_t stream);
+/* --- grouped.cu: products with a matrix of each group ---------------------------------------- */
+
+/* Rows first .. first + count - 1 of a group. */
+typedef struct {
+  uint32_t group, first, count;
+} KvCudaGroupTile;
+
+/* out[r][N] = x[r][K] . weight[group][N][K] for the rows of each tile, K and N multiples of 8. Row
+ * r stands at x + r * x_stride + group * x_group, or instead of r at x_rows[r]; in `out` likewise,
+ * always at r. With tiles, *n_tiles of them in device memory, at most most_tiles, of at most
+ * tile_rows rows; without (NULL), rows 0 .. rows - 1 of each of the groups. tile_rows is
+ * kv_cuda_grouped_tile_rows(). Strides are multiples of 8. */
+typedef struct {
+  KvBf16 *out;
+  const KvBf16 *x, *weight;
+  uint64_t x_stride, x_group, out_stride, out_group;
+  const uint32_t *x_rows;
+  uint32_t inputs, outputs, groups, rows, tile_rows;
+  const KvCudaGroupTile *tiles;
+  const uint32_t *n_tiles;
+  uint32_t most_tiles;
+} KvCudaGrouped;
+cudaError_t kv_cuda_grouped_product(const KvCudaGrouped *product, cudaStream_t stream);
+/* Rows of a tile where `rows` rows are spread over the groups. */
+uint32_t kv_cuda_grouped_tile_rows(uint64_t rows, uint32_t groups);
+
+/* --- attention_latent.cu: latents of 512 numbers and rotated keys of 64 ----------------------- */
+
+#define KV_CUDA_LATENT_RANK 512
+#define KV_CUDA_LATENT_ROPE 64
+#define KV_CUDA_LATENT_WIDTH (KV_CUDA_LATENT_RANK + KV_CUDA_LATENT_ROPE)
+
+/* up[H][nope + value][512] as its two parts: keys[H][512][nope], values[H][value][512]. */
+cudaError_t kv_cuda_split_latent_up(KvBf16 *keys, KvBf16 *values, const KvBf16 *up,
+                                    uint32_t n_heads, uint32_t nope, uint32_t value,
+                                    cudaStream_t stream);
+/* out[R][width] = x / rms(x) * weight, of rows x_stride elements apart; width a multiple of 2. */
+cudaError_t kv_cuda_norm_rows(KvBf16 *out, const KvBf16 *x, uint64_t x_stride, const KvBf16 *weight,
+                              float epsilon, uint32_t rows, uint32_t width, cudaStream_t stream);
+/* Of row r: normalize latents[r * latent_stride], 512 numbers, turn the 64 after them, and store
+ * both in the cache (pages of one head of 576, no values); turn the last 64 of each query head
+ * q[r * q_stride][H][nope + 64] into absorbed[R][H][576], whose first 512 stay. Elements 2i and
+ * 2i + 1 turn by angles[position][i]. Rows of sequence UINT32_MAX are skipped. */
+cudaError_t kv_cuda_latent_store(KvBf16 *absorbed, const KvBf16 *q, uint64_t q_stride,
+                                 const KvBf16 *latents, uint64_t latent_stride,
+                                 const KvCudaPages *pages, const KvCudaTables *tables,
+                                 const uint32_t *row_sequences, const uint32_t *positions,
+                                 const float2 *angles, const KvBf16 *norm, float epsilon,
+                                 uint32_t rows, uint32_t n_heads, uint32_t nope,
+                                 cudaStream_t stream);
+/* Attention of absorbed queries q[R][H][576] over latents: out[R][H][512]. Scores are multiplied by
+ * `scale`. Prefill: as kv_cuda_prefill_attention(), tiles of kv_cuda_latent_tile_tokens(). Decode:
+ * as kv_cuda_decode_attention(), without counters; scratch is kv_cuda_decode_scratch_bytes() of
+ * heads of 512. */
+cudaError_t kv_cuda_latent_prefill(KvBf16 *out, const KvBf16 *q, const KvCudaPages *pages,
+                                   const KvCudaTables *tables, const KvCudaTile *tiles,
+                                   uint32_t n_tiles, uint32_t n_heads, float scale,
+                                   cudaStream_t stream);
+cudaError_t kv_cuda_latent_decode(KvBf16 *out, const KvBf16 *q, const KvCudaPages *pages,
+                                  const KvCudaTables *tables, const uint32_t *contexts,
+                                  uint32_t sequences, uint32_t n_heads, float scale,
+                                  const uint32_t *split_tokens, uint32_t max_splits, void *scratch,
+                                  cudaStream_t stream);
+uint32_t kv_cuda_latent_tile_tokens(uint32_t n_heads);
+/* Pieces that fill a GPU of `multiprocessors` with `sequences` equal contexts. */
+uint32_t kv_cuda_latent_max_splits(uint32_t sequences, uint32_t n_heads, uint32_t multiprocessors);
+
+/* --- experts.cu ---------------------------------------------------------------------------- */
+
+#define KV_CUDA_MOST_EXPERTS 1024
+
+/* As kv_host_route(), of each row of logits[R][X]: experts[R][k] and shares[R][k]. Rows of sequence
+ * UINT32_MAX get no expert, which is UINT32_MAX. */
+cudaError_t kv_cuda_route(uint32_t *experts, float *shares, const float *logits,
+                          const uint32_t *row_sequences, uint32_t rows, uint32_t n_experts,
+                          uint32_t chosen, int normalized, float scale, uint32_t groups,
+                          uint32_t groups_kept, cudaStream_t stream);
+/* Give every (row, choice) of experts[R][k] a place beside those of the same expert: places[R][k]
+ * (UINT32_MAX of no expert), of each place its row, and the tiles of tile_rows places. */
+cudaError_t kv_cuda_sort_by_expert(uint32_t *places, uint32_t *place_rows, KvCudaGroupTile *tiles,
+                                   uint32_t *n_tiles, const uint32_t *experts, uint32_t rows,
+                                   uint32_t n_experts, uint32_t chosen, uint32_t tile_rows,
+                                   cudaStream_t stream);
+/* Tiles at most. */
+uint32_t kv_cuda_most_expert_tiles(uint32_t rows, uint32_t n_experts, uint32_t chosen,
+                                   uint32_t tile_rows);
+/* x[R][D] += the sum of shares[R][k] * mixed[places[R][k]][D]; D a multiple of 4. */
+cudaError_t kv_cuda_combine_experts(float *x, const KvBf16 *mixed, const uint32_t *places,
+                                    const float *shares, uint32_t rows, uint32_t width,
+                                    uint32_t chosen, cudaStream_t stream);
 
 /* --- gemv.cu ------------------------------------------------------------------------------- */
 

@@ -36,6 +36,16 @@ typedef struct {
   KvBf16 *up, *up_bias;     /* [2E][D] of a gated MLP, gate first; else [E][D] */
   KvBf16 *down, *down_bias; /* [D][E], [D] */
   KvCudaMixer mixer;        /* of a recurrent layer, whose norm is attention's */
+  /* Latent attention: `qkv` is the queries [H d][D], or their way down [Rq][D], and then the latent
+     [576][D]; `output` is [D][H value]. Of the up-projection, each head's part of the keys turned.
+   */
+  KvBf16 *query_down_norm, *query_up; /* [Rq], [H d][Rq] */
+  KvBf16 *latent_norm;                /* [512] */
+  KvBf16 *key_up, *value_up;          /* [H][512][nope], [H][value][512] */
+  /* X experts of width E instead of the dense MLP; the shared one's are `up` and `down`. */
+  KvMlp mlp;
+  KvBf16 *router;                  /* [X][D] */
+  KvBf16 *expert_up, *expert_down; /* [X][2E][D], gate first; [X][D][E] */
 } KvCudaLayer;
 
 typedef struct {
@@ -43,14 +53,15 @@ typedef struct {
   KvNorm norm;
   float epsilon;
   KvHostRotary rotary;
+  KvHostRouting routing;
   guint n_layers;
   KvCudaLayer *layers;
   KvBf16 *embedding, *positions;        /* [V][D], [max_positions][D] */
   KvBf16 *final_norm, *final_norm_bias; /* [D] */
   KvBf16 *head;                         /* [V][D]; a tied model's embedding */
-  double bytes;                         /* read by a pass: all but an untied embedding table */
-  double layer_parameters;              /* of the matrices of all layers */
-  GPtrArray *memory;                    /* owns every array above */
+  double bytes;            /* read by a pass: all but an untied embedding table, and experts */
+  double layer_parameters; /* of the matrices of all layers, but experts */
+  GPtrArray *memory;       /* owns every array above */
 } KvCudaWeights;
 
 /* From `folder`, or from `seed` if it is NULL. NULL with *error set if the model is not one that

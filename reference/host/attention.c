@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/host/dot.h"
+
 /* Floats from a block's keys (or values) to those of `head` at the block's token `slot`. */
 static gsize slot_offset(const KvHostPages *pages, guint head, guint slot) {
   return ((gsize)head * pages->block_tokens + slot) * pages->head_dim;
@@ -22,24 +24,9 @@ void kv_host_pages_write(const KvHostPages *pages, const guint32 *block_table, g
   for (guint h = 0; h < pages->n_kv_heads; h++) {
     gsize offset = slot_offset(pages, h, position % pages->block_tokens);
     memcpy(block + pages->key_offset + offset, keys + h * d, d * sizeof *keys);
-    memcpy(block + pages->value_offset + offset, values + h * d, d * sizeof *values);
+    if (values)
+      memcpy(block + pages->value_offset + offset, values + h * d, d * sizeof *values);
   }
-}
-
-enum { LANES = 8 };
-
-/* x[d] . y[d], as LANES partial sums so that it vectorizes; the order depends on d alone. */
-static float dot(const float *restrict x, const float *restrict y, guint d) {
-  float lanes[LANES] = {0}, sum = 0.0f;
-  guint i = 0;
-  for (; i + LANES <= d; i += LANES)
-    for (guint l = 0; l < LANES; l++)
-      lanes[l] += x[i + l] * y[i + l];
-  for (; i < d; i++)
-    sum += x[i] * y[i];
-  for (guint l = 0; l < LANES; l++)
-    sum += lanes[l];
-  return sum;
 }
 
 /* scores[j] = q[d] . key at first + j, scaled; returns the largest. */
@@ -49,7 +36,7 @@ static float score(float *restrict scores, const float *restrict q, const KvHost
   for (guint32 j = 0; j < count; j++) {
     const float *key = block_of(pages, block_table, first + j) + pages->key_offset +
                        slot_offset(pages, head, (first + j) % pages->block_tokens);
-    scores[j] = dot(q, key, pages->head_dim) * scale;
+    scores[j] = kv_host_dot(q, key, pages->head_dim) * scale;
     largest = MAX(largest, scores[j]);
   }
   return largest;

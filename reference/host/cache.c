@@ -23,6 +23,15 @@ static void lay_out(KvHostCache *cache, const KvHostWeights *weights) {
   cache->layers = g_new0(KvHostPages, cache->n_layers);
   for (guint l = 0; l < cache->n_layers; l++) {
     const KvAttention *a = &weights->layers[l].attention;
+    if (a->kind == KV_ATTENTION_LATENT) { /* latent and rotated key, one for all heads */
+      guint width = a->kv_lora_rank + a->rope_head_dim;
+      cache->layers[l] = (KvHostPages){.key_offset = cache->block_floats,
+                                       .block_tokens = cache->block_tokens,
+                                       .n_kv_heads = 1,
+                                       .head_dim = width};
+      cache->block_floats += (gsize)cache->block_tokens * width;
+      continue;
+    }
     gsize floats = a->kind == KV_ATTENTION_NONE
                        ? kv_host_state_floats(a)
                        : (gsize)a->n_kv_heads * cache->block_tokens * a->head_dim;

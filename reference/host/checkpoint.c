@@ -23,6 +23,7 @@ struct KvCheckpoint {
   GHashTable *where; /* of Shard (borrowed), by tensor name */
   float epsilon;
   KvHostRotary rotary;
+  KvHostRouting routing;
 };
 
 static void shard_free(gpointer data) {
@@ -54,7 +55,37 @@ gboolean kv_checkpoint_exists(const char *path) {
 
 /* --- config.json ---------------------------------------------------------------------------- */
 
-static void read_scaling(KvJson *json, json_t *scaling, KvHostRotary *rotary) {
+static gboolean is_given(json_t *config, const char *key) {
+  json_t *value = json_object_get(config, key);
+  return value && !json_is_null(value);
+}
+
+/* Of scores and angles under yarn: Peng et al. (2023), equation 22, times `strength`. */
+static double yarn_magnitude(double factor, double strength) {
+  return factor <= 1.0 ? 1.0 : 0.1 * strength * log(factor) + 1.0;
+}
+
+/* As in DeepSeek-V2's modeling_deepseek.py. */
+static void read_yarn(KvJson *json, json_t *scaling, KvHostRotary *rotary) {
+  double strength = kv_json_number(json, scaling, "mscale", 1.0, 0.0, 1e3);
+  double of_scores = kv_json_number(json, scaling, "mscale_all_dim", 0.0, 0.0, 1e3);
+  rotary->yarn = TRUE;
+  rotary->low = kv_json_number(json, scaling, "beta_slow", 1.0, 1e-6, 1e6);
+  rotary->high = kv_json_number(json, scaling, "beta_fast", 32.0, 1e-6, 1e6);
+  rotary->original =
+      kv_json_number(json, scaling, "original_max_position_embeddings", KV_JSON_REQUIRED, 1.0, 1e9);
+  if (rotary->high <= rotary->low)
+    kv_json_fail(json, scaling, "beta_fast", "%g is not above beta_slow %g", rotary->high,
+                 rotary->low);
+  if (is_given(scaling, "attention_factor"))
+    kv_json_fail(json, scaling, "attention_factor",
+                 "'attention_factor' is not computed, expected mscale and mscale_all_dim");
+  double all = yarn_magnitude(rotary->factor, of_scores);
+  rotary->magnitude = yarn_magnitude(rotary->factor, strength) / all;
+  rotary->score_scale = of_scores > 0.0 ? all * all : 1.0;
+}
+
+static void read_scaling(KvJson *json, json_t *scaling, gboolean latent, KvHostRotary *rotary) {
   const char *kind = kv_json_string(json, scaling, "rope_type", "", FALSE);
   if (!*kind)
     kind = kv_json_string(json, scaling, "type", "default", FALSE);
@@ -72,9 +103,43 @@ static void read_scaling(KvJson *json, json_t *scaling, KvHostRotary *rotary) {
     if (rotary->high <= rotary->low)
       kv_json_fail(json, scaling, "high_freq_factor", "%g is not above low_freq_factor %g",
                    rotary->high, rotary->low);
+  } else if (strcmp(kind, "yarn") == 0 && latent) {
+    read_yarn(json, scaling, rotary);
   } else {
     kv_json_fail(json, scaling, json_object_get(scaling, "rope_type") ? "rope_type" : "type",
-                 "rotary scaling \"%s\" is not computed, expected default, linear or llama3", kind);
+                 "rotary scaling \"%s\" is not computed, expected default, linear or llama3 (or "
+                 "yarn with latent attention)",
+                 kind);
+  }
+}
+
+/* How experts are chosen. */
+static void read_routing(KvJson *json, json_t *config, KvHostRouting *routing) {
+  const char *type = kv_json_string(json, config, "model_type", "", FALSE);
+  const char *scoring = kv_json_string(json, config, "scoring_func", "softmax", FALSE);
+  const char *method = kv_json_string(json, config, "topk_method", "greedy", FALSE);
+  gboolean limited = strcmp(method, "group_limited_greedy") == 0;
+  if (strcmp(type, "qwen2_moe") == 0)
+    kv_json_fail(json, config, "model_type",
+                 "shared experts behind a gate, as in 'qwen2_moe', are not computed, expected "
+                 "deepseek_v2, qwen3_moe or mixtral");
+  if (strcmp(scoring, "softmax") != 0)
+    kv_json_fail(json, config, "scoring_func",
+                 "a router's '%.40s' is not computed, expected softmax", scoring);
+  if (strcmp(method, "greedy") != 0 && !limited)
+    kv_json_fail(json, config, "topk_method",
+                 "'%.40s' is not computed, expected greedy or group_limited_greedy", method);
+  routing->normalized = is_given(config, "norm_topk_prob")
+                            ? kv_json_boolean(json, config, "norm_topk_prob", FALSE)
+                            : strcmp(type, "mixtral") == 0;
+  if (is_given(config, "routed_scaling_factor"))
+    routing->scale = (float)kv_json_number(json, config, "routed_scaling_factor", 1.0, 0.0, 1e6);
+  if (routing->normalized) /* DeepSeek-V2's code does the one or the other */
+    routing->scale = 1.0f;
+  if (limited) {
+    routing->groups = (guint)kv_json_integer(json, config, "n_group", KV_JSON_REQUIRED, 1, 65536);
+    routing->groups_kept =
+        (guint)kv_json_integer(json, config, "topk_group", KV_JSON_REQUIRED, 1, 65536);
   }
 }
 
@@ -92,7 +157,15 @@ static gboolean read_config(KvCheckpoint *checkpoint, GError **error) {
   static const char *const scalings[] = {"rope_parameters", "rope_scaling"}; /* new and old name */
   for (guint i = 0; i < G_N_ELEMENTS(scalings); i++)
     if (json_is_object(json_object_get(root, scalings[i]))) {
-      read_scaling(json, json_object_get(root, scalings[i]), &checkpoint->rotary);
+      read_scaling(json, json_object_get(root, scalings[i]), is_given(root, "kv_lora_rank"),
+                   &checkpoint->rotary);
+      break;
+    }
+  checkpoint->routing.scale = 1.0f;
+  static const char *const experts[] = {"n_routed_experts", "num_local_experts", "num_experts"};
+  for (guint i = 0; i < G_N_ELEMENTS(experts); i++)
+    if (is_given(root, experts[i])) {
+      read_routing(json, root, &checkpoint->routing);
       break;
     }
   return kv_json_finish(json, error);
@@ -185,6 +258,10 @@ float kv_checkpoint_epsilon(const KvCheckpoint *checkpoint) {
 
 const KvHostRotary *kv_checkpoint_rotary(const KvCheckpoint *checkpoint) {
   return &checkpoint->rotary;
+}
+
+const KvHostRouting *kv_checkpoint_routing(const KvCheckpoint *checkpoint) {
+  return &checkpoint->routing;
 }
 
 /* --- tensors -------------------------------------------------------------------------------- */

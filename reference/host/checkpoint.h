@@ -33,6 +33,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCheckpoint, kv_checkpoint_free)
 /* What config.json says of the arithmetic. */
 float kv_checkpoint_epsilon(const KvCheckpoint *checkpoint);
 const KvHostRotary *kv_checkpoint_rotary(const KvCheckpoint *checkpoint);
+const KvHostRouting *kv_checkpoint_routing(const KvCheckpoint *checkpoint);
 
 gboolean kv_checkpoint_has(const KvCheckpoint *checkpoint, const char *name);
 /* The tensor `name`, which must be of that shape. */

@@ -40,9 +40,16 @@ gboolean kv_host_format_check_full(const KvHostCompression *c, const KvAttention
 
 static gboolean check_layers(const KvHostCompression *c, const KvModel *model, GError **error) {
   const KvHostFormatClass *format = kv_host_format(c->format);
-  for (guint g = 0; g < model->n_groups && format->check; g++)
-    if (model->groups[g].count && !format->check(c, &model->groups[g].attention, error))
+  for (guint g = 0; g < model->n_groups && c->format != KV_HOST_EXACT; g++) {
+    const KvAttention *a = &model->groups[g].attention;
+    if (model->groups[g].count == 0)
+      continue;
+    if (a->kind == KV_ATTENTION_LATENT)
+      return kv_host_format_refuse(error, format->technique ? format->technique : "precision.cache",
+                                   "a cache of latents in another form", "bf16 latents");
+    if (format->check && !format->check(c, a, error))
       return FALSE;
+  }
   return TRUE;
 }
 
@@ -103,6 +110,8 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
                                  "bf16 or fp8");
   for (guint i = 0; i < stack->uses->len; i++) {
     const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, i);
+    if (strcmp(use->technique->id, "mla") == 0 && kv_technique_value(use, "kv_bits") < 16.0)
+      return kv_host_format_refuse(error, "mla", "kv_bits below 16", "kv_bits=16");
     KvHostFormat format = format_of(use->technique->id);
     if (format == KV_HOST_EXACT)
       continue;

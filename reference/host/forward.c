@@ -18,6 +18,9 @@ typedef struct {
   float *q, *attended;       /* [R][H d] */
   float *k, *v;              /* [R][Hkv d] */
   float *gate, *up;          /* [R][E] */
+  float *latents;            /* [R][rank + rope]: latent attention's; q through its own in `up` */
+  float *absorbed, *mixed;   /* [R][H (rank + rope)], [R][H rank] */
+  float *expert;             /* [X + 2 E + D], of one token */
   float *scores;             /* [longest context] */
   float *cosine, *sine;      /* [R][d/2], of the layer's head size */
   KvHostWork *work;
@@ -34,9 +37,18 @@ static void lap(Pass *pass, KvComponent component, double flops) {
 
 static void pass_begin(Pass *pass) {
   const KvHostWeights *w = pass->weights;
-  gsize q = 0, kv = 0, E = 0, d = 0, longest = 0;
+  gsize q = 0, kv = 0, E = 0, d = 0, longest = 0, latent = 0, absorbed = 0, expert = 0;
   for (guint l = 0; l < w->n_layers; l++) {
     const KvAttention *a = &w->layers[l].attention;
+    const KvMlp *m = &w->layers[l].mlp;
+    if (a->kind == KV_ATTENTION_LATENT) {
+      latent = MAX(latent, (gsize)a->kv_lora_rank + a->rope_head_dim);
+      absorbed = MAX(absorbed, (gsize)a->n_heads * (a->kv_lora_rank + a->rope_head_dim));
+      q = MAX(q, (gsize)a->n_heads * a->value_head_dim);
+    }
+    if (m->n_experts)
+      expert = MAX(expert, m->n_experts + 2 * m->expert_intermediate + w->hidden);
+    E = MAX(E, MAX(m->shared_intermediate, a->q_lora_rank));
     q = MAX(q, (gsize)a->n_heads * a->head_dim);
     kv = MAX(kv, (gsize)a->n_kv_heads * a->head_dim);
     d = MAX(d, a->head_dim);
@@ -50,18 +62,22 @@ static void pass_begin(Pass *pass) {
   pass->positions = g_new(guint32, R);
   float **const buffers[] = {&pass->x,        &pass->normed, &pass->added, &pass->q,
                              &pass->attended, &pass->k,      &pass->v,     &pass->gate,
-                             &pass->up,       &pass->cosine, &pass->sine};
-  const gsize widths[] = {w->hidden, w->hidden, w->hidden, q, q, kv, kv, E, E, d / 2, d / 2};
+                             &pass->up,       &pass->cosine, &pass->sine,  &pass->latents,
+                             &pass->absorbed, &pass->mixed};
+  const gsize widths[] = {w->hidden, w->hidden, w->hidden, q,     q,      kv,       kv,
+                          E,         E,         d / 2,     d / 2, latent, absorbed, absorbed};
   for (guint i = 0; i < G_N_ELEMENTS(buffers); i++)
     *buffers[i] = g_new(float, R *widths[i]);
   pass->scores = g_new(float, longest);
+  pass->expert = g_new(float, expert);
   pass->lap_us = g_get_monotonic_time();
 }
 
 static void pass_end(Pass *pass) {
-  float *const buffers[] = {pass->x,        pass->normed, pass->added, pass->q,
-                            pass->attended, pass->k,      pass->v,     pass->gate,
-                            pass->up,       pass->cosine, pass->sine,  pass->scores};
+  float *const buffers[] = {pass->x,        pass->normed,   pass->added, pass->q,
+                            pass->attended, pass->k,        pass->v,     pass->gate,
+                            pass->up,       pass->cosine,   pass->sine,  pass->scores,
+                            pass->latents,  pass->absorbed, pass->mixed, pass->expert};
   for (guint i = 0; i < G_N_ELEMENTS(buffers); i++)
     g_free(buffers[i]);
   g_free(pass->positions);
@@ -142,6 +158,58 @@ static void project_inputs(Pass *pass, const KvHostLayer *layer, guint l) {
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
 }
 
+/* Rotate each query's part with position, and the key that all heads share. */
+static void rotate_latent(Pass *pass, const KvHostLatent *shape) {
+  gsize d = shape->nope + shape->rope, width = shape->rank + shape->rope, half = shape->rope / 2;
+  for (gsize r = 0; r < pass->rows; r++) {
+    float *cosine = pass->cosine + r * half, *sine = pass->sine + r * half;
+    kv_host_rotary_angles(cosine, sine, pass->positions[r], shape->rope, &pass->weights->rotary);
+    kv_host_rotary_pairs(pass->latents + r * width + shape->rank, cosine, sine, shape->rope);
+    for (guint h = 0; h < shape->n_heads; h++)
+      kv_host_rotary_pairs(pass->q + (r * shape->n_heads + h) * d + shape->nope, cosine, sine,
+                           shape->rope);
+  }
+}
+
+/* Queries of every row, absorbed, and latents: normalized, their keys rotated. */
+static void project_latents(Pass *pass, const KvHostLayer *layer, const KvHostLatent *shape) {
+  const KvHostWeights *w = pass->weights;
+  guint R = pass->rows, D = w->hidden, down = layer->attention.q_lora_rank;
+  guint d = shape->nope + shape->rope, width = shape->rank + shape->rope, q = shape->n_heads * d;
+  norm(pass, pass->normed, pass->x, layer->attention_norm, layer->attention_norm_bias, R);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  if (down) {
+    kv_host_linear(pass->up, pass->normed, layer->query_down, NULL, R, D, down);
+    kv_host_rms_norm(pass->up, pass->up, layer->query_down_norm, w->epsilon, R, down);
+    kv_host_linear(pass->q, pass->up, layer->query_up, NULL, R, down, q);
+  } else {
+    kv_host_linear(pass->q, pass->normed, layer->query, NULL, R, D, q);
+  }
+  kv_host_linear(pass->latents, pass->normed, layer->latent, NULL, R, D, width);
+  lap(pass, KV_COMPONENT_QKV,
+      2.0 * R * ((down ? (double)down * (D + q) : (double)D * q) + (double)D * width));
+  for (gsize r = 0; r < R; r++) {
+    float *latent = pass->latents + r * width;
+    kv_host_rms_norm(latent, latent, layer->latent_norm, w->epsilon, 1, shape->rank);
+  }
+  rotate_latent(pass, shape);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  for (gsize r = 0; r < R; r++)
+    kv_host_absorb_query(pass->absorbed + r * shape->n_heads * width, pass->q + r * q,
+                         layer->latent_up, shape);
+  lap(pass, KV_COMPONENT_QKV, 2.0 * R * shape->n_heads * shape->nope * (double)shape->rank);
+}
+
+static void store_latents(Pass *pass, const KvHostPages *pages) {
+  gsize r = 0;
+  for (guint s = 0; s < pass->n_spans; s++)
+    for (guint32 t = 0; t < pass->spans[s].n_tokens; t++, r++)
+      kv_host_pages_write(pages, pass->spans[s].block_table, pass->positions[r],
+                          pass->latents + r * pages->head_dim, NULL);
+  pass->work->bytes += (double)pass->rows * pages->head_dim * sizeof(float);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+}
+
 static void store(Pass *pass, guint l) {
   const KvHostPages *pages = &pass->cache->layers[l];
   gsize width = (gsize)pages->n_kv_heads * pages->head_dim, r = 0;
@@ -198,6 +266,29 @@ static void attend(Pass *pass, const KvHostLayer *layer, guint l) {
     kv_host_linear(pass->added, pass->attended, layer->output, layer->output_bias, pass->rows,
                    (guint)width, pass->weights->hidden);
   lap(pass, KV_COMPONENT_OUTPUT_PROJECTION, flops);
+}
+
+static void attend_to_latents(Pass *pass, const KvHostLayer *layer, const KvHostLatent *shape,
+                              const KvHostPages *pages) {
+  gsize width = shape->rank + shape->rope, H = shape->n_heads, values = H * shape->value, r = 0;
+  for (guint s = 0; s < pass->n_spans; s++) {
+    const KvHostSpan *span = &pass->spans[s];
+    kv_host_latent_attention(pass->mixed + r * H * shape->rank, pass->absorbed + r * H * width,
+                             pages, span->block_table, span->past, span->n_tokens, shape,
+                             pass->scores);
+    r += span->n_tokens;
+    double read = tokens_attended(span, 0);
+    pass->work->bytes += read * (double)width * sizeof(float);
+    lap(pass, span->decoding ? KV_COMPONENT_DECODE_ATTENTION : KV_COMPONENT_PREFILL_ATTENTION,
+        2.0 * read * (double)H * (2.0 * shape->rank + shape->rope));
+  }
+  for (r = 0; r < pass->rows; r++)
+    kv_host_expand_latents(pass->attended + r * values, pass->mixed + r * H * shape->rank,
+                           layer->latent_up, shape);
+  kv_host_linear(pass->added, pass->attended, layer->output, NULL, pass->rows, (guint)values,
+                 pass->weights->hidden);
+  lap(pass, KV_COMPONENT_OUTPUT_PROJECTION,
+      2.0 * pass->rows * (double)values * (shape->rank + (double)pass->weights->hidden));
 }
 
 /* What a technique does to a layer's cache once a prompt has attended to itself. */
@@ -272,6 +363,35 @@ static void feed_forward(Pass *pass, const KvHostLayer *layer) {
   lap(pass, KV_COMPONENT_MLP, (layer->gated ? 6.0 : 4.0) * R * D * E);
 }
 
+/* Each row through the experts that the router chooses for it, and through the shared one. */
+static void mix_experts(Pass *pass, const KvHostLayer *layer) {
+  const KvMlp *m = &layer->mlp;
+  guint R = pass->rows, D = pass->weights->hidden, X = m->n_experts, k = m->n_experts_per_token;
+  guint S = (guint)m->shared_intermediate;
+  const KvHostExperts all = {layer->expert_gate, layer->expert_up, layer->expert_down, D,
+                             (guint)m->expert_intermediate};
+  g_autofree float *logits = g_new(float, X), *shares = g_new(float, k), *mixed = g_new(float, D);
+  g_autofree guint32 *experts = g_new(guint32, k);
+  norm(pass, pass->normed, pass->x, layer->mlp_norm, layer->mlp_norm_bias, R);
+  lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  if (S) {
+    kv_host_linear(pass->gate, pass->normed, layer->shared_gate, NULL, R, D, S);
+    kv_host_linear(pass->up, pass->normed, layer->shared_up, NULL, R, D, S);
+    kv_host_swiglu(pass->gate, pass->up, (gsize)R * S);
+    kv_host_linear(pass->added, pass->gate, layer->shared_down, NULL, R, S, D);
+  } else {
+    memset(pass->added, 0, (gsize)R * D * sizeof *pass->added);
+  }
+  for (gsize r = 0; r < R; r++) {
+    const float *x = pass->normed + r * D;
+    kv_host_linear(logits, x, layer->router, NULL, 1, D, X);
+    kv_host_route(experts, shares, logits, X, k, &pass->weights->routing, pass->expert);
+    kv_host_mix_experts(mixed, x, &all, experts, shares, k, pass->expert + X);
+    kv_host_add(pass->added + r * D, mixed, D);
+  }
+  lap(pass, KV_COMPONENT_MLP, 2.0 * R * D * (X + 3.0 * ((double)k * all.intermediate + (double)S)));
+}
+
 static void add_residual(Pass *pass) {
   kv_host_add(pass->x, pass->added, (gsize)pass->rows * pass->weights->hidden);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
@@ -329,12 +449,22 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
       add_residual(&pass);
       continue;
     }
-    project_inputs(&pass, layer, l);
-    store(&pass, l);
-    attend(&pass, layer, l);
-    compress(&pass, l);
+    if (layer->attention.kind == KV_ATTENTION_LATENT) {
+      const KvHostLatent shape = kv_host_latent_of(&layer->attention, &weights->rotary);
+      project_latents(&pass, layer, &shape);
+      store_latents(&pass, &cache->layers[l]);
+      attend_to_latents(&pass, layer, &shape, &cache->layers[l]);
+    } else {
+      project_inputs(&pass, layer, l);
+      store(&pass, l);
+      attend(&pass, layer, l);
+      compress(&pass, l);
+    }
     add_residual(&pass);
-    feed_forward(&pass, layer);
+    if (layer->mlp.n_experts)
+      mix_experts(&pass, layer);
+    else
+      feed_forward(&pass, layer);
     add_residual(&pass);
   }
   sample(&pass);

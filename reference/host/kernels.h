@@ -25,15 +25,18 @@ void kv_host_layer_norm(float *out, const float *x, const float *weight, const f
 /* How positions become angles. `factor` > 1 stretches the slow frequencies, as Llama 3.1 does for
  * contexts past the `original` one: those with fewer than `low` turns in it are divided by the
  * factor, those with more than `high` are kept, the others are between. Linear scaling, which
- * divides all of them, is low = high = infinity. */
+ * divides all of them, is low = high = infinity. With `yarn` (Peng et al., 2023) the others are
+ * between by their index instead, cosines and sines are multiplied by `magnitude`, and scores of
+ * latent attention by `score_scale`, as DeepSeek-V2 has it. */
 typedef struct {
-  double theta, factor, low, high, original;
+  double theta, factor, low, high, original, magnitude, score_scale;
+  gboolean yarn;
 } KvHostRotary;
 
 /* Llama 2's. */
 #define KV_HOST_ROTARY_DEFAULT                                                                     \
   (KvHostRotary) {                                                                                 \
-    .theta = 10000.0, .factor = 1.0                                                                \
+    .theta = 10000.0, .factor = 1.0, .magnitude = 1.0, .score_scale = 1.0                          \
   }
 
 /* cosine[d/2], sine[d/2] of the angles that rotary embedding turns the pairs of a head by at
@@ -66,7 +69,7 @@ typedef struct {
 } KvHostPages;
 
 /* Store the keys and values [Hkv][d] of the token at `position` of a sequence with that block
- * table. */
+ * table; values: NULL where the pages hold none. */
 void kv_host_pages_write(const KvHostPages *pages, const guint32 *block_table, guint32 position,
                          const float *keys, const float *values);
 
@@ -76,6 +79,58 @@ void kv_host_pages_write(const KvHostPages *pages, const guint32 *block_table, g
 void kv_host_attention(float *restrict out, const float *restrict q, const KvHostPages *pages,
                        const guint32 *block_table, guint32 past, guint32 tokens, guint n_heads,
                        guint window, float *restrict scores);
+
+/* --- latent.c: attention over one latent of `rank` numbers and one rotated key of `rope` a token,
+ * which all heads share; a page's only head holds them side by side, and no values. Queries' and
+ * keys' heads are nope + rope long, those of the values `value`. up[rank][H (nope + value)] makes
+ * every head's keys and values of a latent. */
+typedef struct {
+  guint n_heads, nope, rope, value, rank;
+  float scale; /* of a score */
+} KvHostLatent;
+
+/* Turn x[d] of one head in place: element 2i with element 2i + 1. */
+void kv_host_rotary_pairs(float *x, const float *cosine, const float *sine, guint head_dim);
+/* A query q[H][nope + rope] as it stands before latents, out[H][rank + rope]: the keys' part of
+ * `up` is multiplied into it. */
+void kv_host_absorb_query(float *restrict out, const float *restrict q, const float *restrict up,
+                          const KvHostLatent *latent);
+/* Causal attention of T such queries at positions past .. over the latents, theirs included.
+ * out[T][H][rank]. scores: scratch of past + T floats. */
+void kv_host_latent_attention(float *restrict out, const float *restrict q,
+                              const KvHostPages *pages, const guint32 *block_table, guint32 past,
+                              guint32 tokens, const KvHostLatent *latent, float *restrict scores);
+/* out[H][value] of mixed latents[H][rank]: the values' part of `up`. */
+void kv_host_expand_latents(float *restrict out, const float *restrict mixed,
+                            const float *restrict up, const KvHostLatent *latent);
+
+/* --- experts.c: an MLP chosen from many for each token --------------------------------------- */
+
+/* How the softmax of a router's logits becomes a choice. */
+typedef struct {
+  gboolean normalized;       /* the chosen ones' shares are made to sum to one */
+  float scale;               /* of the shares */
+  guint groups, groups_kept; /* only the experts of those groups that hold the greatest shares are
+                                chosen from; 0: of all */
+} KvHostRouting;
+
+/* Only with these groups may be routed: they divide the experts, and hold enough. */
+gboolean kv_host_routing_fits(const KvHostRouting *routing, guint n_experts, guint chosen);
+/* experts[chosen] of logits[n_experts], greatest share first, of equals the lowest; and their
+ * shares. scores: scratch of n_experts floats. */
+void kv_host_route(guint32 *experts, float *shares, const float *logits, guint n_experts,
+                   guint chosen, const KvHostRouting *routing, float *scores);
+
+/* gate, up [n][D][E], down [n][E][D] */
+typedef struct {
+  const float *gate, *up, *down;
+  guint hidden, intermediate;
+} KvHostExperts;
+
+/* out[D] = the sum of share * expert(x[D]) over the chosen ones. scratch: 2 E + D floats. */
+void kv_host_mix_experts(float *restrict out, const float *restrict x, const KvHostExperts *all,
+                         const guint32 *experts, const float *shares, guint chosen,
+                         float *restrict scratch);
 
 /* The index of the largest of logits[V]; the lowest such index. */
 guint32 kv_host_argmax(const float *logits, guint vocab);

@@ -307,7 +307,7 @@ guint kv_host_oldest_window(const KvModel *model) {
   guint longest = 0;
   for (guint g = 0; g < model->n_groups; g++) {
     const KvAttention *a = &model->groups[g].attention;
-    if (a->kind == KV_ATTENTION_FULL && model->groups[g].count)
+    if ((a->kind == KV_ATTENTION_FULL || a->kind == KV_ATTENTION_LATENT) && model->groups[g].count)
       return 0;
     longest = MAX(longest, a->window_tokens);
   }

@@ -7,6 +7,8 @@
 #define LLAMA_LAYER "model.layers.%u."
 #define OPT_LAYER "model.decoder.layers.%u."
 #define MAMBA_LAYER "backbone.layers.%u."
+#define EXPERT LLAMA_LAYER "mlp.experts.%u."
+#define MIXTRAL LLAMA_LAYER "block_sparse_moe."
 #define OF_MODEL(field) offsetof(KvHostWeights, field)
 #define OF_LAYER(field) offsetof(KvHostLayer, field)
 
@@ -14,6 +16,7 @@ static const struct {
   KvTensorKind kind;
   const char *llama, *opt;
   gsize offset;
+  const char *mixtral;
 } tensors[] = {
     [KV_TENSOR_EMBEDDING] = {KV_TENSOR_TABLE, "model.embed_tokens.weight",
                              "model.decoder.embed_tokens.weight", OF_MODEL(embedding)},
@@ -71,6 +74,32 @@ static const struct {
     [KV_TENSOR_SKIP] = {KV_TENSOR_GAIN, NULL, NULL, OF_LAYER(mixer.skip)},
     [KV_TENSOR_MIXER_OUT] = {KV_TENSOR_MATRIX, NULL, NULL, OF_LAYER(mixer.out)},
     [KV_TENSOR_MIXER_OUT_BIAS] = {KV_TENSOR_BIAS, NULL, NULL, OF_LAYER(mixer.out_bias)},
+    [KV_TENSOR_QUERY_DOWN] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.q_a_proj.weight", NULL,
+                              OF_LAYER(query_down)},
+    [KV_TENSOR_QUERY_DOWN_NORM] = {KV_TENSOR_GAIN, LLAMA_LAYER "self_attn.q_a_layernorm.weight",
+                                   NULL, OF_LAYER(query_down_norm)},
+    [KV_TENSOR_QUERY_UP] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.q_b_proj.weight", NULL,
+                            OF_LAYER(query_up)},
+    [KV_TENSOR_LATENT] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.kv_a_proj_with_mqa.weight", NULL,
+                          OF_LAYER(latent)},
+    [KV_TENSOR_LATENT_NORM] = {KV_TENSOR_GAIN, LLAMA_LAYER "self_attn.kv_a_layernorm.weight", NULL,
+                               OF_LAYER(latent_norm)},
+    [KV_TENSOR_LATENT_UP] = {KV_TENSOR_MATRIX, LLAMA_LAYER "self_attn.kv_b_proj.weight", NULL,
+                             OF_LAYER(latent_up)},
+    [KV_TENSOR_ROUTER] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.gate.weight", NULL, OF_LAYER(router),
+                          MIXTRAL "gate.weight"},
+    [KV_TENSOR_EXPERT_GATE] = {KV_TENSOR_MATRIX, EXPERT "gate_proj.weight", NULL,
+                               OF_LAYER(expert_gate), MIXTRAL "experts.%u.w1.weight"},
+    [KV_TENSOR_EXPERT_UP] = {KV_TENSOR_MATRIX, EXPERT "up_proj.weight", NULL, OF_LAYER(expert_up),
+                             MIXTRAL "experts.%u.w3.weight"},
+    [KV_TENSOR_EXPERT_DOWN] = {KV_TENSOR_MATRIX, EXPERT "down_proj.weight", NULL,
+                               OF_LAYER(expert_down), MIXTRAL "experts.%u.w2.weight"},
+    [KV_TENSOR_SHARED_GATE] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.shared_experts.gate_proj.weight",
+                               NULL, OF_LAYER(shared_gate)},
+    [KV_TENSOR_SHARED_UP] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.shared_experts.up_proj.weight",
+                             NULL, OF_LAYER(shared_up)},
+    [KV_TENSOR_SHARED_DOWN] = {KV_TENSOR_MATRIX, LLAMA_LAYER "mlp.shared_experts.down_proj.weight",
+                               NULL, OF_LAYER(shared_down)},
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(tensors) == KV_N_TENSORS);
 
@@ -127,7 +156,10 @@ KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *a, const 
                               KvTensorId id) {
   guint64 D = model->hidden, V = model->vocab, E = mlp->intermediate, d = a->head_dim;
   guint64 q = a->n_heads * d, kv = a->n_kv_heads * d;
+  guint64 X = mlp->n_experts, Ex = mlp->expert_intermediate, S = mlp->shared_intermediate;
+  guint64 rank = a->kv_lora_rank, down = a->q_lora_rank, values = a->n_heads * a->value_head_dim;
   gboolean centred = model->norm == KV_NORM_LAYER, positions = model->learned_positions;
+  gboolean latent = a->kind == KV_ATTENTION_LATENT, plain = !latent, dense = E > 0;
   const KvTensorShape shapes[] = {
       [KV_TENSOR_EMBEDDING] = {.rows = V, .columns = D, .present = TRUE},
       [KV_TENSOR_POSITIONS] = {.rows = model->max_context_tokens,
@@ -138,40 +170,76 @@ KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *a, const 
       [KV_TENSOR_HEAD] = {.rows = V, .columns = D, .present = !model->tied_embeddings},
       [KV_TENSOR_ATTENTION_NORM] = {.rows = 1, .columns = D, .present = TRUE},
       [KV_TENSOR_ATTENTION_NORM_BIAS] = {.rows = 1, .columns = D, .present = centred},
-      [KV_TENSOR_QUERY] = {.rows = q, .columns = D, .present = TRUE},
-      [KV_TENSOR_KEY] = {.rows = kv, .columns = D, .present = TRUE},
-      [KV_TENSOR_VALUE] = {.rows = kv, .columns = D, .present = TRUE},
-      [KV_TENSOR_QUERY_BIAS] = {.rows = 1, .columns = q, .present = a->bias, .open = TRUE},
-      [KV_TENSOR_KEY_BIAS] = {.rows = 1, .columns = kv, .present = a->bias, .open = TRUE},
-      [KV_TENSOR_VALUE_BIAS] = {.rows = 1, .columns = kv, .present = a->bias, .open = TRUE},
-      [KV_TENSOR_QUERY_NORM] = {.rows = 1, .columns = d, .present = a->qk_norm, .open = TRUE},
-      [KV_TENSOR_KEY_NORM] = {.rows = 1, .columns = d, .present = a->qk_norm, .open = TRUE},
-      [KV_TENSOR_OUTPUT] = {.rows = D, .columns = q, .present = TRUE},
+      [KV_TENSOR_QUERY] = {.rows = q, .columns = D, .present = plain || !down},
+      [KV_TENSOR_KEY] = {.rows = kv, .columns = D, .present = plain},
+      [KV_TENSOR_VALUE] = {.rows = kv, .columns = D, .present = plain},
+      [KV_TENSOR_QUERY_BIAS] = {.rows = 1, .columns = q, .present = a->bias, .open = plain},
+      [KV_TENSOR_KEY_BIAS] = {.rows = 1, .columns = kv, .present = a->bias, .open = plain},
+      [KV_TENSOR_VALUE_BIAS] = {.rows = 1, .columns = kv, .present = a->bias, .open = plain},
+      [KV_TENSOR_QUERY_NORM] = {.rows = 1, .columns = d, .present = a->qk_norm, .open = plain},
+      [KV_TENSOR_KEY_NORM] = {.rows = 1, .columns = d, .present = a->qk_norm, .open = plain},
+      [KV_TENSOR_OUTPUT] = {.rows = D, .columns = plain ? q : values, .present = TRUE},
       [KV_TENSOR_OUTPUT_BIAS] = {.rows = 1, .columns = D, .present = a->bias, .open = TRUE},
       [KV_TENSOR_MLP_NORM] = {.rows = 1, .columns = D, .present = TRUE},
       [KV_TENSOR_MLP_NORM_BIAS] = {.rows = 1, .columns = D, .present = centred},
-      [KV_TENSOR_GATE] = {.rows = E, .columns = D, .present = mlp->gated},
-      [KV_TENSOR_UP] = {.rows = E, .columns = D, .present = TRUE},
-      [KV_TENSOR_UP_BIAS] = {.rows = 1, .columns = E, .present = centred},
-      [KV_TENSOR_DOWN] = {.rows = D, .columns = E, .present = TRUE},
-      [KV_TENSOR_DOWN_BIAS] = {.rows = 1, .columns = D, .present = centred},
+      [KV_TENSOR_GATE] = {.rows = E, .columns = D, .present = dense && mlp->gated},
+      [KV_TENSOR_UP] = {.rows = E, .columns = D, .present = dense},
+      [KV_TENSOR_UP_BIAS] = {.rows = 1, .columns = E, .present = dense && centred},
+      [KV_TENSOR_DOWN] = {.rows = D, .columns = E, .present = dense},
+      [KV_TENSOR_DOWN_BIAS] = {.rows = 1, .columns = D, .present = dense && centred},
+      [KV_TENSOR_QUERY_DOWN] = {.rows = down, .columns = D, .present = latent && down},
+      [KV_TENSOR_QUERY_DOWN_NORM] = {.rows = 1, .columns = down, .present = latent && down},
+      [KV_TENSOR_QUERY_UP] = {.rows = q, .columns = down, .present = latent && down},
+      [KV_TENSOR_LATENT] = {.rows = rank + a->rope_head_dim, .columns = D, .present = latent},
+      [KV_TENSOR_LATENT_NORM] = {.rows = 1, .columns = rank, .present = latent},
+      [KV_TENSOR_LATENT_UP] = {.rows = q - (guint64)a->n_heads * a->rope_head_dim + values,
+                               .columns = rank,
+                               .present = latent},
+      [KV_TENSOR_ROUTER] = {.rows = X, .columns = D, .present = X > 0},
+      [KV_TENSOR_EXPERT_GATE] = {.rows = Ex, .columns = D, .copies = X, .present = X > 0},
+      [KV_TENSOR_EXPERT_UP] = {.rows = Ex, .columns = D, .copies = X, .present = X > 0},
+      [KV_TENSOR_EXPERT_DOWN] = {.rows = D, .columns = Ex, .copies = X, .present = X > 0},
+      [KV_TENSOR_SHARED_GATE] = {.rows = S, .columns = D, .present = X && S},
+      [KV_TENSOR_SHARED_UP] = {.rows = S, .columns = D, .present = X && S},
+      [KV_TENSOR_SHARED_DOWN] = {.rows = D, .columns = S, .present = X && S},
   };
   gboolean recurrent = a->kind == KV_ATTENTION_NONE && id > KV_TENSOR_ATTENTION_NORM_BIAS;
   KvTensorShape shape = recurrent                   ? mixer_shape(D, a, id)
                         : id < G_N_ELEMENTS(shapes) ? shapes[id]
                                                     : (KvTensorShape){0};
   shape.kind = tensors[id].kind;
+  shape.copies = MAX(shape.copies, 1);
   return shape;
 }
 
-char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer) {
-  const char *format = kv_host_is_recurrent(model) ? mamba_names[id]
-                       : model->learned_positions  ? tensors[id].opt
-                                                   : tensors[id].llama;
+/* `format` with the numbers of the layer and the expert in it, as far as it asks for them. */
+static char *numbered(const char *format, guint layer, guint copy) {
   if (!format)
     return NULL;
-  g_auto(GStrv) parts = g_strsplit(format, "%u", 2);
-  return parts[1] ? g_strdup_printf("%s%u%s", parts[0], layer, parts[1]) : g_strdup(format);
+  g_auto(GStrv) parts = g_strsplit(format, "%u", 3);
+  if (!parts[1])
+    return g_strdup(format);
+  return parts[2] ? g_strdup_printf("%s%u%s%u%s", parts[0], layer, parts[1], copy, parts[2])
+                  : g_strdup_printf("%s%u%s", parts[0], layer, parts[1]);
+}
+
+/* What a checkpoint of the model's family calls it. */
+static const char *format_of(const KvModel *model, KvTensorId id) {
+  return kv_host_is_recurrent(model) ? mamba_names[id]
+         : model->learned_positions  ? tensors[id].opt
+                                     : tensors[id].llama;
+}
+
+char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer) {
+  return numbered(format_of(model, id), layer, 0);
+}
+
+char *kv_tensor_copy_name(const KvModel *model, const KvCheckpoint *checkpoint, KvTensorId id,
+                          guint layer, guint copy) {
+  g_autofree char *mixtral = numbered(tensors[id].mixtral, layer, copy);
+  if (mixtral && kv_checkpoint_has(checkpoint, mixtral))
+    return g_steal_pointer(&mixtral);
+  return numbered(format_of(model, id), layer, copy);
 }
 
 float **kv_tensor_slot(KvHostWeights *weights, KvTensorId id, guint layer) {
@@ -183,21 +251,34 @@ guint kv_tensor_skipped_rows(const KvModel *model, KvTensorId id) {
   return id == KV_TENSOR_POSITIONS && model->learned_positions ? 2 : 0;
 }
 
+gboolean kv_tensor_check_routing(const KvModel *model, const KvHostRouting *routing,
+                                 GError **error) {
+  for (guint g = 0; g < model->n_groups; g++) {
+    const KvMlp *m = &model->groups[g].mlp;
+    if (m->n_experts && !kv_host_routing_fits(routing, m->n_experts, m->n_experts_per_token)) {
+      g_set_error(error, KV_ERROR, KV_ERROR_INPUT,
+                  "model %s chooses %u of %u experts from %u of %u groups, expected groups that "
+                  "divide the experts and hold enough of them",
+                  model->id, m->n_experts_per_token, m->n_experts, routing->groups_kept,
+                  routing->groups);
+      return FALSE;
+    }
+  }
+  return TRUE;
+}
+
 /* --- the host's weights from a checkpoint ---------------------------------------------------- */
 
-static float *load_tensor(KvHostWeights *weights, const KvCheckpoint *checkpoint, const char *name,
+static gboolean load_copy(float *out, const KvCheckpoint *checkpoint, const char *name,
                           const KvTensorShape *shape, guint skipped, GError **error) {
   KvTensor tensor;
   if (!kv_checkpoint_tensor(checkpoint, name, shape->rows + skipped, shape->columns, &tensor,
                             error))
-    return NULL;
+    return FALSE;
   gsize R = shape->rows, C = shape->columns;
-  float *out = g_new(float, R *C);
-  g_ptr_array_add(weights->tensors, out);
-  weights->n_parameters += R * C;
   if (shape->kind != KV_TENSOR_MATRIX) {
     kv_tensor_to_f32(&tensor, skipped * C, R * C, out);
-    return out;
+    return TRUE;
   }
   g_autofree float *row = g_new(float, C);
   for (gsize r = 0; r < R; r++) {
@@ -205,7 +286,25 @@ static float *load_tensor(KvHostWeights *weights, const KvCheckpoint *checkpoint
     for (gsize c = 0; c < C; c++)
       out[c * R + r] = row[c];
   }
-  return out;
+  return TRUE;
+}
+
+/* All copies, one after another. */
+static gboolean load_tensor(KvHostWeights *weights, const KvModel *model,
+                            const KvCheckpoint *checkpoint, KvTensorId id, guint layer,
+                            const KvTensorShape *shape, GError **error) {
+  gsize n = shape->rows * shape->columns;
+  float *out = g_new(float, n * shape->copies);
+  g_ptr_array_add(weights->tensors, out);
+  weights->n_parameters += n * shape->copies;
+  *kv_tensor_slot(weights, id, layer) = out;
+  for (guint copy = 0; copy < shape->copies; copy++) {
+    g_autofree char *name = kv_tensor_copy_name(model, checkpoint, id, layer, copy);
+    if (!load_copy(out + copy * n, checkpoint, name ? name : "(no name)", shape,
+                   kv_tensor_skipped_rows(model, id), error))
+      return FALSE;
+  }
+  return TRUE;
 }
 
 /* The tensors first .. end - 1, of `layer` or of the model. */
@@ -218,11 +317,8 @@ static gboolean load_range(KvHostWeights *weights, const KvModel *model, const K
     gboolean there = name && kv_checkpoint_has(checkpoint, name);
     if (shape.open ? !there : !shape.present)
       continue;
-    float *tensor = load_tensor(weights, checkpoint, name ? name : "(no name)", &shape,
-                                kv_tensor_skipped_rows(model, id), error);
-    if (!tensor)
+    if (!load_tensor(weights, model, checkpoint, id, layer, &shape, error))
       return FALSE;
-    *kv_tensor_slot(weights, id, layer) = tensor;
   }
   return TRUE;
 }
@@ -250,5 +346,9 @@ KvHostWeights *kv_host_weights_load(const KvModel *model, const char *folder, GE
     return NULL;
   weights->epsilon = kv_checkpoint_epsilon(checkpoint);
   weights->rotary = *kv_checkpoint_rotary(checkpoint);
-  return load_all(weights, model, checkpoint, error) ? g_steal_pointer(&weights) : NULL;
+  weights->routing = *kv_checkpoint_routing(checkpoint);
+  return kv_tensor_check_routing(model, &weights->routing, error) &&
+                 load_all(weights, model, checkpoint, error)
+             ? g_steal_pointer(&weights)
+             : NULL;
 }

@@ -44,6 +44,19 @@ typedef enum {
   KV_TENSOR_SKIP,
   KV_TENSOR_MIXER_OUT,
   KV_TENSOR_MIXER_OUT_BIAS,
+  KV_TENSOR_QUERY_DOWN, /* of latent attention */
+  KV_TENSOR_QUERY_DOWN_NORM,
+  KV_TENSOR_QUERY_UP,
+  KV_TENSOR_LATENT,
+  KV_TENSOR_LATENT_NORM,
+  KV_TENSOR_LATENT_UP,
+  KV_TENSOR_ROUTER, /* of a mixture of experts */
+  KV_TENSOR_EXPERT_GATE,
+  KV_TENSOR_EXPERT_UP,
+  KV_TENSOR_EXPERT_DOWN,
+  KV_TENSOR_SHARED_GATE,
+  KV_TENSOR_SHARED_UP,
+  KV_TENSOR_SHARED_DOWN,
   KV_N_TENSORS,
 } KvTensorId;
 
@@ -60,6 +73,7 @@ typedef enum {
 typedef struct {
   KvTensorKind kind;
   guint64 rows, columns;
+  guint64 copies;   /* experts, each with such a tensor of its own; else 1 */
   gboolean present; /* the model has it; a bias that the catalogue leaves open may still be there */
   gboolean open;    /* a checkpoint decides: attention biases and norms */
 } KvTensorShape;
@@ -71,6 +85,14 @@ KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *attention
 /* Its name in a checkpoint of the Llama, the OPT or the Mamba family; NULL if it has none. Free it.
  */
 char *kv_tensor_name(const KvModel *model, KvTensorId id, guint layer);
+/* The same of an expert's copy, under the name that the checkpoint has: Mixtral calls its own
+ * otherwise. */
+char *kv_tensor_copy_name(const KvModel *model, const KvCheckpoint *checkpoint, KvTensorId id,
+                          guint layer, guint copy);
+
+/* Whether the checkpoint's routing can be that of the model's experts. */
+gboolean kv_tensor_check_routing(const KvModel *model, const KvHostRouting *routing,
+                                 GError **error);
 
 /* Where the host's weights keep it. */
 float **kv_tensor_slot(KvHostWeights *weights, KvTensorId id, guint layer);

@@ -62,36 +62,86 @@ static void draw_mixer(Walk *walk, KvHostMixer *mixer, const KvAttention *a, gui
   mixer->out_bias = draw_bias(walk, a->bias, D);
 }
 
+static void draw_latent_attention(Walk *walk, KvHostLayer *layer, guint64 D) {
+  const KvAttention *a = &layer->attention;
+  guint64 heads = (guint64)a->n_heads * a->head_dim, down = a->q_lora_rank;
+  guint64 values = (guint64)a->n_heads * a->value_head_dim;
+  layer->query = down ? NULL : draw_matrix(walk, D, heads);
+  layer->query_down = down ? draw_matrix(walk, D, down) : NULL;
+  layer->query_down_norm = down ? draw_gain(walk, down) : NULL;
+  layer->query_up = down ? draw_matrix(walk, down, heads) : NULL;
+  layer->latent = draw_matrix(walk, D, (guint64)a->kv_lora_rank + a->rope_head_dim);
+  layer->latent_norm = draw_gain(walk, a->kv_lora_rank);
+  layer->latent_up =
+      draw_matrix(walk, a->kv_lora_rank, heads - (guint64)a->n_heads * a->rope_head_dim + values);
+  layer->output = draw_matrix(walk, values, D);
+}
+
+/* Of every expert, one after another. */
+static float *draw_experts(Walk *walk, guint64 n, guint64 inputs, guint64 outputs) {
+  return draw(walk, n * inputs, outputs, 0.0, GAIN / sqrt((double)inputs));
+}
+
+static void draw_mixture(Walk *walk, KvHostLayer *layer, guint64 D) {
+  const KvMlp *m = &layer->mlp;
+  guint64 E = m->expert_intermediate, S = m->shared_intermediate;
+  layer->router = draw_matrix(walk, D, m->n_experts);
+  layer->expert_gate = draw_experts(walk, m->n_experts, D, E);
+  layer->expert_up = draw_experts(walk, m->n_experts, D, E);
+  layer->expert_down = draw_experts(walk, m->n_experts, E, D);
+  layer->shared_gate = S ? draw_matrix(walk, D, S) : NULL;
+  layer->shared_up = S ? draw_matrix(walk, D, S) : NULL;
+  layer->shared_down = S ? draw_matrix(walk, S, D) : NULL;
+}
+
 static void draw_layer(Walk *walk, KvHostLayer *layer, const KvModel *model,
                        const KvLayerGroup *group) {
   const KvAttention *a = &group->attention;
   guint64 D = model->hidden, E = group->mlp.intermediate;
   guint64 q = (guint64)a->n_heads * a->head_dim, kv = (guint64)a->n_kv_heads * a->head_dim;
   gboolean centred = model->norm == KV_NORM_LAYER;
-  *layer = (KvHostLayer){.attention = *a, .intermediate = (guint)E, .gated = group->mlp.gated};
+  *layer = (KvHostLayer){
+      .attention = *a, .intermediate = (guint)E, .gated = group->mlp.gated, .mlp = group->mlp};
   layer->attention_norm = draw_gain(walk, D);
   layer->attention_norm_bias = draw_bias(walk, centred, D);
   if (a->kind == KV_ATTENTION_NONE) {
     draw_mixer(walk, &layer->mixer, a, D);
     return;
   }
-  layer->query = draw_matrix(walk, D, q);
-  layer->key = draw_matrix(walk, D, kv);
-  layer->value = draw_matrix(walk, D, kv);
-  layer->query_bias = draw_bias(walk, a->bias, q);
-  layer->key_bias = draw_bias(walk, a->bias, kv);
-  layer->value_bias = draw_bias(walk, a->bias, kv);
-  layer->query_norm = a->qk_norm ? draw_gain(walk, a->head_dim) : NULL;
-  layer->key_norm = a->qk_norm ? draw_gain(walk, a->head_dim) : NULL;
-  layer->output = draw_matrix(walk, q, D);
-  layer->output_bias = draw_bias(walk, a->bias, D);
+  if (a->kind == KV_ATTENTION_LATENT) {
+    draw_latent_attention(walk, layer, D);
+  } else {
+    layer->query = draw_matrix(walk, D, q);
+    layer->key = draw_matrix(walk, D, kv);
+    layer->value = draw_matrix(walk, D, kv);
+    layer->query_bias = draw_bias(walk, a->bias, q);
+    layer->key_bias = draw_bias(walk, a->bias, kv);
+    layer->value_bias = draw_bias(walk, a->bias, kv);
+    layer->query_norm = a->qk_norm ? draw_gain(walk, a->head_dim) : NULL;
+    layer->key_norm = a->qk_norm ? draw_gain(walk, a->head_dim) : NULL;
+    layer->output = draw_matrix(walk, q, D);
+    layer->output_bias = draw_bias(walk, a->bias, D);
+  }
   layer->mlp_norm = draw_gain(walk, D);
   layer->mlp_norm_bias = draw_bias(walk, centred, D);
+  if (group->mlp.n_experts) {
+    draw_mixture(walk, layer, D);
+    return;
+  }
   layer->gate = layer->gated ? draw_matrix(walk, D, E) : NULL;
   layer->up = draw_matrix(walk, D, E);
   layer->up_bias = draw_bias(walk, centred, E);
   layer->down = draw_matrix(walk, E, D);
   layer->down_bias = draw_bias(walk, centred, D);
+}
+
+KvHostLatent kv_host_latent_of(const KvAttention *a, const KvHostRotary *rotary) {
+  return (KvHostLatent){.n_heads = a->n_heads,
+                        .nope = a->head_dim - a->rope_head_dim,
+                        .rope = a->rope_head_dim,
+                        .value = a->value_head_dim,
+                        .rank = a->kv_lora_rank,
+                        .scale = (float)(rotary->score_scale / sqrt((double)a->head_dim))};
 }
 
 float *kv_host_weights_tied_head(KvHostWeights *weights) {
@@ -141,17 +191,47 @@ static const char *recurrence_obstacle(const KvModel *model, const KvLayerGroup 
   return NULL;
 }
 
+static const char *latent_obstacle(const KvModel *model, const KvAttention *a) {
+  if (!a->n_heads || !a->kv_lora_rank || !a->value_head_dim || a->head_dim <= a->rope_head_dim)
+    return "latent attention without heads, a rank or a part of the head without position";
+  if (a->rope_head_dim % 2)
+    return "latent attention with an odd size of rotated keys";
+  if (a->bias || a->qk_norm || model->learned_positions || model->norm != KV_NORM_RMS)
+    return "latent attention with biases, normalized heads, learned positions or LayerNorm";
+  return NULL;
+}
+
+static const char *expert_obstacle(const KvModel *model, const KvMlp *mlp) {
+  if (mlp->intermediate)
+    return "layers with a dense MLP beside their experts";
+  if (!mlp->gated || model->norm != KV_NORM_RMS)
+    return "experts that are not gated, or under LayerNorm";
+  if (!mlp->n_experts_per_token || mlp->n_experts_per_token > mlp->n_experts ||
+      !mlp->expert_intermediate)
+    return "experts without a width, or none or too many of them to a token";
+  return NULL;
+}
+
 /* Why the executor cannot compute a layer of this group; NULL if it can. */
 static const char *obstacle(const KvModel *model, const KvLayerGroup *group) {
   const KvAttention *a = &group->attention;
-  if (a->kind == KV_ATTENTION_LATENT)
-    return "layers with latent attention";
+  const char *problem = group->mlp.n_experts ? expert_obstacle(model, &group->mlp) : NULL;
+  if (problem)
+    return problem;
   if (a->kind == KV_ATTENTION_NONE)
     return recurrence_obstacle(model, group);
   if (a->state_elements)
     return "recurrent layers beside attention";
-  if (group->mlp.n_experts || !group->mlp.intermediate)
-    return "layers without a dense MLP";
+  if (a->borrows_cache)
+    return "layers that borrow a cache";
+  if (a->mixer_parameters)
+    return "layers with weights beside their usual projections";
+  if (group->stride_tokens > 1 || group->extra_prefill_passes != 0.0)
+    return "layers that do not run once for each token";
+  if (!group->mlp.n_experts && !group->mlp.intermediate)
+    return "layers without an MLP";
+  if (a->kind == KV_ATTENTION_LATENT)
+    return latent_obstacle(model, a);
   if (!a->n_heads || !a->n_kv_heads || a->n_heads % a->n_kv_heads)
     return "query heads that its KV heads do not divide";
   if (!a->head_dim || a->value_head_dim != a->head_dim)
@@ -184,8 +264,8 @@ static gboolean check_model(const KvModel *model, GError **error) {
   const char *problem = kv_host_weights_obstacle(model);
   if (problem)
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-                "model %s has %s, the host executor computes dense models with full or sliding "
-                "multi-head attention, and stacks of Mamba blocks",
+                "model %s has %s, the host executor computes full, sliding and latent attention "
+                "with dense or gated expert MLPs, and stacks of Mamba blocks",
                 model->id, problem);
   return !problem;
 }
@@ -198,6 +278,7 @@ static void lay_out(KvHostWeights *weights, const KvModel *model) {
   weights->norm = model->norm;
   weights->epsilon = KV_HOST_EPSILON;
   weights->rotary = KV_HOST_ROTARY_DEFAULT;
+  weights->routing = (KvHostRouting){.normalized = TRUE, .scale = 1.0f};
   weights->tensors = g_ptr_array_new_with_free_func(g_free);
 }
 
@@ -223,7 +304,8 @@ KvHostWeights *kv_host_weights_new_empty(const KvModel *model, GError **error) {
     for (guint i = 0; i < model->groups[g].count; i++, l++)
       weights->layers[l] = (KvHostLayer){.attention = model->groups[g].attention,
                                          .intermediate = (guint)model->groups[g].mlp.intermediate,
-                                         .gated = model->groups[g].mlp.gated};
+                                         .gated = model->groups[g].mlp.gated,
+                                         .mlp = model->groups[g].mlp};
   return g_steal_pointer(&weights);
 }
 

@@ -5,8 +5,8 @@
  * enough that the argmax depends on the whole context; a test holds tiny models to that.
  *
  * What KvModel does not say is chosen so: gated MLPs use SiLU, others ReLU; models with LayerNorm
- * have biases in their MLP, and `attention.bias` means all four projections; layers stand in the
- * order of their groups.
+ * have biases in their MLP, and `attention.bias` means all four projections; a router's choice is
+ * the greatest shares, made to sum to one; layers stand in the order of their groups.
  */
 #ifndef KV_REFERENCE_HOST_WEIGHTS_H
 #define KV_REFERENCE_HOST_WEIGHTS_H
@@ -41,6 +41,16 @@ typedef struct {
   float *gate, *up, *down;                     /* [D][E], [D][E], [E][D] */
   float *up_bias, *down_bias;                  /* [E], [D] */
   KvHostMixer mixer;                           /* of a recurrent layer, whose norm is attention's */
+  /* Latent attention: queries through their own latent [Rq], if it has a rank, by query_down
+     [D][Rq] and query_up [Rq][H d]; latent and rotated key; all heads' keys and values of it. */
+  float *query_down, *query_down_norm, *query_up;
+  float *latent, *latent_norm, *latent_up; /* [D][rank + rope], [rank], [rank][H (nope + value)] */
+  /* Experts instead of the dense MLP, X of them, and one of width S that every token goes through.
+   */
+  KvMlp mlp;
+  float *router;                                /* [D][X] */
+  float *expert_gate, *expert_up, *expert_down; /* [X][D][E], [X][D][E], [X][E][D] */
+  float *shared_gate, *shared_up, *shared_down; /* [D][S], [D][S], [S][D] */
 } KvHostLayer;
 
 typedef struct {
@@ -48,6 +58,7 @@ typedef struct {
   KvNorm norm;
   float epsilon; /* of the norms */
   KvHostRotary rotary;
+  KvHostRouting routing;
   guint n_layers;
   KvHostLayer *layers;
   float *embedding;                    /* [V][D] */
@@ -73,6 +84,8 @@ const char *kv_host_weights_obstacle(const KvModel *model);
 gboolean kv_host_is_recurrent(const KvModel *model);
 /* Layers and sizes without any tensor, for who fills them; the same errors. */
 KvHostWeights *kv_host_weights_new_empty(const KvModel *model, GError **error);
+/* The shape of a latent layer, and the scale of its scores. */
+KvHostLatent kv_host_latent_of(const KvAttention *attention, const KvHostRotary *rotary);
 /* A new head[D][V] that is the transposed embedding[V][D]; owned by the weights. */
 float *kv_host_weights_tied_head(KvHostWeights *weights);
 void kv_host_weights_free(KvHostWeights *weights);

@@ -126,6 +126,9 @@ validate() {
     --set engine.num_blocks=900 || status=1
   one_run 1b-calls "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 || status=1
   one_run 8b-calls "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 2 --requests 200 || status=1
+  one_run v2-lite-calls "$traces/calls.jsonl" --model deepseek-v2-lite --rate-scale 2 --requests 200 || status=1
+  one_run 1b-mla "$traces/calls.jsonl" --model llama-3.2-1b --use mla:dcq=0 --rate-scale 4 --requests 100 || status=1
+  one_run 1b-mqa "$traces/calls.jsonl" --model llama-3.2-1b --use gqa:num_kv_heads=1 --rate-scale 4 --requests 100 || status=1
   one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
   one_run 0.5b-snapkv "$traces/chat.jsonl" --model qwen2.5-0.5b --requests 20 --use snapkv:budget=512 --quality \
@@ -154,7 +157,9 @@ for part; do
   sanitize) sanitize >"$out/sanitize.log" 2>&1 ;;
   logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
     >"$out/logits.log" 2>&1 ;;
-  bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1 ;;
+  bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1
+    worked=$?
+    ours timeout 60 "$bundle/cuda_latent" "$out/latent.json" >>"$out/bench.log" 2>&1 && [ $worked -eq 0 ] ;;
   techniques) ours timeout 100 "$bundle/cuda_techniques" "$out/techniques.json" >"$out/techniques.log" 2>&1
     worked=$?
     agreements >"$out/agreement.jsonl" 2>>"$out/techniques.log" && [ $worked -eq 0 ] ;;

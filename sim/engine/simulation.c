@@ -453,6 +453,13 @@ gboolean kv_setup_compression(const KvSetup *setup, KvHostCompression *compressi
   const KvScenario *s = setup->scenario;
   for (guint i = 0; i < setup->stack->uses->len; i++) {
     const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
+    if (t->arch && checkpoint_of(s)) {
+      g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                  "%s changes the model, for which the checkpoint in %s has no weights, expected a "
+                  "catalogue model, with weights from the seed",
+                  t->id, s->model);
+      return FALSE;
+    }
     if (!t->plan || t->executed)
       continue;
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,

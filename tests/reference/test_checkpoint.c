@@ -129,6 +129,49 @@ static void test_scaling(void) {
   end();
 }
 
+/* DeepSeek-V2-Lite's scaling, written down anew: which pair turns how far. */
+static void test_yarn(void) {
+  static const char config[] =
+      "{\"kv_lora_rank\": 512, \"rope_theta\": 10000, \"rope_scaling\": {\"type\": \"yarn\","
+      " \"factor\": 40, \"beta_fast\": 32, \"beta_slow\": 1, \"mscale\": 1.4,"
+      " \"mscale_all_dim\": 0.707, \"original_max_position_embeddings\": 4096}}";
+  begin(config);
+  write_tensors("model.safetensors", "{}", "", 0);
+  g_autoptr(KvCheckpoint) checkpoint = open_it();
+  const KvHostRotary *rotary = kv_checkpoint_rotary(checkpoint);
+  enum { D = 64, P = 1000 };
+  float cosine[D / 2], sine[D / 2];
+  double all = 0.1 * 0.707 * log(40.0) + 1.0, magnitude = (0.1 * 1.4 * log(40.0) + 1.0) / all;
+  g_assert_cmpfloat_with_epsilon(rotary->score_scale, all * all, 1e-12);
+  kv_host_rotary_angles(cosine, sine, P, D, rotary);
+  for (guint i = 0; i < D / 2; i++) {
+    /* 32 turns in 4096 tokens: pair 10.5; one turn: pair 22.5 */
+    double f = pow(10000.0, -2.0 * i / D), kept = i <= 10 ? 1.0 : i >= 23 ? 0.0 : (23.0 - i) / 13.0;
+    double angle = P * (kept * f + (1.0 - kept) * f / 40.0);
+    g_assert_cmpfloat_with_epsilon(cosine[i], (float)(magnitude * cos(angle)), 1e-5);
+    g_assert_cmpfloat_with_epsilon(sine[i], (float)(magnitude * sin(angle)), 1e-5);
+  }
+  end();
+}
+
+static void test_routing_refused(void) {
+  static const char *const configs[][2] = {
+      {"{\"n_routed_experts\": 8, \"scoring_func\": \"sigmoid\"}", "sigmoid"},
+      {"{\"n_routed_experts\": 8, \"topk_method\": \"noaux_tc\"}", "noaux_tc"},
+      {"{\"n_routed_experts\": 8, \"topk_method\": \"group_limited_greedy\"}", "n_group"},
+      {"{\"num_experts\": 8, \"model_type\": \"qwen2_moe\"}", "behind a gate"},
+      {"{\"kv_lora_rank\": 8, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2,"
+       " \"attention_factor\": 2, \"original_max_position_embeddings\": 9}}",
+       "attention_factor"},
+  };
+  for (guint i = 0; i < G_N_ELEMENTS(configs); i++) {
+    begin(configs[i][0]);
+    write_tensors("model.safetensors", "{}", "", 0);
+    assert_refused(configs[i][1]);
+    end();
+  }
+}
+
 static void test_broken_folders(void) {
   const guint64 huge = GUINT64_TO_LE(1000000);
   begin("{}");
@@ -241,6 +284,130 @@ static void test_weights_of_a_model(void) {
   end();
 }
 
+/* A tensor in a folder under the name that its authors give it; %u: the expert. */
+typedef struct {
+  const char *name;
+  guint rows, columns, copies;
+} Named;
+
+/* A file of tensors whose elements count up from one tensor to the next. */
+static void write_named(const Named *named, guint n) {
+  g_autoptr(GString) header = g_string_new("{");
+  GByteArray *bytes = g_byte_array_new();
+  float number = 0.0f;
+  for (guint i = 0; i < n; i++)
+    for (guint copy = 0; copy < MAX(named[i].copies, 1); copy++) {
+      g_auto(GStrv) parts = g_strsplit(named[i].name, "%u", 2);
+      guint at = bytes->len, elements = named[i].rows * named[i].columns;
+      for (guint e = 0; e < elements; e++, number += 1.0f)
+        g_byte_array_append(bytes, (const guint8 *)&number, sizeof number);
+      g_string_append_printf(header, "%s\"%s", header->len > 1 ? "," : "", parts[0]);
+      if (parts[1])
+        g_string_append_printf(header, "%u%s", copy, parts[1]);
+      g_string_append_printf(
+          header, "\": {\"dtype\": \"F32\", \"shape\": [%u, %u], \"data_offsets\": [%u, %u]}",
+          named[i].rows, named[i].columns, at, bytes->len);
+    }
+  g_string_append(header, "}");
+  write_tensors("model.safetensors", header->str, bytes->data, bytes->len);
+  g_byte_array_unref(bytes);
+}
+
+static KvHostWeights *load_folder(GError **error) {
+  g_autoptr(KvModel) model = kv_model_load(folder, error);
+  return model ? kv_host_weights_load(model, folder, error) : NULL;
+}
+
+#define COMMON_TENSORS                                                                             \
+  {"model.embed_tokens.weight", 2, 4, 1}, {"model.norm.weight", 1, 4, 1},                          \
+      {"lm_head.weight", 2, 4, 1}, {"model.layers.0.input_layernorm.weight", 1, 4, 1}, {           \
+    "model.layers.0.post_attention_layernorm.weight", 1, 4, 1                                      \
+  }
+
+/* One layer of DeepSeek-V2's shape: every tensor is found, and lands transposed. */
+static void test_a_deepseek_folder(void) {
+  static const char config[] =
+      "{\"model_type\": \"deepseek_v2\", \"hidden_size\": 4, \"num_attention_heads\": 2,"
+      " \"num_hidden_layers\": 1, \"intermediate_size\": 8, \"vocab_size\": 2,"
+      " \"max_position_embeddings\": 64, \"kv_lora_rank\": 3, \"q_lora_rank\": null,"
+      " \"qk_rope_head_dim\": 2, \"qk_nope_head_dim\": 3, \"v_head_dim\": 1,"
+      " \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": 3,"
+      " \"n_shared_experts\": 2, \"first_k_dense_replace\": 0, \"norm_topk_prob\": false,"
+      " \"routed_scaling_factor\": 16, \"topk_method\": \"group_limited_greedy\","
+      " \"n_group\": 2, \"topk_group\": 1}";
+  static const Named named[] = {
+      COMMON_TENSORS,
+      {"model.layers.0.self_attn.q_proj.weight", 10, 4, 1},
+      {"model.layers.0.self_attn.kv_a_proj_with_mqa.weight", 5, 4, 1},
+      {"model.layers.0.self_attn.kv_a_layernorm.weight", 1, 3, 1},
+      {"model.layers.0.self_attn.kv_b_proj.weight", 8, 3, 1},
+      {"model.layers.0.self_attn.o_proj.weight", 4, 2, 1},
+      {"model.layers.0.mlp.gate.weight", 4, 4, 1},
+      {"model.layers.0.mlp.shared_experts.gate_proj.weight", 6, 4, 1},
+      {"model.layers.0.mlp.shared_experts.up_proj.weight", 6, 4, 1},
+      {"model.layers.0.mlp.shared_experts.down_proj.weight", 4, 6, 1},
+      {"model.layers.0.mlp.experts.%u.gate_proj.weight", 3, 4, 4},
+      {"model.layers.0.mlp.experts.%u.up_proj.weight", 3, 4, 4},
+      {"model.layers.0.mlp.experts.%u.down_proj.weight", 4, 3, 4},
+  };
+  g_autoptr(GError) error = NULL;
+  begin(config);
+  write_named(named, G_N_ELEMENTS(named));
+  g_autoptr(KvHostWeights) weights = load_folder(&error);
+  g_assert_no_error(error);
+  const KvHostLayer *layer = &weights->layers[0];
+  const float *latent = layer->latent, *up = layer->latent_up, *down = layer->expert_down;
+  g_assert_cmpfloat(latent[0], ==, 28 + 40); /* after the common ones and the queries */
+  g_assert_cmpfloat(latent[1], ==, latent[0] + 4.0f);
+  g_assert_cmpfloat(latent[5], ==, latent[0] + 1.0f);
+  g_assert_cmpfloat(up[8], ==, up[0] + 1.0f); /* [rank][H (nope + value)] */
+  g_assert_cmpfloat(layer->output[1], ==, layer->output[0] + 2.0f);
+  g_assert_cmpfloat(down[12], ==, down[0] + 12.0f); /* the second expert's */
+  g_assert_cmpfloat(down[12 + 1], ==, down[12] + 3.0f);
+  g_assert_cmpfloat(layer->expert_up[0], ==, layer->expert_gate[0] + 48.0f);
+  g_assert_cmpfloat(weights->routing.scale, ==, 16.0f);
+  g_assert_cmpuint(weights->routing.groups_kept, ==, 1);
+  g_assert_false(weights->routing.normalized);
+  gsize held = 28 + 40 + 20 + 3 + 24 + 8 + 16 + 3 * 24 + 3 * 48;
+  g_assert_cmpuint(weights->n_parameters, ==, held);
+  g_clear_pointer(&weights, kv_host_weights_free);
+  write_named(named, G_N_ELEMENTS(named) - 1); /* an expert's matrices are missing */
+  g_assert_null(load_folder(&error));
+  g_assert_nonnull(strstr(error->message, "mlp.experts.0.down_proj"));
+  end();
+}
+
+/* Mixtral's own names of the same matrices. */
+static void test_a_mixtral_folder(void) {
+  static const char config[] =
+      "{\"model_type\": \"mixtral\", \"hidden_size\": 4, \"num_attention_heads\": 2,"
+      " \"num_key_value_heads\": 1, \"num_hidden_layers\": 1, \"intermediate_size\": 3,"
+      " \"vocab_size\": 2, \"max_position_embeddings\": 64, \"num_local_experts\": 3,"
+      " \"num_experts_per_tok\": 2}";
+  static const Named named[] = {
+      COMMON_TENSORS,
+      {"model.layers.0.self_attn.q_proj.weight", 4, 4, 1},
+      {"model.layers.0.self_attn.k_proj.weight", 2, 4, 1},
+      {"model.layers.0.self_attn.v_proj.weight", 2, 4, 1},
+      {"model.layers.0.self_attn.o_proj.weight", 4, 4, 1},
+      {"model.layers.0.block_sparse_moe.gate.weight", 3, 4, 1},
+      {"model.layers.0.block_sparse_moe.experts.%u.w1.weight", 3, 4, 3},
+      {"model.layers.0.block_sparse_moe.experts.%u.w2.weight", 4, 3, 3},
+      {"model.layers.0.block_sparse_moe.experts.%u.w3.weight", 3, 4, 3},
+  };
+  g_autoptr(GError) error = NULL;
+  begin(config);
+  write_named(named, G_N_ELEMENTS(named));
+  g_autoptr(KvHostWeights) weights = load_folder(&error);
+  g_assert_no_error(error);
+  const KvHostLayer *layer = &weights->layers[0];
+  g_assert_cmpfloat(layer->expert_gate[0], ==, 28 + 48 + 12);
+  g_assert_cmpfloat(layer->expert_down[0], ==, layer->expert_gate[0] + 36.0f);
+  g_assert_cmpfloat(layer->expert_up[0], ==, layer->expert_gate[0] + 72.0f);
+  g_assert_true(weights->routing.normalized);
+  end();
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/reference/checkpoint/types", test_types);
@@ -248,6 +415,10 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/checkpoint/scaling", test_scaling);
   g_test_add_func("/reference/checkpoint/broken-folders", test_broken_folders);
   g_test_add_func("/reference/checkpoint/broken-tensors", test_tensors_outside_their_file);
+  g_test_add_func("/reference/checkpoint/yarn", test_yarn);
+  g_test_add_func("/reference/checkpoint/routing-refused", test_routing_refused);
+  g_test_add_func("/reference/checkpoint/deepseek", test_a_deepseek_folder);
+  g_test_add_func("/reference/checkpoint/mixtral", test_a_mixtral_folder);
   g_test_add_func("/reference/checkpoint/weights", test_weights_of_a_model);
   return g_test_run();
 }

@@ -1765,6 +1765,8 @@ static void test_bad_shapes_are_refused(void) {
                   cudaErrorInvalidValue);
 }
 
+#include "tests/reference/cuda_latent.h"
+
 int main(int argc, char **argv) {
   g_autoptr(GError) error = NULL;
   g_test_init(&argc, &argv, NULL);
@@ -1809,6 +1811,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/recurrent-engine", test_recurrent_engine);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
   g_test_add_func("/reference/cuda/bad-shapes", test_bad_shapes_are_refused);
+  add_latent_tests();
   int status = g_test_run();
   g_ptr_array_unref(allocated);
   kv_cuda_gemm_free(gemm);

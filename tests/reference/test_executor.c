@@ -212,11 +212,11 @@ static void test_prefix_shared_within_a_step(void) {
 }
 
 /* Prefill chunks of one request beside the decoding of another. */
-static void test_mixed_batch(void) {
+static void check_mixed_batch(const KvModel *model) {
   guint32 first[20], second[20];
-  plain_output(&mixed, 0, 21, 0, 20, first);
-  plain_output(&mixed, 1, 30, 0, 20, second);
-  KvExecutor *executor = new_executor(&mixed);
+  plain_output(model, 0, 21, 0, 20, first);
+  plain_output(model, 1, 30, 0, 20, second);
+  KvExecutor *executor = new_executor(model);
   Request a, b, *members[] = {&a, &b};
   request_init(&a, 0, 21, 0, 1);
   request_init(&b, 1, 30, 20, 1);
@@ -241,6 +241,11 @@ static void test_mixed_batch(void) {
   finish(executor, &a);
   finish(executor, &b);
   executor->class->destroy(executor);
+}
+
+static void test_mixed_batch(void) {
+  for (guint m = 0; m < G_N_ELEMENTS(models); m++)
+    check_mixed_batch(models[m]);
 }
 
 /* After eight tokens its blocks are lost, given to another request; prompt and tokens are computed
@@ -411,7 +416,17 @@ static void test_models_refused(void) {
   } cases[] = {
       {{.kind = KV_ATTENTION_LATENT, .n_heads = 4, .n_kv_heads = 4},
        {.intermediate = 64},
-       "latent attention"},
+       "without heads, a rank"},
+      {{TINY_LATENT, .bias = TRUE}, {.intermediate = 64}, "with biases"},
+      {{.kind = KV_ATTENTION_LATENT,
+        .n_heads = 4,
+        .n_kv_heads = 4,
+        .head_dim = 23,
+        .value_head_dim = 12,
+        .kv_lora_rank = 32,
+        .rope_head_dim = 7},
+       {.intermediate = 64},
+       "odd size of rotated keys"},
       {{.kind = KV_ATTENTION_NONE, .state_elements = 10}, {.intermediate = 64}, "recurrent"},
       {{.kind = KV_ATTENTION_NONE, .inner = 8, .state_dim = 4, .conv_width = 4, .dt_rank = 2},
        {.intermediate = 64},
@@ -429,8 +444,17 @@ static void test_models_refused(void) {
        {.intermediate = 64},
        "odd head size"},
       {{.n_heads = 4, .n_kv_heads = 4, .head_dim = 8, .value_head_dim = 8},
-       {.n_experts = 8, .expert_intermediate = 64},
-       "dense MLP"},
+       {.n_experts = 8, .n_experts_per_token = 2, .expert_intermediate = 64},
+       "not gated"},
+      {{.n_heads = 4, .n_kv_heads = 4, .head_dim = 8, .value_head_dim = 8},
+       {TINY_EXPERTS, .intermediate = 64},
+       "beside their experts"},
+      {{.n_heads = 4, .n_kv_heads = 4, .head_dim = 8, .value_head_dim = 8},
+       {.n_experts = 8, .n_experts_per_token = 9, .expert_intermediate = 64, .gated = TRUE},
+       "too many of them"},
+      {{.n_heads = 4, .n_kv_heads = 4, .head_dim = 8, .value_head_dim = 8},
+       {.gated = TRUE},
+       "without an MLP"},
       {{.n_heads = 4, .n_kv_heads = 4, .head_dim = 8, .value_head_dim = 8},
        {.intermediate = 10000000},
        "200 million"},
@@ -449,6 +473,8 @@ static void test_models_refused(void) {
     g_autoptr(GError) error = NULL;
     g_assert_null(kv_host_executor_new(&model, 16, 4, 0, 0, 1, &error));
     g_assert_error(error, KV_ERROR, KV_ERROR_USAGE);
+    if (!strstr(error->message, cases[i].expected))
+      g_test_message("\"%s\" does not say \"%s\"", error->message, cases[i].expected);
     g_assert_nonnull(strstr(error->message, cases[i].expected));
     g_assert_nonnull(strstr(error->message, "tiny-llama"));
   }

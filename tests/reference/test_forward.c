@@ -88,9 +88,108 @@ static void twin_attention(double (*x)[WIDEST], const KvHostWeights *w, const Kv
   }
 }
 
+static void twin_pairs(double *x, guint position, guint d) {
+  for (guint i = 0; i < d / 2; i++) {
+    double angle = position / pow(10000.0, 2.0 * i / d), a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * cos(angle) - b * sin(angle);
+    x[2 * i + 1] = a * sin(angle) + b * cos(angle);
+  }
+}
+
+/* Every head's keys and values made of the latents, as DeepSeek-V2 (2024) writes it down. */
+static void twin_latent_attention(double (*x)[WIDEST], const KvHostWeights *w,
+                                  const KvHostLayer *layer, guint n) {
+  static double q[LONGEST][WIDEST], k[LONGEST][WIDEST], v[LONGEST][WIDEST];
+  const KvAttention *a = &layer->attention;
+  guint D = w->hidden, d = a->head_dim, rope = a->rope_head_dim, nope = d - rope;
+  guint rank = a->kv_lora_rank, of_value = a->value_head_dim, H = a->n_heads;
+  for (guint t = 0; t < n; t++) {
+    double normed[WIDEST], low[WIDEST], latent[WIDEST], up[WIDEST];
+    twin_norm(normed, x[t], layer->attention_norm, NULL, D);
+    if (a->q_lora_rank) {
+      twin_linear(low, normed, layer->query_down, NULL, D, a->q_lora_rank);
+      twin_norm(low, low, layer->query_down_norm, NULL, a->q_lora_rank);
+      twin_linear(q[t], low, layer->query_up, NULL, a->q_lora_rank, H * d);
+    } else {
+      twin_linear(q[t], normed, layer->query, NULL, D, H * d);
+    }
+    twin_linear(latent, normed, layer->latent, NULL, D, rank + rope);
+    twin_norm(latent, latent, layer->latent_norm, NULL, rank);
+    twin_pairs(latent + rank, t, rope);
+    twin_linear(up, latent, layer->latent_up, NULL, rank, H * (nope + of_value));
+    for (guint h = 0; h < H; h++) {
+      twin_pairs(q[t] + (gsize)h * d + nope, t, rope);
+      memcpy(k[t] + (gsize)h * d, up + (gsize)h * (nope + of_value), nope * sizeof(double));
+      memcpy(k[t] + (gsize)h * d + nope, latent + rank, rope * sizeof(double));
+      memcpy(v[t] + (gsize)h * of_value, up + (gsize)h * (nope + of_value) + nope,
+             of_value * sizeof(double));
+    }
+  }
+  for (guint t = 0; t < n; t++) {
+    double attended[WIDEST] = {0}, added[WIDEST];
+    for (guint h = 0; h < H; h++) {
+      double p[LONGEST], total = 0.0;
+      for (guint j = 0; j <= t; j++) {
+        double dot = 0.0;
+        for (guint i = 0; i < d; i++)
+          dot += q[t][h * d + i] * k[j][h * d + i];
+        total += p[j] = exp(dot / sqrt((double)d));
+      }
+      for (guint j = 0; j <= t; j++)
+        for (guint i = 0; i < of_value; i++)
+          attended[h * of_value + i] += p[j] / total * v[j][h * of_value + i];
+    }
+    twin_linear(added, attended, layer->output, NULL, H * of_value, D);
+    for (guint i = 0; i < D; i++)
+      x[t][i] += added[i];
+  }
+}
+
+/* x += share * a gated MLP of normed. */
+static void twin_expert(double *x, const double *normed, const float *gate, const float *up,
+                        const float *down, guint D, guint E, double share) {
+  double g[WIDEST], u[WIDEST], added[WIDEST];
+  twin_linear(g, normed, gate, NULL, D, E);
+  twin_linear(u, normed, up, NULL, D, E);
+  for (guint i = 0; i < E; i++)
+    u[i] *= g[i] / (1.0 + exp(-g[i]));
+  twin_linear(added, u, down, NULL, E, D);
+  for (guint i = 0; i < D; i++)
+    x[i] += share * added[i];
+}
+
+/* An expert is chosen if fewer than k others have a greater logit; softmax over the chosen. */
+static void twin_mixture(double *x, const KvHostWeights *w, const KvHostLayer *layer) {
+  const KvMlp *m = &layer->mlp;
+  guint D = w->hidden, X = m->n_experts, E = (guint)m->expert_intermediate;
+  double normed[WIDEST], logits[WIDEST], total = 0.0;
+  gboolean chosen[WIDEST];
+  twin_norm(normed, x, layer->mlp_norm, NULL, D);
+  twin_linear(logits, normed, layer->router, NULL, D, X);
+  for (guint e = 0; e < X; e++) {
+    guint greater = 0;
+    for (guint other = 0; other < X; other++)
+      greater += logits[other] > logits[e];
+    chosen[e] = greater < m->n_experts_per_token;
+    total += chosen[e] ? exp(logits[e]) : 0.0;
+  }
+  for (guint e = 0; e < X; e++)
+    if (chosen[e])
+      twin_expert(x, normed, layer->expert_gate + (gsize)e * D * E,
+                  layer->expert_up + (gsize)e * D * E, layer->expert_down + (gsize)e * D * E, D, E,
+                  exp(logits[e]) / total);
+  if (m->shared_intermediate)
+    twin_expert(x, normed, layer->shared_gate, layer->shared_up, layer->shared_down, D,
+                (guint)m->shared_intermediate, 1.0);
+}
+
 static void twin_mlp(double *x, const KvHostWeights *w, const KvHostLayer *layer) {
   guint D = w->hidden, E = layer->intermediate;
   double normed[WIDEST], gate[WIDEST], inner[WIDEST], added[WIDEST];
+  if (layer->mlp.n_experts) {
+    twin_mixture(x, w, layer);
+    return;
+  }
   twin_norm(normed, x, layer->mlp_norm, layer->mlp_norm_bias, D);
   twin_linear(inner, normed, layer->up, layer->up_bias, D, E);
   if (layer->gated)
@@ -113,7 +212,10 @@ static guint32 twin_next(const KvHostWeights *w, const guint32 *tokens, guint n)
       x[t][i] = (double)w->embedding[tokens[t] * D + i] +
                 (w->positions ? (double)w->positions[t * D + i] : 0.0);
   for (guint l = 0; l < w->n_layers; l++) {
-    twin_attention(x, w, &w->layers[l], n);
+    if (w->layers[l].attention.kind == KV_ATTENTION_LATENT)
+      twin_latent_attention(x, w, &w->layers[l], n);
+    else
+      twin_attention(x, w, &w->layers[l], n);
     for (guint t = 0; t < n; t++)
       twin_mlp(x[t], w, &w->layers[l]);
   }
@@ -180,6 +282,12 @@ static void test_parameters_are_counted(void) {
   g_autoptr(KvHostWeights) w = kv_host_weights_new(&opt, SEED, NULL);
   guint64 layer = 4 * (60 * 60 + 60) + 2 * 2 * 60 + 2 * 60 * 120 + 120 + 60;
   g_assert_cmpuint(w->n_parameters, ==, 199 * 60 + 128 * 60 + 2 * 60 + 2 * layer);
+  for (guint m = 3; m < G_N_ELEMENTS(models); m++) { /* latents and experts, as the simulator */
+    g_autoptr(KvHostWeights) other = kv_host_weights_new(models[m], SEED, NULL);
+    KvModel whole = *models[m];
+    whole.embedding_dim = whole.hidden;
+    g_assert_cmpuint(other->n_parameters, ==, kv_model_parameters(&whole));
+  }
 }
 
 int main(int argc, char **argv) {

@@ -306,6 +306,39 @@ static void test_argmax_takes_the_lowest_of_equals(void) {
   g_assert_cmpuint(kv_host_argmax(lowest, 2), ==, 0);
 }
 
+/* By hand: of logarithms of shares, with and without groups, and of equals the lowest. */
+static void test_routing(void) {
+  static const float shares[8] = {0.05f, 0.3f, 0.1f, 0.1f, 0.2f, 0.05f, 0.1f, 0.1f};
+  static const struct {
+    KvHostRouting routing;
+    guint chosen;
+    guint32 experts[3];
+    float shares[3];
+  } cases[] = {
+      {{.scale = 1.0f}, 3, {1, 4, 2}, {0.3f, 0.2f, 0.1f}},
+      {{.scale = 16.0f}, 2, {1, 4}, {4.8f, 3.2f}},
+      {{.normalized = TRUE, .scale = 1.0f}, 2, {1, 4}, {0.6f, 0.4f}},
+      /* of (0 1) (2 3) (4 5) (6 7) the first and the third; then the second with the first */
+      {{.scale = 1.0f, .groups = 4, .groups_kept = 2}, 3, {1, 4, 0}, {0.3f, 0.2f, 0.05f}},
+      {{.scale = 1.0f, .groups = 4, .groups_kept = 3}, 3, {1, 4, 2}, {0.3f, 0.2f, 0.1f}},
+      {{.scale = 1.0f, .groups = 2, .groups_kept = 1}, 3, {1, 2, 3}, {0.3f, 0.1f, 0.1f}},
+  };
+  float logits[8], scores[8], got[3];
+  guint32 experts[3];
+  for (guint i = 0; i < 8; i++)
+    logits[i] = logf(shares[i]) + 100.0f; /* exp(100) overflows */
+  for (guint c = 0; c < G_N_ELEMENTS(cases); c++) {
+    kv_host_route(experts, got, logits, 8, cases[c].chosen, &cases[c].routing, scores);
+    for (guint k = 0; k < cases[c].chosen; k++) {
+      g_assert_cmpuint(experts[k], ==, cases[c].experts[k]);
+      g_assert_cmpfloat_with_epsilon(got[k], cases[c].shares[k], 1e-4);
+    }
+  }
+  g_assert_true(kv_host_routing_fits(&cases[5].routing, 8, 3));
+  g_assert_false(kv_host_routing_fits(&cases[5].routing, 8, 5)); /* 4 are left */
+  g_assert_false(kv_host_routing_fits(&cases[5].routing, 7, 3));
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_set_nonfatal_assertions();
@@ -320,6 +353,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/kernels/attention", test_attention);
   g_test_add_func("/reference/kernels/attention-extremes",
                   test_attention_with_scores_that_overflow_an_exponential);
+  g_test_add_func("/reference/kernels/routing", test_routing);
   g_test_add_func("/reference/kernels/argmax", test_argmax_takes_the_lowest_of_equals);
   return g_test_run();
 }
