@@ -23,6 +23,7 @@ typedef struct {
   KvEngineConfig engine;
   guint tier;     /* of the prefix cache below HBM: 0 none, 1 dram, 2 ssd */
   double tier_GB; /* 0: all there is */
+  char *tier_folder; /* of the executors that compute: where the file of an ssd tier goes */
   guint arrivals; /* KvArrivalMode */
   guint concurrency;
   guint64 requests; /* at most; 0: all */
