@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "reference/cuda/file_tier.h"
 #include "sim/base/error.h"
 
 enum { SLAB_BLOCKS = 64 };
@@ -134,6 +135,7 @@ void kv_cuda_cache_free(KvCudaCache *cache) {
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_unref(arrays[i]);
   kv_cuda_free(cache->pieces);
+  kv_cuda_file_tier_free(cache->file);
   g_free(cache->slabs);
   g_free(cache->hbm_names);
   g_free(cache->dram_names);
@@ -177,8 +179,21 @@ static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **er
   return TRUE;
 }
 
+gboolean kv_cuda_cache_add(KvCudaCache *cache, KvTier tier, guint32 block, char *whole,
+                           gboolean back, GError **error) {
+  char *home = NULL;
+  if (tier != KV_TIER_HBM && !(home = dram_block(cache, block, error)))
+    return FALSE;
+  for (guint l = 0; l < cache->n_layers; l++) {
+    char *part = layer_part(cache, tier, block, home, l), *other = whole + cache->layer_offsets[l];
+    KvCudaPiece piece = {back ? part : other, back ? other : part, block_part_bytes(cache, l)};
+    g_array_append_val(cache->batch, piece);
+  }
+  return TRUE;
+}
+
 /* The list of pieces to the GPU, and its copies. */
-static gboolean launch_batch(KvCudaCache *cache, GError **error) {
+gboolean kv_cuda_cache_launch(KvCudaCache *cache, GError **error) {
   cudaStream_t stream = cache->device->copies;
   guint n = cache->batch->len;
   if (n > cache->room_pieces) {
@@ -202,7 +217,7 @@ static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) 
   float milliseconds = 0.0f;
   if (!kv_cuda_wait(device, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
-      !launch_batch(cache, error) ||
+      !kv_cuda_cache_launch(cache, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
       !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
       !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))
@@ -211,27 +226,52 @@ static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) 
   return TRUE;
 }
 
-static gboolean make_moves(KvCudaCache *cache, double *seconds, GError **error) {
-  *seconds = 0.0;
-  g_array_set_size(cache->batch, 0);
-  for (guint i = 0; i < cache->moves->len; i++)
-    if (!add_move(cache, &g_array_index(cache->moves, KvCudaMove, i), error))
-      return FALSE;
-  g_array_set_size(cache->moves, 0);
-  return cache->batch->len == 0 || copy_batch(cache, seconds, error);
+static gboolean uses_file(const KvCudaMove *move) {
+  return move->from_tier == KV_TIER_SSD || move->to_tier == KV_TIER_SSD;
 }
 
-gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error) {
-  if (!make_moves(cache, seconds, error))
+/* Every remembered move: none depends on another. */
+static gboolean make_moves(KvCudaCache *cache, GError **error) {
+  double seconds = 0.0;
+  g_array_set_size(cache->batch, 0);
+  for (guint i = 0; i < cache->moves->len; i++) {
+    const KvCudaMove *move = &g_array_index(cache->moves, KvCudaMove, i);
+    if (!uses_file(move) && !add_move(cache, move, error))
+      return FALSE;
+  }
+  if (cache->batch->len > 0 && !copy_batch(cache, &seconds, error))
     return FALSE;
-  *seconds += cache->early_seconds;
-  cache->early_seconds = 0.0;
+  cache->early_seconds += seconds;
+  if (!kv_cuda_file_tier_run(cache, (const KvCudaMove *)(void *)cache->moves->data,
+                             cache->moves->len, &cache->early_file_seconds, error))
+    return FALSE;
+  g_array_set_size(cache->moves, 0);
   return TRUE;
+}
+
+gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, double *file_seconds,
+                             GError **error) {
+  if (!make_moves(cache, error))
+    return FALSE;
+  *seconds = cache->early_seconds;
+  if (file_seconds)
+    *file_seconds = cache->early_file_seconds;
+  cache->early_seconds = cache->early_file_seconds = 0.0;
+  return TRUE;
+}
+
+gboolean kv_cuda_cache_open_file(KvCudaCache *cache, const char *folder, guint64 blocks,
+                                 GError **error) {
+  g_return_val_if_fail(!cache->file, FALSE);
+  cache->file = kv_cuda_file_tier_new(folder, kv_cuda_cache_block_bytes(cache), cache->block_tokens,
+                                      blocks, error);
+  return cache->file != NULL;
 }
 
 static gboolean exists(const KvCudaCache *cache, KvTier tier, guint32 block) {
   return tier == KV_TIER_HBM    ? block < cache->hbm_blocks
          : tier == KV_TIER_DRAM ? block < cache->dram_blocks
+         : tier == KV_TIER_SSD  ? cache->file && block < kv_file_store_blocks(cache->file->store)
                                 : FALSE;
 }
 
@@ -248,6 +288,8 @@ static gboolean depends(const KvCudaCache *cache, const KvCudaMove *move) {
 }
 
 static guint64 *names_of(KvCudaCache *cache, KvTier tier, guint32 block) {
+  if (tier == KV_TIER_SSD)
+    return kv_file_store_names(cache->file->store, block);
   return (tier == KV_TIER_HBM ? cache->hbm_names : cache->dram_names) +
          (gsize)block * cache->block_tokens;
 }
@@ -255,8 +297,8 @@ static guint64 *names_of(KvCudaCache *cache, KvTier tier, guint32 block) {
 gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                             guint32 to, GError **error) {
   KvCudaMove move = {from_tier, to_tier, from, to};
-  double seconds = 0.0;
-  if (!exists(cache, from_tier, from) || !exists(cache, to_tier, to)) {
+  if (!exists(cache, from_tier, from) || !exists(cache, to_tier, to) ||
+      (from_tier == KV_TIER_SSD && to_tier == KV_TIER_SSD)) {
     g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
                 "cuda executor: a move of block %u to block %u, which the pools do not have", from,
                 to);
@@ -264,9 +306,8 @@ gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, 
   }
   if (from_tier == to_tier && from == to)
     return TRUE;
-  if (depends(cache, &move) && !make_moves(cache, &seconds, error))
+  if (depends(cache, &move) && !make_moves(cache, error))
     return FALSE;
-  cache->early_seconds += seconds;
   g_array_append_val(cache->moves, move);
   memcpy(names_of(cache, to_tier, to), names_of(cache, from_tier, from),
          cache->block_tokens * sizeof(guint64));

@@ -105,9 +105,9 @@ static guint64 *names_of(KvHostCache *cache, KvTier tier, guint32 block) {
 
 /* The memory of a block; the file's are seen through the slot. */
 static void *memory_of(KvHostCache *cache, KvTier tier, guint32 block) {
-  return tier == KV_TIER_SSD ? cache->slot
-                             : (void *)(kv_host_cache_pool(cache, tier)->floats +
-                                        block * cache->block_floats);
+  return tier == KV_TIER_SSD
+             ? cache->slot
+             : (void *)(kv_host_cache_pool(cache, tier)->floats + block * cache->block_floats);
 }
 
 static gboolean transfer(KvHostCache *cache, gboolean write, guint32 block, GError **error) {

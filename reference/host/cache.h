@@ -28,8 +28,8 @@ typedef struct {
   gsize block_floats;
   KvHostPages *layers; /* of the HBM pool */
   KvHostPool hbm, dram;
-  KvFileStore *file; /* NULL: no tier SSD */
-  void *slot;        /* of the file, on its way */
+  KvFileStore *file;             /* NULL: no tier SSD */
+  void *slot;                    /* of the file, on its way */
   KvHostCompression compression; /* exact at first */
   GHashTable
       *owners; /* what the format keeps of each sequence, by its owner; freed with g_free() */

@@ -125,9 +125,8 @@ static void move_tier_block(gboolean down, guint32 pool_id, guint32 tier_id, gpo
 void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks) {
   gboolean real = !instance->executor->class->closed_form;
   /* Real executors keep swapped blocks and a tier in DRAM in one store: the swap space first. */
-  guint64 first = tier == KV_TIER_DRAM
-                      ? kv_instance_swap_blocks(instance->config, &instance->demand)
-                      : 0;
+  guint64 first =
+      tier == KV_TIER_DRAM ? kv_instance_swap_blocks(instance->config, &instance->demand) : 0;
   instance->tier = tier;
   kv_pool_set_tier(instance->pool, blocks, (guint32)first, real ? move_tier_block : NULL, instance);
 }

@@ -81,8 +81,8 @@ static const Case cases[] = {
      "prefix_cache.tier=dram prefix_cache.tier_GB=0.001 engine.num_blocks=48 "
      "engine.block_tokens=4",
      FALSE, TRUE},
-    {"lower-tier-file", "prefix_cache.tier=ssd prefix_cache.tier_GB=0.001 engine.num_blocks=12", FALSE,
-     TRUE},
+    {"lower-tier-file", "prefix_cache.tier=ssd prefix_cache.tier_GB=0.001 engine.num_blocks=12",
+     FALSE, TRUE},
     {"lower-tier-file-small",
      "prefix_cache.tier=ssd prefix_cache.tier_GB=0.0001 engine.num_blocks=12 "
      "engine.async_scheduling=false engine.max_batched_tokens=20",
