@@ -67,6 +67,8 @@ void kv_host_cache_free(KvHostCache *cache) {
   pool_clear(&cache->dram);
   kv_file_store_free(cache->file);
   g_aligned_free(cache->slot);
+  if (cache->state)
+    cache->free_state(cache->state);
   g_hash_table_unref(cache->owners);
   g_free(cache->layers);
   g_free(cache);
@@ -119,6 +121,12 @@ static gboolean transfer(KvHostCache *cache, gboolean write, guint32 block, GErr
 gboolean kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                             guint32 to, GError **error) {
   g_return_val_if_fail(exists(cache, from_tier, from) && exists(cache, to_tier, to), FALSE);
+  if (cache->compression.format == KV_HOST_FLEXGEN) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "host executor: block %u is to be moved, but those of flexgen stay where they are",
+                from);
+    return FALSE;
+  }
   if (from_tier == KV_TIER_SSD && !transfer(cache, FALSE, from, error))
     return FALSE;
   memmove(memory_of(cache, to_tier, to), memory_of(cache, from_tier, from),

@@ -32,7 +32,9 @@ typedef struct {
   void *slot;                    /* of the file, on its way */
   KvHostCompression compression; /* exact at first */
   GHashTable
-      *owners; /* what the format keeps of each sequence, by its owner; freed with g_free() */
+      *owners;    /* what the format keeps of each sequence, by its owner; freed with g_free() */
+  gpointer state; /* the format's own, NULL until it needs one */
+  GDestroyNotify free_state;
 } KvHostCache;
 
 /* NULL with *error set if there is no such memory. */

@@ -23,6 +23,9 @@
  * page and those of the others (a page is a block) whose keys could score highest with one of the
  * head's queries, by the least and greatest value of each channel; the first layers read all.
  *
+ * flexgen: Sheng et al., "FlexGen" (2023). Shares of the cache and of the weights lie in host
+ * memory and come to the GPU a layer at a time (staging.h); nothing is rounded.
+ *
  * One of them at a time; kv_host_compression_init() says what of them is not executed.
  */
 #ifndef KV_REFERENCE_HOST_COMPRESSION_H
@@ -41,6 +44,7 @@ typedef enum {
   KV_HOST_QUEST,
   KV_HOST_PYRAMIDKV,
   KV_HOST_H2O,
+  KV_HOST_FLEXGEN,
   KV_HOST_N_FORMATS
 } KvHostFormat;
 
@@ -54,6 +58,8 @@ typedef struct {
   double recent_share;                 /* h2o: of the slots */
   guint n_layers, block_tokens;        /* the model's, the engine's */
   gboolean equal_layers;               /* as many KV heads of one size in all */
+  double cache_share, weights_share; /* flexgen: on the GPU, 0 to 1 */
+  gboolean overlap;                  /* ... what comes to it beside the layers before */
   guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
   guint shared_over; /* chunkattention: blocks that more decoding sequences share are read once; 0:
                         none. The cache is whole */

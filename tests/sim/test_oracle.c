@@ -93,6 +93,13 @@ static const Case cases[] = {
     {"static", "engine.scheduler=static", FALSE, FALSE},
     {"static-batch", "engine.scheduler=static engine.static_batch=3", FALSE, FALSE},
     {"flexgen", "engine.scheduler=flexgen engine.gpu_batch=2 engine.n_gpu_batches=2", FALSE, FALSE},
+    {"flexgen-streamed",
+     "use=flexgen:gbs=2:num_gpu_batches=2:cg=0:cc=100:hg=100:hc=0:cpu_cache_compute=off", FALSE,
+     FALSE},
+    {"flexgen-shares",
+     "use=flexgen:gbs=3:num_gpu_batches=1:cg=35:cc=65:hg=100:hc=0:cpu_cache_compute=off "
+     "engine.block_tokens=8 engine.num_blocks=90",
+     FALSE, FALSE},
 };
 
 static void test_case(gconstpointer data) {
