@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "reference/cuda/file_tier.h"
+#include "reference/host/staging.h"
 #include "sim/base/error.h"
 
 enum { SLAB_BLOCKS = 64 };
@@ -39,9 +40,29 @@ static gboolean lay_out_packed(KvCudaCache *cache, guint l, GError **error) {
   return TRUE;
 }
 
-/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. */
+/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. flexgen: tables
+ * lead from every layer's pool to the staging areas. */
 static gboolean is_one_pool(const KvCudaCache *cache) {
-  return cache->compression.format == KV_HOST_PYRAMIDKV;
+  return cache->compression.format == KV_HOST_PYRAMIDKV ||
+         cache->compression.format == KV_HOST_FLEXGEN;
+}
+
+/* flexgen: the resident blocks of all layers and two staging areas, each with room for a layer of
+ * all others, one after another (format_flexgen.c). */
+static KvBf16 *streamed_pool(const KvCudaCache *cache, guint l, GError **error) {
+  const KvCudaPages *first = &cache->layers[0];
+  guint64 resident =
+      kv_host_staging_resident(cache->compression.cache_share, (guint32)cache->hbm_blocks);
+  guint64 blocks = cache->n_layers * resident + 2 * (cache->hbm_blocks - resident);
+  if (cache->layers[l].block_elements != first->block_elements || blocks > G_MAXUINT32) {
+    g_set_error(
+        error, KV_ERROR, KV_ERROR_USAGE,
+        "flexgen: layers whose caches differ, or more than 2^32 blocks of a layer, expected "
+        "layers that are alike and a smaller engine.num_blocks");
+    return NULL;
+  }
+  return l > 0 ? first->pool + l * resident * first->block_elements
+               : kv_cuda_alloc(blocks * block_part_bytes(cache, 0), "KV blocks", error);
 }
 
 /* Sizes of the layers' parts, and their pools. */
@@ -65,7 +86,9 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);
     gsize bytes = block_part_bytes(cache, l) * cache->hbm_blocks;
-    if (is_one_pool(cache) && l > 0)
+    if (cache->compression.format == KV_HOST_FLEXGEN)
+      pages->pool = streamed_pool(cache, l, error);
+    else if (is_one_pool(cache) && l > 0)
       pages->pool = cache->layers[0].pool + l * bytes / sizeof(KvBf16);
     else
       pages->pool = kv_cuda_alloc(is_one_pool(cache) ? bytes * cache->n_layers : bytes,
@@ -306,6 +329,12 @@ gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, 
   }
   if (from_tier == to_tier && from == to)
     return TRUE;
+  if (cache->compression.format == KV_HOST_FLEXGEN) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "cuda executor: block %u is to be moved, but those of flexgen stay where they are",
+                from);
+    return FALSE;
+  }
   if (depends(cache, &move) && !make_moves(cache, error))
     return FALSE;
   g_array_append_val(cache->moves, move);

@@ -164,10 +164,15 @@ static const KvExecutorClass cuda_executor_class = {
     .destroy = cuda_destroy,
 };
 
+/* Of the layers' matrices, on the GPU. */
+static double weights_share(const KvHostCompression *compression) {
+  return compression && compression->format == KV_HOST_FLEXGEN ? compression->weights_share : 1.0;
+}
+
 static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GError **error) {
   if (!(cuda->device = kv_cuda_device_open(error)) ||
-      !(cuda->weights =
-            kv_cuda_weights_new(cuda->device, s->model, s->checkpoint, s->seed, error)) ||
+      !(cuda->weights = kv_cuda_weights_new_streamed(cuda->device, s->model, s->checkpoint, s->seed,
+                                                     weights_share(s->compression), error)) ||
       !(cuda->cache =
             kv_cuda_cache_new_compressed(cuda->device, cuda->weights, s->block_tokens,
                                          s->hbm_blocks, s->dram_blocks, s->compression, error)) ||
