@@ -60,6 +60,7 @@ typedef struct {
   gboolean equal_layers;               /* as many KV heads of one size in all */
   double cache_share, weights_share; /* flexgen: on the GPU, 0 to 1 */
   gboolean overlap;                  /* ... what comes to it beside the layers before */
+  gboolean cpu_attention;            /* ... decoding attends on the CPU; cache_share is 0 */
   guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
   guint shared_over; /* chunkattention: blocks that more decoding sequences share are read once; 0:
                         none. The cache is whole */

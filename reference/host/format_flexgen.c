@@ -14,6 +14,7 @@ enum { CPU_AUTO, CPU_OFF, CPU_ON };
 static gboolean init(KvHostCompression *c, const KvTechniqueUse *use, const KvEngineConfig *engine,
                      GError **error) {
   double cache = kv_technique_value(use, "cg"), weights = kv_technique_value(use, "wg");
+  gboolean on_cpu = cache < 100.0 && kv_technique_value(use, "cpu_cache_compute") != CPU_OFF;
   const struct {
     gboolean is;
     const char *what, *expected;
@@ -27,14 +28,15 @@ static gboolean init(KvHostCompression *c, const KvTechniqueUse *use, const KvEn
       {weights + kv_technique_value(use, "wc") < 100.0 ||
            cache + kv_technique_value(use, "cc") < 100.0,
        "weights or a cache on disk", "wg and wc, cg and cc of 100 % together"},
-      {cache < 100.0 && kv_technique_value(use, "cpu_cache_compute") != CPU_OFF,
-       "attention on the CPU", "cpu_cache_compute=off (or cg=100)"},
+      {on_cpu && cache > 0.0, "attention on the CPU over a part of the cache",
+       "cg=0:cc=100 or cpu_cache_compute=off"},
   };
   for (guint i = 0; i < G_N_ELEMENTS(refused); i++)
     if (refused[i].is)
       return kv_host_format_refuse(error, "flexgen", refused[i].what, refused[i].expected);
   c->cache_share = cache / 100.0;
   c->weights_share = weights / 100.0;
+  c->cpu_attention = on_cpu;
   c->overlap = kv_technique_value(use, "overlap") != 0.0;
   return TRUE;
 }
@@ -44,8 +46,10 @@ static gboolean init(KvHostCompression *c, const KvTechniqueUse *use, const KvEn
 /* The cache's state. */
 typedef struct {
   KvHostStaging staging;
-  float *away;            /* [staging.away][block_floats] */
-  const guint32 **tables; /* the spans' own, of the pass under way */
+  float *away; /* [staging.away][block_floats] */
+  /* Of the pass under way: its spans, and their own tables. */
+  const KvHostSpan *spans;
+  const guint32 **tables;
 } Flexgen;
 
 static void flexgen_free(gpointer state) {
@@ -63,6 +67,7 @@ static Flexgen *state_of(KvHostCache *cache) {
   cache->state = f = g_new0(Flexgen, 1);
   cache->free_state = flexgen_free;
   kv_host_staging_init(&f->staging, cache->compression.cache_share, (guint32)cache->hbm.n_blocks);
+  f->staging.prompts_only = cache->compression.cpu_attention;
   f->away = g_new0(float, f->staging.away * cache->block_floats);
   return f;
 }
@@ -72,6 +77,7 @@ static void begin(KvHostCache *cache, KvHostSpan *spans, guint n) {
   kv_host_staging_plan(&f->staging, spans, n, cache->block_tokens);
   const guint32 *table = (const guint32 *)(void *)f->staging.table->data;
   f->tables = g_renew(const guint32 *, f->tables, n);
+  f->spans = spans;
   for (guint s = 0; s < n; s++) {
     guint32 tokens = spans[s].past - spans[s].dropped + spans[s].n_tokens;
     f->tables[s] = spans[s].block_table;
@@ -122,6 +128,22 @@ static void leave(KvHostCache *cache, guint layer) {
   }
 }
 
+/* Attention where the cache lies: no block is resident, so a block's id is its index there. */
+static gboolean attend(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row) {
+  Flexgen *f = state_of(at->cache);
+  if (!at->cache->compression.cpu_attention || !span->decoding)
+    return FALSE;
+  KvHostPages away = *at->pages;
+  away.pool = f->away;
+  gsize d = away.head_dim, keys = row * away.n_kv_heads * d, queries = row * at->n_heads * d;
+  const guint32 *table = f->tables[span - f->spans];
+  guint32 slot = span->past - span->dropped;
+  kv_host_pages_write(&away, table, slot, at->k + keys, at->v + keys);
+  kv_host_attention(at->out + queries, at->q + queries, &away, table, slot, 1, at->n_heads, 0,
+                    at->scores);
+  return TRUE;
+}
+
 const KvHostFormatClass kv_host_format_flexgen = {.technique = "flexgen",
                                                   .init = init,
                                                   .check = kv_host_format_check_full,
@@ -129,4 +151,5 @@ const KvHostFormatClass kv_host_format_flexgen = {.technique = "flexgen",
                                                   .end = end,
                                                   .enter = enter,
                                                   .leave = leave,
+                                                  .attend = attend,
                                                   .exact = TRUE};

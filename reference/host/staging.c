@@ -62,6 +62,14 @@ static void plan_span(KvHostStaging *s, const KvHostSpan *span, guint block_toke
   }
 }
 
+/* The whole table leads to the place of the last block, which is written to. */
+static void plan_elsewhere(KvHostStaging *s, const KvHostSpan *span, guint block_tokens) {
+  guint32 last = (span->past - span->dropped) / block_tokens, at;
+  at = kv_host_staging_home(s, span->block_table[last], &at) ? at : s->resident + place_of(s, at);
+  for (guint32 i = 0; i <= last; i++)
+    g_array_append_val(s->table, at);
+}
+
 void kv_host_staging_plan(KvHostStaging *s, const KvHostSpan *spans, guint n, guint block_tokens) {
   GArray *arrays[] = {s->table, s->fetched, s->stored, s->uses, s->homes};
   for (guint32 place = 0; place < s->homes->len; place++)
@@ -69,7 +77,10 @@ void kv_host_staging_plan(KvHostStaging *s, const KvHostSpan *spans, guint n, gu
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_set_size(arrays[i], 0);
   for (guint i = 0; i < n; i++)
-    plan_span(s, &spans[i], block_tokens);
+    if (s->prompts_only && spans[i].decoding)
+      plan_elsewhere(s, &spans[i], block_tokens);
+    else
+      plan_span(s, &spans[i], block_tokens);
   for (guint32 place = 0; place < s->homes->len; place++) {
     KvHostStaged staged = {g_array_index(s->homes, guint32, place), place};
     guint8 use = g_array_index(s->uses, guint8, place);

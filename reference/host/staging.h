@@ -5,7 +5,8 @@
  * Blocks keep the engine's ids. Of ids 0 .. n - 1 the share's part is resident, spread evenly, so
  * that every sequence has about its share there. A pass gives each other block that it touches a
  * place in a staging area as large as one layer of them all: before a layer those with earlier
- * tokens are fetched, after it those with new tokens are stored, whole.
+ * tokens are fetched, after it those with new tokens are stored, whole. Where decoding sequences
+ * attend elsewhere, they have a place for what is written alone.
  */
 #ifndef KV_REFERENCE_HOST_STAGING_H
 #define KV_REFERENCE_HOST_STAGING_H
@@ -22,6 +23,7 @@ typedef struct {
 typedef struct {
   double share;           /* resident */
   guint32 resident, away; /* blocks on the GPU, in host memory */
+  gboolean prompts_only;  /* of what decodes nothing is fetched or stored */
   /* Of the pass: every span's block table, one after another. A resident block is its index, any
    * other `resident` + its place. */
   GArray *table;            /* of guint32 */

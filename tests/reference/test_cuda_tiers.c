@@ -276,6 +276,9 @@ static void test_flexgen(void) {
                              .overlap = (gboolean)overlap};
       g_test_message("cache %g, weights %g, overlap %u", shares[i][0], shares[i][1], overlap);
       check_flexgen(&c);
+      c.cpu_attention = TRUE;
+      if (shares[i][0] == 0.0)
+        check_flexgen(&c);
     }
 }
 

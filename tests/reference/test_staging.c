@@ -83,10 +83,31 @@ static void test_a_shared_block(void) {
   kv_host_staging_clear(&s);
 }
 
+/* What decodes elsewhere writes to a place that is neither fetched nor stored. */
+static void test_decoding_elsewhere(void) {
+  static const guint32 first[] = {4, 3}, second[] = {6, 7, 8};
+  const KvHostSpan spans[] = {{.block_table = first, .past = 4, .n_tokens = 2},
+                              {.block_table = second, .past = 9, .n_tokens = 1, .decoding = TRUE}};
+  KvHostStaging s;
+  kv_host_staging_init(&s, 0.0, 10);
+  s.prompts_only = TRUE;
+  kv_host_staging_plan(&s, spans, 2, BLOCK_TOKENS);
+  g_assert_cmpuint(s.table->len, ==, 5);
+  for (guint i = 2; i < 5; i++)
+    g_assert_cmpuint(word(s.table, i), ==, 2);
+  g_assert_cmpuint(s.homes->len, ==, 3);
+  g_assert_cmpuint(s.fetched->len, ==, 1);
+  assert_staged(s.fetched, 0, 4, 0);
+  g_assert_cmpuint(s.stored->len, ==, 1);
+  assert_staged(s.stored, 0, 3, 1);
+  kv_host_staging_clear(&s);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/reference/staging/homes", test_homes);
   g_test_add_func("/reference/staging/plan", test_a_plan);
   g_test_add_func("/reference/staging/shared", test_a_shared_block);
+  g_test_add_func("/reference/staging/elsewhere", test_decoding_elsewhere);
   return g_test_run();
 }

@@ -96,6 +96,7 @@ static const Case cases[] = {
     {"flexgen-streamed",
      "use=flexgen:gbs=2:num_gpu_batches=2:cg=0:cc=100:hg=100:hc=0:cpu_cache_compute=off", FALSE,
      FALSE},
+    {"flexgen-cpu", "use=flexgen:gbs=2:num_gpu_batches=2:hg=100:hc=0", FALSE, FALSE},
     {"flexgen-shares",
      "use=flexgen:gbs=3:num_gpu_batches=1:cg=35:cc=65:hg=100:hc=0:cpu_cache_compute=off "
      "engine.block_tokens=8 engine.num_blocks=90",
