@@ -146,6 +146,8 @@ const KvScenarioField kv_scenario_fields[] = {
      "where prefix blocks go beside HBM"},
     {"prefix_cache", "tier_GB", KV_FIELD_REAL, AT(tier_GB), 0, 1e9, NULL,
      "its size per instance, 1e9 bytes; 0: all the platform has"},
+    {"prefix_cache", "tier_folder", KV_FIELD_TEXT, AT(tier_folder), 0, 0, NULL,
+     "executors that compute: where the file of an ssd tier is made; empty: $TMPDIR"},
     {"prefix_cache", "race", KV_FIELD_FLAG, ENGINE(load_race), 0, 0, NULL,
      "compute a prefix from its start while it loads from its end (vllm-v1 only)"},
     {"prefix_cache", "load_chunk_tokens", KV_FIELD_COUNT, ENGINE(load_chunk_tokens), 1, 1e6, NULL,
@@ -192,6 +194,7 @@ KvScenario *kv_scenario_new(void) {
   s->platform = g_strdup("h200");
   s->use = g_strdup("");
   s->executor = g_strdup("model");
+  s->tier_folder = g_strdup("");
   s->replicas = s->tensor_parallel = 1;
   s->cache_dtype = KV_DTYPE_BF16;
   kv_engine_config_init(&s->engine);

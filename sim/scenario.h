@@ -21,9 +21,10 @@ typedef struct {
   guint expert_dtype; /* of routed experts; 0: as published or as weight_dtype */
   guint cache_dtype;  /* KvDtype */
   KvEngineConfig engine;
-  guint tier;     /* of the prefix cache below HBM: 0 none, 1 dram, 2 ssd */
-  double tier_GB; /* 0: all there is */
-  guint arrivals; /* KvArrivalMode */
+  guint tier;        /* of the prefix cache below HBM: 0 none, 1 dram, 2 ssd */
+  double tier_GB;    /* 0: all there is */
+  char *tier_folder; /* of the executors that compute: where the file of an ssd tier goes */
+  guint arrivals;    /* KvArrivalMode */
   guint concurrency;
   guint64 requests; /* at most; 0: all */
   double rate_scale, smear_seconds, output_scale;

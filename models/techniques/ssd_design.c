@@ -375,6 +375,7 @@ const KvTechnique kv_technique_flexgen = {
     .confidence =
         "high: README, benchmark scripts, compression and cost-model code and a text copy "
         "of the paper were read",
+    .executed = TRUE, /* placement, without attention on the CPU */
     .exact = flexgen_exact,
     .tune = flexgen_tune,
     .plan = flexgen_plan,

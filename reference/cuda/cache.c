@@ -2,9 +2,11 @@
 
 #include <string.h>
 
+#include "reference/cuda/file_tier.h"
 #include "reference/cuda/merging.h"
 #include "reference/host/low_rank.h"
 #include "reference/host/recurrent.h"
+#include "reference/host/staging.h"
 #include "sim/base/error.h"
 
 enum { SLAB_BLOCKS = 64 };
@@ -41,9 +43,29 @@ static gboolean lay_out_packed(KvCudaCache *cache, guint l, GError **error) {
   return TRUE;
 }
 
-/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. */
+/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. flexgen: tables
+ * lead from every layer's pool to the staging areas. */
 static gboolean is_one_pool(const KvCudaCache *cache) {
-  return cache->compression.format == KV_HOST_PYRAMIDKV;
+  return cache->compression.format == KV_HOST_PYRAMIDKV ||
+         cache->compression.format == KV_HOST_FLEXGEN;
+}
+
+/* flexgen: the resident blocks of all layers and two staging areas, each with room for a layer of
+ * all others, one after another (format_flexgen.c). */
+static KvBf16 *streamed_pool(const KvCudaCache *cache, guint l, GError **error) {
+  const KvCudaPages *first = &cache->layers[0];
+  guint64 resident =
+      kv_host_staging_resident(cache->compression.cache_share, (guint32)cache->hbm_blocks);
+  guint64 blocks = cache->n_layers * resident + 2 * (cache->hbm_blocks - resident);
+  if (cache->layers[l].block_elements != first->block_elements || blocks > G_MAXUINT32) {
+    g_set_error(
+        error, KV_ERROR, KV_ERROR_USAGE,
+        "flexgen: layers whose caches differ, or more than 2^32 blocks of a layer, expected "
+        "layers that are alike and a smaller engine.num_blocks");
+    return NULL;
+  }
+  return l > 0 ? first->pool + l * resident * first->block_elements
+               : kv_cuda_alloc(blocks * block_part_bytes(cache, 0), "KV blocks", error);
 }
 
 /* Latents in the place of keys and values, where their ranks are less than those. */
@@ -114,7 +136,9 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);
     gsize bytes = block_part_bytes(cache, l) * cache->hbm_blocks;
-    if (is_one_pool(cache) && l > 0)
+    if (cache->compression.format == KV_HOST_FLEXGEN)
+      pages->pool = streamed_pool(cache, l, error);
+    else if (is_one_pool(cache) && l > 0)
       pages->pool = cache->layers[0].pool + l * bytes / sizeof(KvBf16);
     else
       pages->pool = kv_cuda_alloc(is_one_pool(cache) ? bytes * cache->n_layers : bytes,
@@ -184,6 +208,7 @@ void kv_cuda_cache_free(KvCudaCache *cache) {
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_unref(arrays[i]);
   kv_cuda_free(cache->pieces);
+  kv_cuda_file_tier_free(cache->file);
   g_free(cache->slabs);
   g_free(cache->hbm_names);
   g_free(cache->dram_names);
@@ -227,8 +252,21 @@ static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **er
   return TRUE;
 }
 
+gboolean kv_cuda_cache_add(KvCudaCache *cache, KvTier tier, guint32 block, char *whole,
+                           gboolean back, GError **error) {
+  char *home = NULL;
+  if (tier != KV_TIER_HBM && !(home = dram_block(cache, block, error)))
+    return FALSE;
+  for (guint l = 0; l < cache->n_layers; l++) {
+    char *part = layer_part(cache, tier, block, home, l), *other = whole + cache->layer_offsets[l];
+    KvCudaPiece piece = {back ? part : other, back ? other : part, block_part_bytes(cache, l)};
+    g_array_append_val(cache->batch, piece);
+  }
+  return TRUE;
+}
+
 /* The list of pieces to the GPU, and its copies. */
-static gboolean launch_batch(KvCudaCache *cache, GError **error) {
+gboolean kv_cuda_cache_launch(KvCudaCache *cache, GError **error) {
   cudaStream_t stream = cache->device->copies;
   guint n = cache->batch->len;
   if (n > cache->room_pieces) {
@@ -252,7 +290,7 @@ static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) 
   float milliseconds = 0.0f;
   if (!kv_cuda_wait(device, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
-      !launch_batch(cache, error) ||
+      !kv_cuda_cache_launch(cache, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
       !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
       !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))
@@ -261,27 +299,52 @@ static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) 
   return TRUE;
 }
 
-static gboolean make_moves(KvCudaCache *cache, double *seconds, GError **error) {
-  *seconds = 0.0;
-  g_array_set_size(cache->batch, 0);
-  for (guint i = 0; i < cache->moves->len; i++)
-    if (!add_move(cache, &g_array_index(cache->moves, KvCudaMove, i), error))
-      return FALSE;
-  g_array_set_size(cache->moves, 0);
-  return cache->batch->len == 0 || copy_batch(cache, seconds, error);
+static gboolean uses_file(const KvCudaMove *move) {
+  return move->from_tier == KV_TIER_SSD || move->to_tier == KV_TIER_SSD;
 }
 
-gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error) {
-  if (!make_moves(cache, seconds, error))
+/* Every remembered move: none depends on another. */
+static gboolean make_moves(KvCudaCache *cache, GError **error) {
+  double seconds = 0.0;
+  g_array_set_size(cache->batch, 0);
+  for (guint i = 0; i < cache->moves->len; i++) {
+    const KvCudaMove *move = &g_array_index(cache->moves, KvCudaMove, i);
+    if (!uses_file(move) && !add_move(cache, move, error))
+      return FALSE;
+  }
+  if (cache->batch->len > 0 && !copy_batch(cache, &seconds, error))
     return FALSE;
-  *seconds += cache->early_seconds;
-  cache->early_seconds = 0.0;
+  cache->early_seconds += seconds;
+  if (!kv_cuda_file_tier_run(cache, (const KvCudaMove *)(void *)cache->moves->data,
+                             cache->moves->len, &cache->early_file_seconds, error))
+    return FALSE;
+  g_array_set_size(cache->moves, 0);
   return TRUE;
+}
+
+gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, double *file_seconds,
+                             GError **error) {
+  if (!make_moves(cache, error))
+    return FALSE;
+  *seconds = cache->early_seconds;
+  if (file_seconds)
+    *file_seconds = cache->early_file_seconds;
+  cache->early_seconds = cache->early_file_seconds = 0.0;
+  return TRUE;
+}
+
+gboolean kv_cuda_cache_open_file(KvCudaCache *cache, const char *folder, guint64 blocks,
+                                 GError **error) {
+  g_return_val_if_fail(!cache->file, FALSE);
+  cache->file = kv_cuda_file_tier_new(folder, kv_cuda_cache_block_bytes(cache), cache->block_tokens,
+                                      blocks, error);
+  return cache->file != NULL;
 }
 
 static gboolean exists(const KvCudaCache *cache, KvTier tier, guint32 block) {
   return tier == KV_TIER_HBM    ? block < cache->hbm_blocks
          : tier == KV_TIER_DRAM ? block < cache->dram_blocks
+         : tier == KV_TIER_SSD  ? cache->file && block < kv_file_store_blocks(cache->file->store)
                                 : FALSE;
 }
 
@@ -298,6 +361,8 @@ static gboolean depends(const KvCudaCache *cache, const KvCudaMove *move) {
 }
 
 static guint64 *names_of(KvCudaCache *cache, KvTier tier, guint32 block) {
+  if (tier == KV_TIER_SSD)
+    return kv_file_store_names(cache->file->store, block);
   return (tier == KV_TIER_HBM ? cache->hbm_names : cache->dram_names) +
          (gsize)block * cache->block_tokens;
 }
@@ -305,8 +370,8 @@ static guint64 *names_of(KvCudaCache *cache, KvTier tier, guint32 block) {
 gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                             guint32 to, GError **error) {
   KvCudaMove move = {from_tier, to_tier, from, to};
-  double seconds = 0.0;
-  if (!exists(cache, from_tier, from) || !exists(cache, to_tier, to)) {
+  if (!exists(cache, from_tier, from) || !exists(cache, to_tier, to) ||
+      (from_tier == KV_TIER_SSD && to_tier == KV_TIER_SSD)) {
     g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
                 "cuda executor: a move of block %u to block %u, which the pools do not have", from,
                 to);
@@ -314,9 +379,14 @@ gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, 
   }
   if (from_tier == to_tier && from == to)
     return TRUE;
-  if (depends(cache, &move) && !make_moves(cache, &seconds, error))
+  if (cache->compression.format == KV_HOST_FLEXGEN) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "cuda executor: block %u is to be moved, but those of flexgen stay where they are",
+                from);
     return FALSE;
-  cache->early_seconds += seconds;
+  }
+  if (depends(cache, &move) && !make_moves(cache, error))
+    return FALSE;
   g_array_append_val(cache->moves, move);
   memcpy(names_of(cache, to_tier, to), names_of(cache, from_tier, from),
          cache->block_tokens * sizeof(guint64));

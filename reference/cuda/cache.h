@@ -1,4 +1,5 @@
-/* The block store on the GPU: pools of KV blocks in two tiers, HBM and pinned host memory.
+/* The block store on the GPU: pools of KV blocks in two tiers, HBM and pinned host memory, and a
+ * file for the SSD (file_tier.h).
  *
  * In HBM each layer has a pool of its own, [block][k, v][Hkv][block_tokens][d] in bf16, so that a
  * layer's kernel reads from one region; in DRAM a block is whole, its layers one after another.
@@ -17,6 +18,8 @@
 #include "reference/cuda/weights.h"
 #include "reference/host/compression.h"
 #include "reference/host/merging.h"
+
+typedef struct KvCudaFileTier KvCudaFileTier;
 
 typedef struct {
   KvTier from_tier, to_tier;
@@ -38,7 +41,9 @@ typedef struct {
   GArray *batch;                   /* of KvCudaPiece: what is copied next */
   KvCudaPiece *pieces;             /* the batch on the device */
   guint room_pieces;               /* that there is room for there */
-  double early_seconds;            /* of moves that were made before they were asked for */
+  KvCudaFileTier *file;            /* NULL: no tier SSD */
+  /* Of moves that were made before they were asked for: over the bus, and from and to the file. */
+  double early_seconds, early_file_seconds;
 } KvCudaCache;
 
 /* NULL with *error set if there is no such memory, or block_tokens is not a power of two. */
@@ -56,13 +61,25 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaCache, kv_cuda_cache_free)
 /* What minicache makes of a layer; alone where nothing would be merged. */
 KvHostRole kv_cuda_cache_role(const KvHostCompression *compression, const KvCudaWeights *weights,
                               guint layer, guint *pair);
+/* Give the cache a tier SSD of that many blocks, a file in `folder`. */
+gboolean kv_cuda_cache_open_file(KvCudaCache *cache, const char *folder, guint64 blocks,
+                                 GError **error);
+
 /* Bytes of a block, all layers. */
 gsize kv_cuda_cache_block_bytes(const KvCudaCache *cache);
 
 /* Remember to copy a block; a move that depends on one remembered before makes those first. */
 gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                             guint32 to, GError **error);
-/* Make every remembered move, wait, and set *seconds to the GPU's time (0 if there was none). */
-gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, GError **error);
+/* Make every remembered move, wait, and set *seconds to the GPU's time and *file_seconds (may be
+ * NULL) to the wall's of those from and to the file (0 if there was none). */
+gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, double *file_seconds,
+                             GError **error);
+
+/* For the file: add to the batch a copy of a block of HBM or DRAM to `whole`, pinned memory laid
+ * out as a block of DRAM, or back; and put the batch on the copy stream. */
+gboolean kv_cuda_cache_add(KvCudaCache *cache, KvTier tier, guint32 block, char *whole,
+                           gboolean back, GError **error);
+gboolean kv_cuda_cache_launch(KvCudaCache *cache, GError **error);
 
 #endif

@@ -14,6 +14,7 @@ static const KvCudaFormat *const formats[KV_HOST_N_FORMATS] = {
     [KV_HOST_H2O] = &kv_cuda_format_h2o,
     [KV_HOST_PALU] = &kv_cuda_format_palu,
     [KV_HOST_MINICACHE] = &kv_cuda_format_minicache,
+    [KV_HOST_FLEXGEN] = &kv_cuda_format_flexgen,
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -118,6 +119,12 @@ const KvBf16 *kv_cuda_format_decode_queries(const KvCudaRows *r) {
 cudaError_t kv_cuda_format_store_exact(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
   return kv_cuda_store(r->qkv, &c->cache->layers[layer], &r->tables, r->row_sequences, r->slots,
                        r->rows, r->n_heads, c->device->stream);
+}
+
+cudaError_t kv_cuda_format_prefill_exact(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
+  return kv_cuda_prefill_attention(r->attended, r->qkv, r->stride, &c->cache->layers[layer],
+                                   &r->tables, r->tiles, r->n_tiles, r->n_heads, r->window,
+                                   c->device->stream);
 }
 
 cudaError_t kv_cuda_format_decode_exact(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
@@ -244,16 +251,25 @@ gboolean kv_cuda_compressed_begin(KvCudaCompressed *c, const KvHostSpan *spans, 
   return !c->format->begin || c->format->begin(c, prompts, moved, error);
 }
 
+gboolean kv_cuda_compressed_streams(const KvCudaCompressed *c) {
+  return c->format->enter != NULL;
+}
+
+gboolean kv_cuda_compressed_enter(KvCudaCompressed *c, guint layer, GError **error) {
+  return c->format->enter(c, layer, error);
+}
+
+gboolean kv_cuda_compressed_leave(KvCudaCompressed *c, guint layer, GError **error) {
+  return c->format->leave(c, layer, error);
+}
+
 cudaError_t kv_cuda_compressed_store(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
   return c->format->store ? c->format->store(c, layer, r) : kv_cuda_format_store_exact(c, layer, r);
 }
 
 cudaError_t kv_cuda_compressed_prefill(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
-  return c->format->prefill
-             ? c->format->prefill(c, layer, r)
-             : kv_cuda_prefill_attention(r->attended, r->qkv, r->stride, &c->cache->layers[layer],
-                                         &r->tables, r->tiles, r->n_tiles, r->n_heads, r->window,
-                                         c->device->stream);
+  return c->format->prefill ? c->format->prefill(c, layer, r)
+                            : kv_cuda_format_prefill_exact(c, layer, r);
 }
 
 cudaError_t kv_cuda_compressed_decode(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {

@@ -56,6 +56,12 @@ typedef struct {
   void *scratch;
 } KvCudaRows;
 
+/* Whether something comes to the GPU a layer at a time: then each layer of a pass is entered and
+ * left, and none is captured. */
+gboolean kv_cuda_compressed_streams(const KvCudaCompressed *compressed);
+gboolean kv_cuda_compressed_enter(KvCudaCompressed *compressed, guint layer, GError **error);
+gboolean kv_cuda_compressed_leave(KvCudaCompressed *compressed, guint layer, GError **error);
+
 /* Store the rows' rotated keys and values; attend to the prompts' rows; to the decoding ones. */
 cudaError_t kv_cuda_compressed_store(KvCudaCompressed *compressed, guint layer,
                                      const KvCudaRows *rows);

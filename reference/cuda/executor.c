@@ -3,6 +3,9 @@
 #include "reference/cuda/forward.h"
 #include "sim/base/error.h"
 
+/* What copies go over, one after another each. */
+typedef enum { LINK_BUS, LINK_FILE, N_LINKS } Link;
+
 typedef struct {
   KvExecutor base;
   KvCudaDevice *device;
@@ -10,8 +13,8 @@ typedef struct {
   KvCudaCache *cache;
   KvCudaEngine *engine;
   KvHostLedger ledger;
-  GQueue copies; /* of CudaCopy, in order of completion */
-  double link_free_seconds;
+  GQueue copies; /* of CudaCopy; those that are made in order of completion */
+  double link_free_seconds[N_LINKS];
   GError *problem; /* of a call that cannot report: the next step does */
 } CudaExecutor;
 
@@ -25,25 +28,37 @@ gboolean kv_cuda_executor_is_built(void) {
   return TRUE;
 }
 
+static Link link_of(const CudaCopy *c) {
+  return c->copy.from == KV_TIER_SSD || c->copy.to == KV_TIER_SSD ? LINK_FILE : LINK_BUS;
+}
+
+static gint by_completion(gconstpointer a, gconstpointer b, gpointer user) {
+  const CudaCopy *x = a, *y = b;
+  return (x->done_seconds > y->done_seconds) - (x->done_seconds < y->done_seconds);
+}
+
 /* Make the blocks' copies that wait, and share their time among the copies that the engine asked
- * for, by bytes. */
+ * for over the same link, by bytes. */
 static void make_copies(CudaExecutor *cuda) {
-  double seconds = 0.0, bytes = 0.0;
-  if (cuda->problem || !kv_cuda_cache_flush(cuda->cache, &seconds, &cuda->problem))
-    seconds = 0.0;
+  double seconds[N_LINKS] = {0.0}, bytes[N_LINKS] = {0.0};
+  if (cuda->problem ||
+      !kv_cuda_cache_flush(cuda->cache, &seconds[LINK_BUS], &seconds[LINK_FILE], &cuda->problem))
+    seconds[LINK_BUS] = seconds[LINK_FILE] = 0.0;
   for (GList *l = cuda->copies.head; l; l = l->next) {
     const CudaCopy *c = l->data;
-    bytes += c->made ? 0.0 : c->copy.bytes;
+    bytes[link_of(c)] += c->made ? 0.0 : c->copy.bytes;
   }
   for (GList *l = cuda->copies.head; l; l = l->next) {
     CudaCopy *c = l->data;
+    Link link = link_of(c);
     if (c->made)
       continue;
     c->made = TRUE;
-    c->done_seconds = MAX(cuda->link_free_seconds, c->asked_seconds) +
-                      (bytes > 0.0 ? seconds * c->copy.bytes / bytes : 0.0);
-    cuda->link_free_seconds = c->done_seconds;
+    c->done_seconds = MAX(cuda->link_free_seconds[link], c->asked_seconds) +
+                      (bytes[link] > 0.0 ? seconds[link] * c->copy.bytes / bytes[link] : 0.0);
+    cuda->link_free_seconds[link] = c->done_seconds;
   }
+  g_queue_sort(&cuda->copies, by_completion, NULL); /* stable */
 }
 
 static gboolean batch_run(CudaExecutor *cuda, KvHostBatch *batch, KvCudaWork *work,
@@ -149,15 +164,22 @@ static const KvExecutorClass cuda_executor_class = {
     .destroy = cuda_destroy,
 };
 
+/* Of the layers' matrices, on the GPU. */
+static double weights_share(const KvHostCompression *compression) {
+  return compression && compression->format == KV_HOST_FLEXGEN ? compression->weights_share : 1.0;
+}
+
 static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GError **error) {
   gboolean recurrent = kv_host_is_recurrent(s->model);
   guint slots = recurrent ? 2 : s->block_tokens; /* states of a block, or tokens */
   if (!(cuda->device = kv_cuda_device_open(error)) ||
-      !(cuda->weights =
-            kv_cuda_weights_new(cuda->device, s->model, s->checkpoint, s->seed, error)) ||
+      !(cuda->weights = kv_cuda_weights_new_streamed(cuda->device, s->model, s->checkpoint, s->seed,
+                                                     weights_share(s->compression), error)) ||
       !(cuda->cache =
             kv_cuda_cache_new_compressed(cuda->device, cuda->weights, slots, s->hbm_blocks,
                                          s->dram_blocks, s->compression, error)) ||
+      (s->ssd_blocks &&
+       !kv_cuda_cache_open_file(cuda->cache, s->ssd_folder, s->ssd_blocks, error)) ||
       !(cuda->engine =
             kv_cuda_engine_new(cuda->device, cuda->weights, cuda->cache, s->max_positions, error)))
     return FALSE;

@@ -26,6 +26,8 @@ typedef struct {
   const char *checkpoint; /* a Hugging Face folder, or NULL: weights from the seed */
   guint block_tokens;     /* a power of two */
   guint64 hbm_blocks, dram_blocks;
+  guint64 ssd_blocks;        /* of a file (file_store.h); 0: none */
+  const char *ssd_folder;    /* where it is made */
   guint32 hash_block_tokens; /* the trace's, 0 if it has none */
   guint max_positions;       /* longest sequence */
   guint graph_rows;          /* largest batch that is replayed as a graph, 0: none */

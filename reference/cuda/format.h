@@ -24,6 +24,9 @@ typedef struct {
   guint (*parts)(const KvCudaCompressed *c);
   /* Before a pass over c->spans, of which the first `prompts` do not decode. */
   gboolean (*begin)(KvCudaCompressed *c, guint prompts, gboolean *moved, GError **error);
+  /* Before and after a layer of the pass, on the host; who has them is not captured in a graph. */
+  gboolean (*enter)(KvCudaCompressed *c, guint layer, GError **error);
+  gboolean (*leave)(KvCudaCompressed *c, guint layer, GError **error);
   /* As in compressed.h; NULL: the engine's own blocks in bf16, and their kernels. */
   cudaError_t (*store)(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
   cudaError_t (*prefill)(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
@@ -37,7 +40,7 @@ typedef struct {
 
 extern const KvCudaFormat kv_cuda_format_fp8, kv_cuda_format_kivi, kv_cuda_format_snapkv,
     kv_cuda_format_quest, kv_cuda_format_pyramidkv, kv_cuda_format_h2o, kv_cuda_format_palu,
-    kv_cuda_format_minicache;
+    kv_cuda_format_minicache, kv_cuda_format_flexgen;
 
 /* Blocks of bf16 keys and values beside the engine's: of prompts under way, or one layer's context
  * widened. Every layer has a pool of its own, or all of them the same one. */
@@ -86,6 +89,7 @@ KvBf16 *kv_cuda_format_decode_out(const KvCudaRows *rows);
 const KvBf16 *kv_cuda_format_decode_queries(const KvCudaRows *rows);
 /* The exact cache's kernels over the engine's blocks. */
 cudaError_t kv_cuda_format_store_exact(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
+cudaError_t kv_cuda_format_prefill_exact(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
 cudaError_t kv_cuda_format_decode_exact(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
 
 void kv_cuda_workspace_init(KvCudaWorkspace *w, const KvCudaCompressed *c, gboolean one_pool);

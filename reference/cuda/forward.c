@@ -203,6 +203,7 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   if (cache->compression.format != KV_HOST_EXACT &&
       !(e->compressed = kv_cuda_compressed_new(device, weights, cache, error)))
     return NULL;
+  kv_cuda_engine_set_graph_rows(e, e->graph_rows);
   if (cache->compression.shared_over)
     e->sharing =
         kv_cuda_sharing_new(device, weights, cache->block_tokens, cache->compression.shared_over);
@@ -253,7 +254,7 @@ void kv_cuda_engine_free(KvCudaEngine *e) {
 }
 
 void kv_cuda_engine_set_graph_rows(KvCudaEngine *e, guint rows) {
-  e->graph_rows = rows;
+  e->graph_rows = e->compressed && kv_cuda_compressed_streams(e->compressed) ? 0 : rows;
 }
 
 void kv_cuda_engine_set_divided_every(KvCudaEngine *e, guint steps) {
@@ -726,6 +727,14 @@ static gboolean run_layer(Pass *p, guint l) {
          (!layer->mlp.n_experts || mix_experts(p, layer)) && (!layer->up || run_mlp(p, layer));
 }
 
+/* A layer that the host brings to the GPU. The stream stands still for what was not hidden. */
+static gboolean run_streamed_layer(Pass *p, guint l) {
+  KvCudaCompressed *c = p->e->compressed;
+  return kv_cuda_compressed_enter(c, l, p->error) && lap(p, KV_COMPONENT_TRANSFER) &&
+         run_layer(p, l) && kv_cuda_compressed_leave(c, l, p->error) &&
+         lap(p, KV_COMPONENT_TRANSFER);
+}
+
 /* Logits of the rows that want them, and the largest of each. */
 static gboolean sample(Pass *p) {
   const KvCudaWeights *w = p->e->weights;
@@ -764,8 +773,9 @@ static gboolean launch(KvCudaEngine *e, const Shape *shape, GError **error) {
                   "embedding", error) ||
       !lap(&p, KV_COMPONENT_ELEMENTWISE))
     return FALSE;
+  gboolean streamed = e->compressed && kv_cuda_compressed_streams(e->compressed);
   for (guint l = 0; l < w->n_layers; l++)
-    if (!run_layer(&p, l))
+    if (!(streamed ? run_streamed_layer(&p, l) : run_layer(&p, l)))
       return FALSE;
   return sample(&p);
 }

@@ -34,7 +34,8 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
 void kv_cuda_engine_free(KvCudaEngine *engine);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaEngine, kv_cuda_engine_free)
 
-/* Largest batch that is replayed as a graph; 0: none. 512 at first. */
+/* Largest batch that is replayed as a graph; 0: none, as always where the host brings the layers to
+ * the GPU. 512 at first. */
 void kv_cuda_engine_set_graph_rows(KvCudaEngine *engine, guint rows);
 
 /* Of steps that are launched kernel by kernel, how often one is divided into components: every so

@@ -506,6 +506,21 @@ typedef struct {
 /* Make n copies in any order; pieces is in device memory. */
 cudaError_t kv_cuda_copy_pieces(const KvCudaPiece *pieces, uint32_t n, cudaStream_t stream);
 
+/* --- streaming.cu: caches in host memory, brought to the GPU a layer at a time ---------------- */
+
+/* A block on its way: its index in pinned host memory, and its place in a staging area. */
+typedef struct {
+  uint32_t home, place;
+} KvCudaStaged;
+
+/* Copy n blocks of `bytes` (a multiple of 16): to[place] = from[home], or if `back` to[home] =
+ * from[place]. Only `groups` thread blocks do it, so that other kernels run beside. */
+cudaError_t kv_cuda_copy_staged(char *to, const char *from, const KvCudaStaged *staged, uint32_t n,
+                                uint64_t bytes, int back, uint32_t groups, cudaStream_t stream);
+/* out[n] = in[n], but `shift` more where that is `first` or more. */
+cudaError_t kv_cuda_shift_table(uint32_t *out, const uint32_t *in, uint32_t n, uint32_t first,
+                                uint32_t shift, cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,7 +11,7 @@ typedef struct {
 
 typedef struct {
   KvCudaDevice *device;
-  KvCudaWeights *weights;
+  KvCudaWeights *weights, *streamed; /* streamed: NULL where the format leaves all on the GPU */
   Engine whole, compressed;
 } CudaPair;
 
@@ -37,18 +37,29 @@ static void cuda_pair_free(gpointer state) {
   engine_clear(&cuda->whole);
   engine_clear(&cuda->compressed);
   kv_cuda_weights_free(cuda->weights);
+  kv_cuda_weights_free(cuda->streamed);
   kv_cuda_device_close(cuda->device);
   g_free(cuda);
 }
 
-static gboolean engine_init(Engine *engine, const CudaPair *cuda, const KvPairSettings *s,
-                            const KvHostCompression *compression, GError **error) {
+static gboolean engine_init(Engine *engine, const CudaPair *cuda, const KvCudaWeights *weights,
+                            const KvPairSettings *s, const KvHostCompression *compression,
+                            GError **error) {
   engine->device = cuda->device;
   engine->vocab = s->model->vocab;
-  return (engine->cache = kv_cuda_cache_new_compressed(cuda->device, cuda->weights, s->block_tokens,
+  return (engine->cache = kv_cuda_cache_new_compressed(cuda->device, weights, s->block_tokens,
                                                        s->n_blocks, 0, compression, error)) &&
-         (engine->engine = kv_cuda_engine_new(cuda->device, cuda->weights, engine->cache,
-                                              s->max_positions, error));
+         (engine->engine =
+              kv_cuda_engine_new(cuda->device, weights, engine->cache, s->max_positions, error));
+}
+
+/* Those that the compressed engine computes with. */
+static gboolean stream_weights(CudaPair *cuda, const KvPairSettings *s, GError **error) {
+  if (s->compression->format != KV_HOST_FLEXGEN)
+    return TRUE;
+  cuda->streamed = kv_cuda_weights_new_streamed(cuda->device, s->model, s->checkpoint, s->seed,
+                                                s->compression->weights_share, error);
+  return cuda->streamed != NULL;
 }
 
 KvEnginePair *kv_cuda_pair_new(const KvPairSettings *s, GError **error) {
@@ -56,8 +67,10 @@ KvEnginePair *kv_cuda_pair_new(const KvPairSettings *s, GError **error) {
   if (!(cuda->device = kv_cuda_device_open(error)) ||
       !(cuda->weights =
             kv_cuda_weights_new(cuda->device, s->model, s->checkpoint, s->seed, error)) ||
-      !engine_init(&cuda->whole, cuda, s, NULL, error) ||
-      !engine_init(&cuda->compressed, cuda, s, s->compression, error)) {
+      !stream_weights(cuda, s, error) ||
+      !engine_init(&cuda->whole, cuda, cuda->weights, s, NULL, error) ||
+      !engine_init(&cuda->compressed, cuda, cuda->streamed ? cuda->streamed : cuda->weights, s,
+                   s->compression, error)) {
     cuda_pair_free(cuda);
     return NULL;
   }

@@ -116,7 +116,10 @@ static gboolean join(Source *source, KvBf16 **array, const KvLayerGroup *group, 
                 : !kv_cuda_fill(source->device, to, 0, bytes, error))
         return FALSE;
     }
-  return TRUE;
+  KvCudaWeights *w = source->weights;
+  return !w->streamed || !matrix || ids[0] < KV_TENSOR_ATTENTION_NORM ||
+         kv_cuda_streamed_weights_take(w->streamed, source->device, w->memory, layer, array,
+                                       elements * sizeof(KvBf16), error);
 }
 
 #define JOIN(array, ...)                                                                           \
@@ -301,6 +304,12 @@ static gboolean open_source(Source *source, const char *folder, GError **error) 
 
 KvCudaWeights *kv_cuda_weights_new(KvCudaDevice *device, const KvModel *model, const char *folder,
                                    guint64 seed, GError **error) {
+  return kv_cuda_weights_new_streamed(device, model, folder, seed, 1.0, error);
+}
+
+KvCudaWeights *kv_cuda_weights_new_streamed(KvCudaDevice *device, const KvModel *model,
+                                            const char *folder, guint64 seed, double share,
+                                            GError **error) {
   const char *problem = obstacle(model);
   if (problem) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
@@ -320,8 +329,10 @@ KvCudaWeights *kv_cuda_weights_new(KvCudaDevice *device, const KvModel *model, c
   weights->n_layers = kv_model_layers(model);
   weights->layers = g_new0(KvCudaLayer, weights->n_layers);
   weights->memory = g_ptr_array_new_with_free_func(kv_cuda_free);
+  weights->streamed = share < 1.0 ? kv_cuda_streamed_weights_new(share) : NULL;
   Source source = {.device = device, .model = model, .weights = weights, .seed = seed};
-  gboolean made = open_source(&source, folder, error) && make_model(&source, error);
+  gboolean made = open_source(&source, folder, error) && make_model(&source, error) &&
+                  (!weights->streamed || kv_cuda_streamed_weights_place(weights->streamed, error));
   kv_checkpoint_free(source.checkpoint);
   kv_host_weights_free(source.host);
   g_free(source.stage);
@@ -332,6 +343,7 @@ void kv_cuda_weights_free(KvCudaWeights *weights) {
   if (!weights)
     return;
   g_ptr_array_unref(weights->memory);
+  kv_cuda_streamed_weights_free(weights->streamed);
   g_free(weights->layers);
   g_free(weights);
 }

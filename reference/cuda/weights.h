@@ -11,6 +11,7 @@
 #include "models/llm/llm.h"
 #include "reference/cuda/device.h"
 #include "reference/cuda/kernels.h"
+#include "reference/cuda/streamed_weights.h"
 #include "reference/host/kernels.h"
 
 /* A recurrent layer's: I inner, N state_dim, W conv_width, R dt_rank of the layer. */
@@ -62,12 +63,17 @@ typedef struct {
   double bytes;            /* read by a pass: all but an untied embedding table, and experts */
   double layer_parameters; /* of the matrices of all layers, but experts */
   GPtrArray *memory;       /* owns every array above */
+  KvCudaStreamedWeights *streamed; /* owns matrices that come a layer at a time; NULL: none do */
 } KvCudaWeights;
 
 /* From `folder`, or from `seed` if it is NULL. NULL with *error set if the model is not one that
  * the kernels compute, the GPU's memory is short, or the checkpoint is not of that model. */
 KvCudaWeights *kv_cuda_weights_new(KvCudaDevice *device, const KvModel *model, const char *folder,
                                    guint64 seed, GError **error);
+/* The same with only that share of the layers' matrices on the GPU, 0 to 1 (streamed_weights.h). */
+KvCudaWeights *kv_cuda_weights_new_streamed(KvCudaDevice *device, const KvModel *model,
+                                            const char *folder, guint64 seed, double share,
+                                            GError **error);
 void kv_cuda_weights_free(KvCudaWeights *weights);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaWeights, kv_cuda_weights_free)
 

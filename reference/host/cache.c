@@ -5,6 +5,8 @@
 #include "reference/host/recurrent.h"
 #include "sim/base/error.h"
 
+enum { SLOT_ALIGNMENT = 4096 };
+
 static gboolean pool_init(KvHostPool *pool, const KvHostCache *cache, guint64 n_blocks) {
   gsize floats, names;
   if (!g_size_checked_mul(&floats, cache->block_floats, n_blocks) ||
@@ -75,9 +77,11 @@ void kv_host_cache_free(KvHostCache *cache) {
     return;
   pool_clear(&cache->hbm);
   pool_clear(&cache->dram);
-  g_hash_table_unref(cache->owners);
-  if (cache->free_state)
+  kv_file_store_free(cache->file);
+  g_aligned_free(cache->slot);
+  if (cache->state)
     cache->free_state(cache->state);
+  g_hash_table_unref(cache->owners);
   g_free(cache->layers);
   g_free(cache);
 }
@@ -96,14 +100,56 @@ KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier) {
   return tier == KV_TIER_HBM ? &cache->hbm : tier == KV_TIER_DRAM ? &cache->dram : NULL;
 }
 
-void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
-                        guint32 to) {
-  KvHostPool *source = kv_host_cache_pool(cache, from_tier);
-  KvHostPool *target = kv_host_cache_pool(cache, to_tier);
-  g_return_if_fail(source && from < source->n_blocks);
-  g_return_if_fail(target && to < target->n_blocks);
-  memmove(target->floats + to * cache->block_floats, source->floats + from * cache->block_floats,
+gboolean kv_host_cache_open_file(KvHostCache *cache, const char *folder, guint64 blocks,
+                                 GError **error) {
+  g_return_val_if_fail(!cache->file, FALSE);
+  cache->file = kv_file_store_new(folder, cache->block_floats * sizeof(float), cache->block_tokens,
+                                  blocks, error);
+  if (cache->file)
+    cache->slot = g_aligned_alloc0(1, kv_file_store_slot_bytes(cache->file), SLOT_ALIGNMENT);
+  return cache->file != NULL;
+}
+
+static gboolean exists(KvHostCache *cache, KvTier tier, guint32 block) {
+  if (tier == KV_TIER_SSD)
+    return cache->file && block < kv_file_store_blocks(cache->file);
+  const KvHostPool *pool = kv_host_cache_pool(cache, tier);
+  return pool && block < pool->n_blocks;
+}
+
+static guint64 *names_of(KvHostCache *cache, KvTier tier, guint32 block) {
+  return tier == KV_TIER_SSD
+             ? kv_file_store_names(cache->file, block)
+             : kv_host_cache_pool(cache, tier)->names + (gsize)block * cache->block_tokens;
+}
+
+/* The memory of a block; the file's are seen through the slot. */
+static void *memory_of(KvHostCache *cache, KvTier tier, guint32 block) {
+  return tier == KV_TIER_SSD
+             ? cache->slot
+             : (void *)(kv_host_cache_pool(cache, tier)->floats + block * cache->block_floats);
+}
+
+static gboolean transfer(KvHostCache *cache, gboolean write, guint32 block, GError **error) {
+  const KvFileTransfer whole = {.write = write, .block = block, .memory = cache->slot};
+  kv_file_store_begin(cache->file, &whole, 1);
+  return kv_file_store_wait(cache->file, error);
+}
+
+gboolean kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
+                            guint32 to, GError **error) {
+  g_return_val_if_fail(exists(cache, from_tier, from) && exists(cache, to_tier, to), FALSE);
+  if (cache->compression.format == KV_HOST_FLEXGEN) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "host executor: block %u is to be moved, but those of flexgen stay where they are",
+                from);
+    return FALSE;
+  }
+  if (from_tier == KV_TIER_SSD && !transfer(cache, FALSE, from, error))
+    return FALSE;
+  memmove(memory_of(cache, to_tier, to), memory_of(cache, from_tier, from),
           cache->block_floats * sizeof(float));
-  memmove(target->names + (gsize)to * cache->block_tokens,
-          source->names + (gsize)from * cache->block_tokens, cache->block_tokens * sizeof(guint64));
+  memmove(names_of(cache, to_tier, to), names_of(cache, from_tier, from),
+          cache->block_tokens * sizeof(guint64));
+  return to_tier != KV_TIER_SSD || transfer(cache, TRUE, to, error);
 }

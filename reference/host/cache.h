@@ -1,4 +1,5 @@
-/* The block store: pools of KV blocks in two tiers, HBM and DRAM, both ordinary memory here.
+/* The block store: pools of KV blocks in two tiers, HBM and DRAM, both ordinary memory here, and a
+ * file for the SSD.
  *
  * A block holds `block_tokens` tokens of every layer, [layer][k, v][Hkv][block_tokens][d] floats;
  * layers may differ in Hkv and d. Beside each token slot stands the name of what was written there:
@@ -16,6 +17,7 @@
 
 #include "models/techniques/plan.h"
 #include "reference/host/compression.h"
+#include "reference/host/file_store.h"
 #include "reference/host/kernels.h"
 #include "reference/host/weights.h"
 
@@ -30,10 +32,12 @@ typedef struct {
   gsize block_floats;
   KvHostPages *layers; /* of the HBM pool */
   KvHostPool hbm, dram;
+  KvFileStore *file;             /* NULL: no tier SSD */
+  void *slot;                    /* of the file, on its way */
   KvHostCompression compression; /* exact at first */
   GHashTable
       *owners;    /* what the format keeps of each sequence, by its owner; freed with g_free() */
-  gpointer state; /* the format's own */
+  gpointer state; /* the format's own, NULL until it needs one */
   GDestroyNotify free_state;
 } KvHostCache;
 
@@ -43,13 +47,17 @@ KvHostCache *kv_host_cache_new(const KvHostWeights *weights, guint block_tokens,
 void kv_host_cache_free(KvHostCache *cache);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvHostCache, kv_host_cache_free)
 
+/* Give the cache a tier SSD of that many blocks, a file in `folder` (file_store.h). */
+gboolean kv_host_cache_open_file(KvHostCache *cache, const char *folder, guint64 blocks,
+                                 GError **error);
+
 /* The pool of a tier; NULL if it has none. */
 KvHostPool *kv_host_cache_pool(KvHostCache *cache, KvTier tier);
 /* What the format keeps of a sequence is no longer needed. */
 void kv_host_cache_forget(KvHostCache *cache, guint64 owner);
 /* Of the two states of a layer in a block of HBM, that one (recurrent.h). */
 float *kv_host_cache_state(const KvHostCache *cache, guint layer, guint32 block, guint which);
-/* Copy a block with its names. Both must exist. */
-void kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
-                        guint32 to);
+/* Copy a block with its names; one end may be the file. Both must exist. */
+gboolean kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
+                            guint32 to, GError **error);
 #endif

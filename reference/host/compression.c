@@ -17,7 +17,8 @@ const KvHostFormatClass *kv_host_format(KvHostFormat format) {
       [KV_HOST_PYRAMIDKV] = &kv_host_format_pyramidkv,
       [KV_HOST_H2O] = &kv_host_format_h2o,
       [KV_HOST_PALU] = &kv_host_format_palu,
-      [KV_HOST_MINICACHE] = &kv_host_format_minicache};
+      [KV_HOST_MINICACHE] = &kv_host_format_minicache,
+      [KV_HOST_FLEXGEN] = &kv_host_format_flexgen};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];
 }

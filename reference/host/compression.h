@@ -28,6 +28,9 @@
  *
  * minicache: merging.h.
  *
+ * flexgen: Sheng et al., "FlexGen" (2023). Shares of the cache and of the weights lie in host
+ * memory and come to the GPU a layer at a time (staging.h); nothing is rounded.
+ *
  * One of them at a time; kv_host_compression_init() says what of them is not executed.
  */
 #ifndef KV_REFERENCE_HOST_COMPRESSION_H
@@ -49,6 +52,7 @@ typedef enum {
   KV_HOST_H2O,
   KV_HOST_PALU,
   KV_HOST_MINICACHE,
+  KV_HOST_FLEXGEN,
   KV_HOST_N_FORMATS
 } KvHostFormat;
 
@@ -57,12 +61,15 @@ typedef struct {
   guint bits, group, residual;  /* kivi: 2 or 4, G, R */
   guint budget, window, kernel; /* snapkv, pyramidkv */
   gboolean max_pooling;
-  double beta;                  /* pyramidkv */
-  double slots, slot_share;     /* h2o: K = slots + slot_share * prompt */
-  double recent_share;          /* h2o: of the slots */
-  guint n_layers, block_tokens; /* the model's, the engine's */
-  gboolean equal_layers;        /* as many KV heads of one size in all */
-  guint pages, dense_layers;    /* quest: read by a KV head, the last one counted; that read all */
+  double cache_share, weights_share; /* flexgen: on the GPU, 0 to 1 */
+  gboolean overlap;                  /* ... what comes to it beside the layers before */
+  gboolean cpu_attention;            /* ... decoding attends on the CPU; cache_share is 0 */
+  double beta;                       /* pyramidkv */
+  double slots, slot_share;          /* h2o: K = slots + slot_share * prompt */
+  double recent_share;               /* h2o: of the slots */
+  guint n_layers, block_tokens;      /* the model's, the engine's */
+  gboolean equal_layers;             /* as many KV heads of one size in all */
+  guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
   guint shared_over; /* chunkattention: blocks that more decoding sequences share are read once; 0:
                         none. The cache is whole */
   KvPaluSettings palu;

@@ -11,6 +11,7 @@ typedef struct {
   gboolean measured;
   GQueue copies; /* of HostCopy, in order of completion */
   double link_free_seconds;
+  GError *problem; /* of a move, which cannot report: the next step does */
 } HostExecutor;
 
 typedef struct {
@@ -48,6 +49,10 @@ static gboolean host_step(KvExecutor *executor, const KvStep *step, KvStepCost *
   *cost = (KvStepCost){0};
   g_return_val_if_fail(!step->decode.n || step->decode.members, FALSE);
   g_return_val_if_fail(!step->n_chunks || step->repeat == 1, FALSE);
+  if (host->problem) {
+    g_propagate_error(error, g_steal_pointer(&host->problem));
+    return FALSE;
+  }
   for (guint64 repeat = 0; repeat < step->repeat; repeat++) {
     KvHostBatch batch = {0};
     KvHostWork work = {0};
@@ -86,7 +91,9 @@ static gboolean host_pop_copy(KvExecutor *executor, double now, KvCopy *copy) {
 
 static void host_move_block(KvExecutor *executor, KvTier from_tier, guint32 from, KvTier to_tier,
                             guint32 to) {
-  kv_host_cache_move(((HostExecutor *)executor)->cache, from_tier, from, to_tier, to);
+  HostExecutor *host = (HostExecutor *)executor;
+  if (!host->problem)
+    kv_host_cache_move(host->cache, from_tier, from, to_tier, to, &host->problem);
 }
 
 static void host_forget(KvExecutor *executor, KvSequence *sequence) {
@@ -99,6 +106,7 @@ static void host_destroy(KvExecutor *executor) {
   kv_host_weights_free(host->weights);
   kv_host_cache_free(host->cache);
   g_queue_clear_full(&host->copies, g_free);
+  g_clear_error(&host->problem);
   g_free(host);
 }
 
@@ -155,6 +163,12 @@ KvExecutor *kv_host_executor_new(const KvModel *model, guint block_tokens, guint
 const guint32 *kv_host_executor_output(KvExecutor *executor, const KvSequence *sequence, guint *n) {
   g_return_val_if_fail(executor && executor->class == &kv_host_executor_class && n, NULL);
   return kv_host_ledger_output(sequence, n);
+}
+
+gboolean kv_host_executor_open_file(KvExecutor *executor, const char *folder, guint64 blocks,
+                                    GError **error) {
+  g_return_val_if_fail(executor && executor->class == &kv_host_executor_class, FALSE);
+  return kv_host_cache_open_file(((HostExecutor *)executor)->cache, folder, blocks, error);
 }
 
 void kv_host_executor_set_sink(KvExecutor *executor, KvHostSink sink, gpointer user) {

@@ -51,6 +51,11 @@ const guint32 *kv_host_executor_output(KvExecutor *executor, const KvSequence *s
  * again after a preemption may then come out differently. */
 void kv_host_executor_set_compression(KvExecutor *executor, const KvHostCompression *compression);
 
+/* Give the cache a tier SSD of that many blocks, a file in `folder` (file_store.h); call before the
+ * first step. */
+gboolean kv_host_executor_open_file(KvExecutor *executor, const char *folder, guint64 blocks,
+                                    GError **error);
+
 void kv_host_executor_set_sink(KvExecutor *executor, KvHostSink sink, gpointer user);
 
 void kv_host_executor_set_measured(KvExecutor *executor, gboolean measured);

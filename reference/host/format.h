@@ -50,12 +50,18 @@ typedef struct {
   gboolean (*output)(const KvHostFormatLayer *at, double *flops);
   /* After the layer's attention: a prompt is packed or cut when it is done. */
   void (*attended)(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
+  /* Before a pass, where spans may be led to other blocks, and after it, where they are led back;
+   * before and after each layer of it. */
+  void (*begin)(KvHostCache *cache, KvHostSpan *spans, guint n);
+  void (*end)(KvHostCache *cache, KvHostSpan *spans, guint n);
+  void (*enter)(KvHostCache *cache, guint layer);
+  void (*leave)(KvHostCache *cache, guint layer);
   gboolean exact; /* a token that is computed again comes out the same */
 } KvHostFormatClass;
 
 extern const KvHostFormatClass kv_host_format_fp8, kv_host_format_kivi, kv_host_format_snapkv,
     kv_host_format_quest, kv_host_format_pyramidkv, kv_host_format_h2o, kv_host_format_palu,
-    kv_host_format_minicache;
+    kv_host_format_minicache, kv_host_format_flexgen;
 
 /* Of any format; that of the exact cache is all NULL. */
 const KvHostFormatClass *kv_host_format(KvHostFormat format);

@@ -440,10 +440,15 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
                .spans = spans,
                .n_spans = n_spans,
                .work = work};
+  if (pass.format->begin)
+    pass.format->begin(cache, spans, n_spans);
   pass_begin(&pass);
   embed(&pass);
   for (guint l = 0; l < weights->n_layers; l++) {
     const KvHostLayer *layer = &weights->layers[l];
+    if (pass.format->enter)
+      pass.format->enter(cache, l);
+    lap(&pass, KV_COMPONENT_TRANSFER, 0.0);
     if (layer->attention.kind == KV_ATTENTION_NONE) {
       recur(&pass, layer, l);
       add_residual(&pass);
@@ -466,9 +471,14 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
     else
       feed_forward(&pass, layer);
     add_residual(&pass);
+    if (pass.format->leave)
+      pass.format->leave(cache, l);
+    lap(&pass, KV_COMPONENT_TRANSFER, 0.0);
   }
   sample(&pass);
   count_shared_once(&pass);
   work->bytes += (double)weights->n_parameters * sizeof(float);
   pass_end(&pass);
+  if (pass.format->end)
+    pass.format->end(cache, spans, n_spans);
 }

@@ -316,7 +316,7 @@ static gboolean bench_swaps(Bench *b, const KvModel *model, GError **error) {
         for (guint32 k = 0; done && k < counts[i]; k++)
           done = back ? kv_cuda_cache_move(w.cache, KV_TIER_DRAM, k, KV_TIER_HBM, 1023 - k, error)
                       : kv_cuda_cache_move(w.cache, KV_TIER_HBM, 1023 - k, KV_TIER_DRAM, k, error);
-        done = done && kv_cuda_cache_flush(w.cache, &seconds[r], error);
+        done = done && kv_cuda_cache_flush(w.cache, &seconds[r], NULL, error);
       }
       if (!done)
         break;

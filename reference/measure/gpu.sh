@@ -21,7 +21,9 @@ ours() { # with our program, but not with Python, the library's folder on the pa
 }
 
 # Next-token distributions beside the whole cache's: a budget that covers everything first, which must change nothing (kivi: R
-# covers everything, another kernel and fp16 beside bf16, so nearly nothing); then settings that do, on both executors.
+# covers everything, another kernel and fp16 beside bf16, so nearly nothing); then settings that do, on both executors. flexgen
+# places and rounds nothing; attention on the CPU sums in another order.
+flexgen=flexgen:hg=100:hc=0:cpu_cache_compute
 agreements() {
   local failed=0
   while read -r executor model use cache prompt decoded chunk; do
@@ -52,6 +54,11 @@ cuda qwen2.5-0.5b palu bf16 1000 64 300
 cuda qwen2.5-0.5b minicache:gamma=1 bf16 1000 32 1000
 cuda qwen2.5-0.5b minicache:S=22 bf16 1000 64 1000
 cuda qwen2.5-0.5b minicache:S=22 bf16 1000 64 300
+cuda qwen2.5-0.5b $flexgen=off:wg=50:wc=50:cg=0:cc=100 bf16 1000 32 300
+cuda qwen2.5-0.5b $flexgen=off:wg=0:wc=100:cg=40:cc=60:overlap=off bf16 1000 32 300
+cuda qwen2.5-0.5b $flexgen=on:wg=100:wc=0:cg=0:cc=100 bf16 1000 32 300
+host opt-125m $flexgen=off:wg=50:wc=50:cg=40:cc=60 bf16 200 16 90
+host opt-125m $flexgen=on:cg=0:cc=100 bf16 200 16 90
 cuda opt-125m - fp8 200 16 200
 host opt-125m - fp8 200 16 200
 cuda opt-125m kivi:bits=2 bf16 200 16 200
@@ -137,6 +144,14 @@ validate() {
     --set engine.num_blocks=4096 || status=1
   one_run 0.5b-orca "$traces/calls.jsonl" --model qwen2.5-0.5b --rate-scale 4 --requests 40 --use orca \
     --set engine.max_model_len=8192 --set engine.num_blocks=8192 || status=1
+  one_run 0.5b-ssd "$traces/chat.jsonl" --model qwen2.5-0.5b --rate-scale 4 --requests 60 --set engine.num_blocks=250 \
+    --set prefix_cache.tier=ssd --set prefix_cache.tier_GB=4 || status=1
+  local placement
+  for placement in off:cg=50:cc=50 off:cg=50:cc=50:overlap=off off:cg=0:cc=100 on:cg=0:cc=100; do
+    one_run 1b-flexgen-cpu-$placement "$traces/calls.jsonl" --model llama-3.2-1b --arrivals closed --concurrency 32 \
+      --requests 33 --set arrivals.output_scale=0.2 --set engine.num_blocks=4096 \
+      --use $flexgen=$placement:gbs=16:num_gpu_batches=2:wg=50:wc=50 || status=1
+  done
   one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
   one_run 1b-virtual "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 || status=1
   one_run mamba-calls "$traces/calls.jsonl" --model mamba-1.4b --rate-scale 4 --requests 200 --set engine.max_model_len=8192 ||
@@ -153,7 +168,8 @@ for part; do
   case $part in
   tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1
     worked=$?
-    ours timeout 60 "$bundle/test_cuda_engine" >>"$out/tests.log" 2>&1 && [ $worked -eq 0 ] ;;
+    ours timeout 60 "$bundle/test_cuda_engine" >>"$out/tests.log" 2>&1 || worked=1
+    ours timeout 100 "$bundle/test_cuda_tiers" >>"$out/tests.log" 2>&1 && [ $worked -eq 0 ] ;;
   sanitize) sanitize >"$out/sanitize.log" 2>&1 ;;
   logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
     >"$out/logits.log" 2>&1 ;;

@@ -113,21 +113,22 @@ guint64 kv_instance_swap_blocks(const KvEngineConfig *config, const KvDemand *de
   return (guint64)(config->swap_bytes / demand->block_bytes);
 }
 
-/* Real executors keep swapped blocks and the lower tier in one host store: the swap space first. */
 static void move_tier_block(gboolean down, guint32 pool_id, guint32 tier_id, gpointer user) {
-  KvExecutor *executor = user;
+  const KvInstance *instance = user;
+  KvExecutor *executor = instance->executor;
   if (down)
-    executor->class->move_block(executor, KV_TIER_HBM, pool_id, KV_TIER_DRAM, tier_id);
+    executor->class->move_block(executor, KV_TIER_HBM, pool_id, instance->tier, tier_id);
   else
-    executor->class->move_block(executor, KV_TIER_DRAM, tier_id, KV_TIER_HBM, pool_id);
+    executor->class->move_block(executor, instance->tier, tier_id, KV_TIER_HBM, pool_id);
 }
 
 void kv_instance_set_tier(KvInstance *instance, KvTier tier, guint64 blocks) {
   gboolean real = !instance->executor->class->closed_form;
+  /* Real executors keep swapped blocks and a tier in DRAM in one store: the swap space first. */
+  guint64 first =
+      tier == KV_TIER_DRAM ? kv_instance_swap_blocks(instance->config, &instance->demand) : 0;
   instance->tier = tier;
-  kv_pool_set_tier(instance->pool, blocks,
-                   (guint32)kv_instance_swap_blocks(instance->config, &instance->demand),
-                   real ? move_tier_block : NULL, instance->executor);
+  kv_pool_set_tier(instance->pool, blocks, (guint32)first, real ? move_tier_block : NULL, instance);
 }
 
 void kv_instance_free(KvInstance *instance) {

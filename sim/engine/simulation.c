@@ -435,10 +435,29 @@ static guint64 tier_blocks(const Run *run) {
   return (guint64)(bytes / run->setup->demand.block_bytes);
 }
 
-/* Host blocks of an executor that computes: swap space, then the prefix cache's lower tier. */
+/* Host blocks of an executor that computes: swap space, then the prefix cache's lower tier if it
+ * lies there. */
 static guint64 dram_blocks(const Run *run) {
   const KvSetup *u = run->setup;
-  return kv_instance_swap_blocks(&u->scenario->engine, &u->demand) + tier_blocks(run);
+  return kv_instance_swap_blocks(&u->scenario->engine, &u->demand) +
+         (u->scenario->tier == 1 ? tier_blocks(run) : 0);
+}
+
+/* Blocks of its file. */
+static guint64 ssd_blocks(const Run *run) {
+  return run->setup->scenario->tier == 2 ? tier_blocks(run) : 0;
+}
+
+/* A real drive has no more than is free on it, so the user says how much of that it may be. */
+static gboolean check_ssd(const Run *run, GError **error) {
+  const KvScenario *s = run->setup->scenario;
+  if (ssd_blocks(run) == 0 || s->tier_GB > 0.0)
+    return TRUE;
+  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+              "prefix_cache.tier=ssd: executor '%s' keeps it in a file, expected its size in "
+              "prefix_cache.tier_GB (and its folder in prefix_cache.tier_folder)",
+              s->executor);
+  return FALSE;
 }
 
 /* The model's folder, if weights lie in it. */
@@ -477,7 +496,7 @@ static KvExecutor *new_host_executor(Run *run, GError **error) {
   const KvScenario *s = u->scenario;
   const char *folder = checkpoint_of(s);
   KvHostCompression compression;
-  if (!kv_setup_compression(u, &compression, error))
+  if (!kv_setup_compression(u, &compression, error) || !check_ssd(run, error))
     return NULL;
   KvHostWeights *weights = folder ? kv_host_weights_load(u->model, folder, error)
                                   : kv_host_weights_new(u->model, s->seed, error);
@@ -485,6 +504,9 @@ static KvExecutor *new_host_executor(Run *run, GError **error) {
                                                          u->memory.blocks, dram_blocks(run),
                                                          run->hash_block_tokens, error)
                              : NULL;
+  if (host && ssd_blocks(run) > 0 &&
+      !kv_host_executor_open_file(host, s->tier_folder, ssd_blocks(run), error))
+    host->class->destroy(g_steal_pointer(&host));
   if (host) {
     kv_host_executor_set_compression(host, &compression);
     kv_host_executor_set_sink(host, run->options->generated, run->options->user);
@@ -497,7 +519,7 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
   KvHostCompression compression;
-  if (!kv_setup_compression(u, &compression, error))
+  if (!kv_setup_compression(u, &compression, error) || !check_ssd(run, error))
     return NULL;
   if (run->n > 1 || s->tensor_parallel > 1) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
@@ -511,6 +533,8 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
       .block_tokens = s->engine.block_tokens,
       .hbm_blocks = u->memory.blocks,
       .dram_blocks = dram_blocks(run),
+      .ssd_blocks = ssd_blocks(run),
+      .ssd_folder = s->tier_folder,
       .hash_block_tokens = run->hash_block_tokens,
       .max_positions = s->engine.max_model_len,
       .graph_rows = s->engine.cuda_graphs ? s->engine.cuda_graph_max_tokens : 0,

@@ -136,7 +136,11 @@ static void test_a_budget_that_covers_everything_changes_nothing(void) {
       {.format = KV_HOST_QUEST, .pages = (PROMPT + DECODED) / BLOCK_TOKENS + 1},
       {.format = KV_HOST_QUEST, .pages = 3, .dense_layers = 2},
       {.format = KV_HOST_PYRAMIDKV, PYRAMID, .budget = PROMPT, .kernel = 5},
-      {.format = KV_HOST_H2O, .slots = DECODED, .slot_share = 1.0, .recent_share = 0.5}};
+      {.format = KV_HOST_H2O, .slots = DECODED, .slot_share = 1.0, .recent_share = 0.5},
+      {.format = KV_HOST_FLEXGEN, .cache_share = 0.0},
+      {.format = KV_HOST_FLEXGEN, .cache_share = 0.0, .cpu_attention = TRUE},
+      {.format = KV_HOST_FLEXGEN, .cache_share = 0.4},
+      {.format = KV_HOST_FLEXGEN, .cache_share = 1.0}};
   for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
     KvHostAgreement a = agreement_of(&llama, &all[i], 17);
     g_assert_cmpfloat(a.divergence_sum, ==, 0.0);
@@ -389,6 +393,20 @@ static void test_what_is_refused(void) {
   check_refused("chunkattention", KV_DTYPE_BF16, 64, TRUE, NULL);
   check_refused("chunkattention", KV_DTYPE_FP8, 64, TRUE, "expected a cache of bf16");
   check_refused("snapkv,chunkattention", KV_DTYPE_BF16, 64, TRUE, "expected a cache of bf16");
+#define FLEXGEN "flexgen:hg=100:hc=0:cpu_cache_compute=off"
+  check_refused(FLEXGEN, KV_DTYPE_BF16, 16, FALSE, NULL);
+  check_refused("flexgen:hg=100:hc=0:cg=100:cc=0", KV_DTYPE_BF16, 16, FALSE, NULL);
+  check_refused(FLEXGEN, KV_DTYPE_FP8, 16, FALSE, "expected one of them alone");
+  check_refused("flexgen:cpu_cache_compute=off", KV_DTYPE_BF16, 16, FALSE, "expected hg=100:hc=0");
+  check_refused("flexgen:hg=100:hc=0", KV_DTYPE_BF16, 16, FALSE, NULL);
+  check_refused("flexgen:hg=100:hc=0:cg=30:cc=70", KV_DTYPE_BF16, 16, FALSE,
+                "expected cg=0:cc=100 or cpu_cache_compute=off");
+  check_refused(FLEXGEN ":wc=70", KV_DTYPE_BF16, 16, FALSE, "expected wg and wc");
+  check_refused(FLEXGEN ":cc=70", KV_DTYPE_BF16, 16, FALSE, "expected wg and wc");
+  check_refused(FLEXGEN ":compress_cache=on", KV_DTYPE_BF16, 16, FALSE, "compress_cache=off");
+  check_refused(FLEXGEN ":attn_sparsity=0.5", KV_DTYPE_BF16, 16, FALSE, "expected attn_sparsity=1");
+  check_refused(FLEXGEN ":impl=released", KV_DTYPE_BF16, 16, FALSE, "expected impl=ideal");
+#undef FLEXGEN
 }
 
 int main(int argc, char **argv) {

@@ -1709,8 +1709,8 @@ static void test_recurrent_engine(void) {
     engines_run(&p, mixed, 2);
   OK(kv_cuda_cache_move(p.cache, KV_TIER_HBM, 3, KV_TIER_DRAM, 2, &ok_error));
   OK(kv_cuda_cache_move(p.cache, KV_TIER_DRAM, 2, KV_TIER_HBM, 0, &ok_error));
-  OK(kv_cuda_cache_flush(p.cache, &seconds, &ok_error));
-  kv_host_cache_move(p.host_cache, KV_TIER_HBM, 3, KV_TIER_HBM, 0);
+  OK(kv_cuda_cache_flush(p.cache, &seconds, NULL, &ok_error));
+  OK(kv_host_cache_move(p.host_cache, KV_TIER_HBM, 3, KV_TIER_HBM, 0, &ok_error));
   blocks[0] = 0;
   engines_run(&p, mixed, 2);
   KvHostSpan three[3] = {mixed[0], mixed[1], mixed[1]}; /* a graph for four rows */

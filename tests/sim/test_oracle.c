@@ -81,12 +81,26 @@ static const Case cases[] = {
      "prefix_cache.tier=dram prefix_cache.tier_GB=0.001 engine.num_blocks=48 "
      "engine.block_tokens=4",
      FALSE, TRUE},
+    {"lower-tier-file", "prefix_cache.tier=ssd prefix_cache.tier_GB=0.001 engine.num_blocks=12",
+     FALSE, TRUE},
+    {"lower-tier-file-small",
+     "prefix_cache.tier=ssd prefix_cache.tier_GB=0.0001 engine.num_blocks=12 "
+     "engine.async_scheduling=false engine.max_batched_tokens=20",
+     FALSE, TRUE},
     {"orca-max", "use=orca", FALSE, FALSE},
     {"orca-pow2", "use=orca:reservation=pow2", FALSE, FALSE},
     {"orca-oracle", "use=orca:reservation=oracle", FALSE, FALSE},
     {"static", "engine.scheduler=static", FALSE, FALSE},
     {"static-batch", "engine.scheduler=static engine.static_batch=3", FALSE, FALSE},
     {"flexgen", "engine.scheduler=flexgen engine.gpu_batch=2 engine.n_gpu_batches=2", FALSE, FALSE},
+    {"flexgen-streamed",
+     "use=flexgen:gbs=2:num_gpu_batches=2:cg=0:cc=100:hg=100:hc=0:cpu_cache_compute=off", FALSE,
+     FALSE},
+    {"flexgen-cpu", "use=flexgen:gbs=2:num_gpu_batches=2:hg=100:hc=0", FALSE, FALSE},
+    {"flexgen-shares",
+     "use=flexgen:gbs=3:num_gpu_batches=1:cg=35:cc=65:hg=100:hc=0:cpu_cache_compute=off "
+     "engine.block_tokens=8 engine.num_blocks=90",
+     FALSE, FALSE},
 };
 
 static void test_case(gconstpointer data) {

@@ -1,0 +1,29 @@
+/* The tier KV_TIER_SSD of the GPU's block store: a file (reference/host/file_store.h), reached
+ * through two pinned buffers in turn, so that the drive works on one while the bus fills or empties
+ * the other.
+ */
+#ifndef KV_REFERENCE_CUDA_FILE_TIER_H
+#define KV_REFERENCE_CUDA_FILE_TIER_H
+
+#include "reference/cuda/cache.h"
+#include "reference/host/file_store.h"
+
+struct KvCudaFileTier {
+  KvFileStore *store;
+  char *halves[2];   /* pinned, [room] slots each */
+  guint room;        /* slots */
+  GArray *transfers; /* of KvFileTransfer: those that are begun next */
+};
+
+/* As kv_file_store_new(). */
+KvCudaFileTier *kv_cuda_file_tier_new(const char *folder, gsize block_bytes, guint block_tokens,
+                                      guint64 n_blocks, GError **error);
+void kv_cuda_file_tier_free(KvCudaFileTier *tier);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvCudaFileTier, kv_cuda_file_tier_free)
+
+/* Make those of moves[n] that have one end in the file; none depends on another. Adds to *seconds
+ * what they took on the host's clock, until the drive has answered for all. */
+gboolean kv_cuda_file_tier_run(KvCudaCache *cache, const KvCudaMove *moves, guint n,
+                               double *seconds, GError **error);
+
+#endif
