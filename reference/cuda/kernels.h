@@ -263,8 +263,8 @@ cudaError_t kv_cuda_choose_pages(uint32_t *chosen_table, uint32_t *chosen_contex
 
 /* Attention of a chunk's `tokens` queries at positions past .. on each token of their context
  * through `table`, summed over queries and the heads of a group: out[Hkv][stride], added to in[][]
- * of the tokens before `past`; in is not out. Query t stands at q + t * row_stride, [H][d]. scratch:
- * kv_cuda_sum_attention_scratch_bytes(). d is 64, 80, 96 or 128. */
+ * of the tokens before `past`; in is not out. Query t stands at q + t * row_stride, [H][d].
+ * scratch: kv_cuda_sum_attention_scratch_bytes(). d is 64, 80, 96 or 128. */
 cudaError_t kv_cuda_sum_attention(float *out, const float *in, uint64_t stride, const KvBf16 *q,
                                   uint64_t row_stride, const KvCudaPages *pages,
                                   const uint32_t *table, uint32_t past, uint32_t tokens,
@@ -285,8 +285,8 @@ typedef struct {
 } KvCudaSlots;
 #define KV_CUDA_SLOT_WORDS(slots) (2 * (uint64_t)(slots) + 1)
 
-/* The rows first_row .. of the prompt's n tokens with scores[Hkv][stride]: kept[Hkv][slots] of them,
- * or all if `kept` is NULL. `slots` is in host memory. */
+/* The rows first_row .. of the prompt's n tokens with scores[Hkv][stride]: kept[Hkv][slots] of
+ * them, or all if `kept` is NULL. `slots` is in host memory. */
 cudaError_t kv_cuda_h2o_fill(const KvCudaSlots *slots, uint32_t first_row, const float *scores,
                              uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t n_kv_heads,
                              cudaStream_t stream);
@@ -297,18 +297,19 @@ cudaError_t kv_cuda_h2o_store(const KvBf16 *qkv, const KvCudaPages *pages,
                               const KvCudaTables *tables, const uint32_t *contexts,
                               const KvCudaSlots *slots, uint32_t first_row, uint32_t sequences,
                               uint32_t n_heads, cudaStream_t stream);
-/* Add the attention of the tokens' queries on the contexts[s] slots that are held. Query s stands at
- * q + s * row_stride, [H][d]. scratch[S][H][most], for at most so many slots. */
+/* Add the attention of the tokens' queries on the contexts[s] slots that are held. Query s stands
+ * at q + s * row_stride, [H][d]. scratch[S][H][most], for at most so many slots. */
 cudaError_t kv_cuda_h2o_score(const KvCudaSlots *slots, uint32_t first_row, float *scratch,
                               const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
                               const KvCudaTables *tables, const uint32_t *contexts,
                               uint32_t sequences, uint32_t n_heads, uint32_t most,
                               cudaStream_t stream);
 
-/* --- pyramid.cu: blocks whose parts belong to other layers (pyramidkv) ------------------------- */
+/* --- pyramid.cu: blocks whose parts belong to other layers (pyramidkv) -------------------------
+ */
 
-/* reference/host/pyramid.h on the GPU. All layers' pools are one: layer l's part of block b is block
- * l * blocks + b of it. parts are (place in a sequence's table, layer). */
+/* reference/host/pyramid.h on the GPU. All layers' pools are one: layer l's part of block b is
+ * block l * blocks + b of it. parts are (place in a sequence's table, layer). */
 typedef struct {
   const uint2 *parts;
   const uint32_t *starts, *whole; /* [L] */
@@ -324,8 +325,8 @@ typedef struct {
 } KvCudaLayerTables;
 
 /* Fill them from the engine's tables, and contexts that count the mean's slots; applies[S]: whether
- * a sequence has a pyramid or the mean in all layers. Not for the next kernel on the stream, but for
- * those after it. */
+ * a sequence has a pyramid or the mean in all layers. Not for the next kernel on the stream, but
+ * for those after it. */
 cudaError_t kv_cuda_pyramid_tables(const KvCudaLayerTables *out, const KvCudaPyramid *pyramid,
                                    const KvCudaTables *tables, const uint32_t *contexts,
                                    const uint32_t *applies, uint32_t sequences,

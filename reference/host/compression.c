@@ -13,7 +13,8 @@ const KvHostFormatClass *kv_host_format(KvHostFormat format) {
                                                      [KV_HOST_KIVI] = &kv_host_format_kivi,
                                                      [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
                                                      [KV_HOST_QUEST] = &kv_host_format_quest,
-                                                     [KV_HOST_PYRAMIDKV] = &kv_host_format_pyramidkv,
+                                                     [KV_HOST_PYRAMIDKV] =
+                                                         &kv_host_format_pyramidkv,
                                                      [KV_HOST_H2O] = &kv_host_format_h2o};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];

@@ -49,12 +49,12 @@ typedef struct {
   guint bits, group, residual;  /* kivi: 2 or 4, G, R */
   guint budget, window, kernel; /* snapkv, pyramidkv */
   gboolean max_pooling;
-  double beta;                         /* pyramidkv */
-  double slots, slot_share;            /* h2o: K = slots + slot_share * prompt */
-  double recent_share;                 /* h2o: of the slots */
-  guint n_layers, block_tokens;        /* the model's, the engine's */
-  gboolean equal_layers;               /* as many KV heads of one size in all */
-  guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
+  double beta;                  /* pyramidkv */
+  double slots, slot_share;     /* h2o: K = slots + slot_share * prompt */
+  double recent_share;          /* h2o: of the slots */
+  guint n_layers, block_tokens; /* the model's, the engine's */
+  gboolean equal_layers;        /* as many KV heads of one size in all */
+  guint pages, dense_layers;    /* quest: read by a KV head, the last one counted; that read all */
   guint shared_over; /* chunkattention: blocks that more decoding sequences share are read once; 0:
                         none. The cache is whole */
 } KvHostCompression;
@@ -66,8 +66,8 @@ gboolean kv_host_compression_init(KvHostCompression *compression, const KvStack 
                                   const KvModel *model, KvDtype cache_dtype,
                                   const KvEngineConfig *engine, GError **error);
 
-/* Slots of a prompt's cache that, once it is done and tokens were dropped, hold a token of their own
- * in each head and layer; the prompt's tokens where none is ever dropped. */
+/* Slots of a prompt's cache that, once it is done and tokens were dropped, hold a token of their
+ * own in each head and layer; the prompt's tokens where none is ever dropped. */
 guint32 kv_host_compression_kept(const KvHostCompression *compression, guint32 prompt_tokens);
 /* Tokens that are dropped of a context of so many, once the prompt is done. */
 guint32 kv_host_compression_dropped(const KvHostCompression *compression, guint32 prompt_tokens,
@@ -107,7 +107,8 @@ void kv_host_snapkv_compact(const KvHostCompression *compression, const KvHostPa
                             const guint32 *block_table, const guint32 *kept, guint32 prompt,
                             guint32 tokens);
 
-/* Slots that a KV head has for a prompt of so many tokens, and of them those for the last tokens. */
+/* Slots that a KV head has for a prompt of so many tokens, and of them those for the last tokens.
+ */
 guint32 kv_host_h2o_slots(const KvHostCompression *compression, guint32 prompt_tokens);
 guint32 kv_host_h2o_recent(const KvHostCompression *compression, guint32 slots);
 /* scores[visible] += attention of q[group][d] on the head's first `visible` slots. scratch: as many
