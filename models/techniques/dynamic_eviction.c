@@ -211,5 +211,6 @@ const KvTechnique kv_technique_h2o = {
     .confidence =
         "high: text and tables, README, kernels and the benchmark logs were read; how often the "
         "released code passes over the probabilities is counted from its operations",
+    .executed = TRUE, /* impl=ideal */
     .plan = h2o_plan,
 };

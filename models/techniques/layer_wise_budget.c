@@ -179,5 +179,6 @@ const KvTechnique kv_technique_pyramidkv = {
     .confidence =
         "high: the allocation's code and the result table were read; the abstract's figures "
         "and the paper's window are recalled",
+    .executed = TRUE, /* impl=ideal */
     .plan = pyramid_plan,
 };

@@ -126,6 +126,7 @@ const KvTechnique kv_technique_chunkattention = {
     .confidence =
         "high: sources of tree, allocator and kernels read; figures from two digests of the "
         "tables",
+    .executed = TRUE,
     .plan = chunkattention_plan,
     .engine = chunkattention_engine,
 };

@@ -1,6 +1,7 @@
 /* In a program that was built without CUDA. */
 #include "reference/cuda/executor.h"
 #include "reference/cuda/measure.h"
+#include "reference/cuda/pair.h"
 
 #include "sim/base/error.h"
 
@@ -24,4 +25,9 @@ KvExecutor *kv_cuda_executor_new(const KvCudaSettings *settings, GError **error)
 gboolean kv_cuda_measure(KvOutput *table, char **name, GError **error) {
   say("calibrate --measure", error);
   return FALSE;
+}
+
+KvEnginePair *kv_cuda_pair_new(const KvPairSettings *settings, GError **error) {
+  say("executor cuda", error);
+  return NULL;
 }

@@ -5,12 +5,15 @@
  * Every warp runs alone: it owns each WARPS-th tile of TILE tokens of its piece of the context, a
  * ring of STAGES tiles in shared memory, and a running softmax (Milakov & Gimelshein, "Online
  * normalizer calculation for softmax", 2018). The warps of a block then merge; if the context was
- * cut into several pieces, the block that finishes last merges those. Twin: kv_host_attention().
+ * cut into several pieces, the block that finishes last merges those. Where leading tokens were
+ * attended to before (`shares`; attention_shared.cu), the context begins after them, and what they
+ * gave is merged last. Twin: kv_host_attention().
  */
 #include <cooperative_groups.h>
 
 #include "reference/cuda/launch.cuh"
 #include "reference/cuda/mma.cuh"
+#include "reference/cuda/shared.cuh"
 
 enum { WARPS = 4, TILE = 16, STAGES = 3, HEADS = 16 }; /* HEADS: rows of the product */
 static_assert(KV_CUDA_SPLIT_UNIT == WARPS * TILE, "a piece is whole tiles of every warp");
@@ -27,6 +30,9 @@ struct Decode {
   uint32_t *counters; /* [S][gridDim.y] blocks that have finished */
   float2 *sums;       /* [S][H][splits]: largest score and sum of exponentials */
   float *partial;     /* [S][H][splits][d]: not divided by that sum */
+  /* Of sequences that share leading tokens: those, and where their parts are. */
+  const uint32_t *first_tokens, *part_starts;
+  SharedParts parts;
 };
 
 /* A block's part of the work. */
@@ -39,7 +45,7 @@ struct Piece {
 };
 
 /* FALSE if there is nothing to do. */
-static __device__ bool piece_of_block(const Decode &p, Piece &piece) {
+template <bool shares> static __device__ bool piece_of_block(const Decode &p, Piece &piece) {
   uint32_t heads_before = blockIdx.y / p.pages.n_kv_heads * HEADS;
   piece.sequence = blockIdx.z;
   piece.kv_head = blockIdx.y % p.pages.n_kv_heads;
@@ -49,7 +55,9 @@ static __device__ bool piece_of_block(const Decode &p, Piece &piece) {
   uint32_t context = p.contexts[blockIdx.z], split_tokens = *p.split_tokens;
   piece.context = context;
   piece.table = p.tables.table + p.tables.table_starts[blockIdx.z];
-  piece.start = p.window && p.window < context ? context - p.window : 0;
+  piece.start = shares                           ? p.first_tokens[blockIdx.z]
+                : p.window && p.window < context ? context - p.window
+                                                 : 0;
   uint32_t base = piece.start / TILE * TILE;
   piece.splits = (context - base + split_tokens - 1) / split_tokens;
   if (piece.split >= piece.splits)
@@ -252,8 +260,26 @@ static __device__ __forceinline__ void add_scaled(float4 &total, float4 v, float
   total.w += v.w * weight;
 }
 
-/* Merge the warps: the result, if the context is in one piece, or this piece's share of it. */
+/* What the tokens that the sequence shares gave the head, after its own. */
 template <int d>
+static __device__ __forceinline__ void add_shared(float4 &total, float &largest, float &sum,
+                                                  const Decode &p, const Piece &piece, uint32_t row,
+                                                  uint32_t column) {
+  for (uint32_t i = p.part_starts[piece.sequence]; i < p.part_starts[piece.sequence + 1]; i++) {
+    uint64_t slot = (uint64_t)i * p.n_heads + piece.first_head + row;
+    float2 part = __ldcg(&p.parts.sums[slot]);
+    float4 o = __ldcg((const float4 *)&p.parts.outputs[slot * d + column]);
+    float higher = fmaxf(largest, part.x), kept = power_of_2(largest - higher);
+    float weight = power_of_2(part.x - higher);
+    total = make_float4(total.x * kept, total.y * kept, total.z * kept, total.w * kept);
+    add_scaled(total, o, weight);
+    sum = sum * kept + part.y * weight;
+    largest = higher;
+  }
+}
+
+/* Merge the warps: the result, if the context is in one piece, or this piece's share of it. */
+template <int d, bool shares>
 static __device__ void merge_warps(const Merge<d> &merge, const Decode &p, const Piece &piece) {
   for (uint32_t i = threadIdx.x; i < piece.heads * (d / 4); i += WARPS * 32) {
     uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
@@ -270,6 +296,8 @@ static __device__ void merge_warps(const Merge<d> &merge, const Decode &p, const
     }
     uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
     if (piece.splits == 1) {
+      if (shares)
+        add_shared<d>(total, largest, sum, p, piece, row, column);
       store_4(p.out + head * d + column, total, sum);
     } else {
       uint64_t slot = head * p.max_splits + piece.split;
@@ -296,7 +324,8 @@ static __device__ bool is_last(const Decode &p, const Piece &piece) {
   return last;
 }
 
-template <int d> static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
+template <int d, bool shares>
+static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
   for (uint32_t i = threadIdx.x; i < piece.heads * (d / 4); i += WARPS * 32) {
     uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
     uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
@@ -314,6 +343,8 @@ template <int d> static __device__ void merge_pieces(const Decode &p, const Piec
       sum += part.y * weight;
       add_scaled(total, __ldcg((const float4 *)&partial[(uint64_t)s * d]), weight);
     }
+    if (shares)
+      add_shared<d>(total, largest, sum, p, piece, row, column);
     store_4(p.out + head * d + column, total, sum);
   }
 }
@@ -346,7 +377,7 @@ static __device__ void share_piece(Share<d> &share, const Merge<d> &merge, uint3
 }
 
 /* Every block of the cluster merges its part of the rows and columns. */
-template <int d>
+template <int d, bool shares>
 static __device__ void merge_cluster(Share<d> &share, const Decode &p, const Piece &piece,
                                      const cooperative_groups::cluster_group &cluster) {
   for (uint32_t i = piece.split * WARPS * 32 + threadIdx.x; i < piece.heads * (d / 4);
@@ -365,6 +396,8 @@ static __device__ void merge_cluster(Share<d> &share, const Decode &p, const Pie
       sum = sum * kept + part.y * weight;
       largest = higher;
     }
+    if (shares)
+      add_shared<d>(total, largest, sum, p, piece, row, column);
     uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
     store_4(p.out + head * d + column, total, sum);
   }
@@ -395,31 +428,31 @@ static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
 }
 
 /* grid (splits, Hkv * groups of HEADS query heads, S) */
-template <int d>
+template <int d, bool shares>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   Piece piece;
-  if (!piece_of_block(p, piece)) {
+  if (!piece_of_block<shares>(p, piece)) {
     await_previous();
     if (piece.splits == 0 && piece.split == 0) /* an empty context */
       store_nothing(p, piece, d);
     return;
   }
   run_piece<d>(shared, p, piece);
-  merge_warps<d>(*(Merge<d> *)shared, p, piece);
+  merge_warps<d, shares>(*(Merge<d> *)shared, p, piece);
   if (piece.splits > 1 && is_last(p, piece))
-    merge_pieces<d>(p, piece);
+    merge_pieces<d, shares>(p, piece);
 }
 
 /* The same grid, the blocks of a context a cluster: they merge through each other's shared memory,
  * without a way to global memory and back. */
-template <int d>
+template <int d, bool shares>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   Share<d> &share = *(Share<d> *)(shared + sizeof(Merge<d>));
   Piece piece;
-  if (piece_of_block(p, piece)) {
+  if (piece_of_block<shares>(p, piece)) {
     run_piece<d>(shared, p, piece);
     share_piece<d>(share, *(Merge<d> *)shared, piece.heads);
   } else {
@@ -429,11 +462,12 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(co
   }
   cluster.sync();
   if (piece.splits > 0)
-    merge_cluster<d>(share, p, piece, cluster);
+    merge_cluster<d, shares>(share, p, piece, cluster);
   cluster.sync(); /* shared memory lasts until its last reader */
 }
 
-template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
+template <int d, bool shares>
+static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
   const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
   static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
   static_assert(sizeof(Merge<d>) % 16 == 0, "what follows it is aligned");
@@ -443,7 +477,7 @@ template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStrea
   const int needed = clustered && bytes < (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          ? (int)(sizeof(Merge<d>) + sizeof(Share<d>))
                          : bytes;
-  auto kernel = clustered ? decode_attention_cluster<d> : decode_attention<d>;
+  auto kernel = clustered ? decode_attention_cluster<d, shares> : decode_attention<d, shares>;
   static bool ready[2]; /* one GPU, one thread */
   if (!ready[clustered]) {
     cudaError_t status =
@@ -489,14 +523,26 @@ uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
   return best;
 }
 
-cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
-                                     const KvCudaPages *pages, const KvCudaTables *tables,
-                                     const uint32_t *contexts, uint32_t sequences, uint32_t n_heads,
-                                     uint32_t window, const uint32_t *split_tokens,
-                                     uint32_t max_splits, uint32_t *counters, void *scratch,
-                                     cudaStream_t stream) {
-  if (sequences == 0)
-    return cudaSuccess;
+template <bool shares>
+static cudaError_t launch_heads(const Decode &p, dim3 grid, cudaStream_t stream) {
+  switch (p.pages.head_dim) {
+  case 64:
+    return launch<64, shares>(p, grid, stream);
+  case 80:
+    return launch<80, shares>(p, grid, stream);
+  case 96:
+    return launch<96, shares>(p, grid, stream);
+  case 128:
+    return launch<128, shares>(p, grid, stream);
+  default:
+    return cudaErrorInvalidValue;
+  }
+}
+
+static Decode decode_of(KvBf16 *out, const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
+                        const KvCudaTables *tables, const uint32_t *contexts, uint32_t sequences,
+                        uint32_t n_heads, const uint32_t *split_tokens, uint32_t max_splits,
+                        uint32_t *counters, void *scratch) {
   Decode p = {};
   p.out = out;
   p.q = q;
@@ -507,23 +553,46 @@ cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_
   p.split_tokens = split_tokens;
   p.n_heads = n_heads;
   p.group = n_heads / pages->n_kv_heads;
-  p.window = window;
   p.max_splits = max_splits;
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
   p.counters = counters;
   p.sums = (float2 *)scratch;
   p.partial = (float *)((char *)scratch + sums_bytes(sequences, n_heads, max_splits));
-  dim3 grid(max_splits, pages->n_kv_heads * head_groups(n_heads, pages->n_kv_heads), sequences);
-  switch (pages->head_dim) {
-  case 64:
-    return launch<64>(p, grid, stream);
-  case 80:
-    return launch<80>(p, grid, stream);
-  case 96:
-    return launch<96>(p, grid, stream);
-  case 128:
-    return launch<128>(p, grid, stream);
-  default:
-    return cudaErrorInvalidValue;
-  }
+  return p;
+}
+
+static dim3 grid_of(const KvCudaPages *pages, uint32_t sequences, uint32_t n_heads,
+                    uint32_t max_splits) {
+  return dim3(max_splits, pages->n_kv_heads * head_groups(n_heads, pages->n_kv_heads), sequences);
+}
+
+cudaError_t kv_cuda_decode_attention(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                     const KvCudaPages *pages, const KvCudaTables *tables,
+                                     const uint32_t *contexts, uint32_t sequences, uint32_t n_heads,
+                                     uint32_t window, const uint32_t *split_tokens,
+                                     uint32_t max_splits, uint32_t *counters, void *scratch,
+                                     cudaStream_t stream) {
+  if (sequences == 0)
+    return cudaSuccess;
+  Decode p = decode_of(out, q, row_stride, pages, tables, contexts, sequences, n_heads,
+                       split_tokens, max_splits, counters, scratch);
+  p.window = window;
+  return launch_heads<false>(p, grid_of(pages, sequences, n_heads, max_splits), stream);
+}
+
+cudaError_t kv_cuda_decode_attention_shared(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                            const KvCudaPages *pages, const KvCudaTables *tables,
+                                            const uint32_t *contexts, uint32_t sequences,
+                                            uint32_t n_heads, const KvCudaShared *shared,
+                                            const uint32_t *split_tokens, uint32_t max_splits,
+                                            uint32_t *counters, void *scratch,
+                                            cudaStream_t stream) {
+  if (sequences == 0)
+    return cudaSuccess;
+  Decode p = decode_of(out, q, row_stride, pages, tables, contexts, sequences, n_heads,
+                       split_tokens, max_splits, counters, scratch);
+  p.first_tokens = shared->first_tokens;
+  p.part_starts = shared->part_starts;
+  p.parts = shared_parts(*shared, n_heads);
+  return launch_heads<true>(p, grid_of(pages, sequences, n_heads, max_splits), stream);
 }

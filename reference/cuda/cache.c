@@ -40,6 +40,11 @@ static gboolean lay_out_packed(KvCudaCache *cache, guint l, GError **error) {
   return TRUE;
 }
 
+/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. */
+static gboolean is_one_pool(const KvCudaCache *cache) {
+  return cache->compression.format == KV_HOST_PYRAMIDKV;
+}
+
 /* Latents in the place of keys and values, where their ranks are less than those. */
 static void lay_out_low_rank(KvCudaCache *cache, const KvAttention *a, guint l) {
   KvCudaPages *pages = &cache->layers[l];
@@ -99,8 +104,12 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
     if (cache->packed && !lay_out_packed(cache, l, error))
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);
-    pages->pool = kv_cuda_alloc(block_part_bytes(cache, l) * cache->hbm_blocks,
-                                "the KV blocks of a layer", error);
+    gsize bytes = block_part_bytes(cache, l) * cache->hbm_blocks;
+    if (is_one_pool(cache) && l > 0)
+      pages->pool = cache->layers[0].pool + l * bytes / sizeof(KvBf16);
+    else
+      pages->pool = kv_cuda_alloc(is_one_pool(cache) ? bytes * cache->n_layers : bytes,
+                                  "the KV blocks of a layer", error);
     if (!pages->pool)
       return FALSE;
     if (cache->packed)
@@ -157,7 +166,7 @@ KvCudaCache *kv_cuda_cache_new_compressed(KvCudaDevice *device, const KvCudaWeig
 void kv_cuda_cache_free(KvCudaCache *cache) {
   if (!cache)
     return;
-  for (guint l = 0; l < cache->n_layers && cache->layers; l++)
+  for (guint l = 0; l < (is_one_pool(cache) ? 1 : cache->n_layers) && cache->layers; l++)
     kv_cuda_free(cache->layers[l].pool);
   for (guint64 i = 0; cache->slabs && i <= cache->dram_blocks / SLAB_BLOCKS; i++)
     if (cache->slabs[i])

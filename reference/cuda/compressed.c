@@ -6,9 +6,14 @@
 #include "sim/base/error.h"
 
 static const KvCudaFormat *const formats[KV_HOST_N_FORMATS] = {
-    [KV_HOST_FP8] = &kv_cuda_format_fp8,       [KV_HOST_KIVI] = &kv_cuda_format_kivi,
-    [KV_HOST_SNAPKV] = &kv_cuda_format_snapkv, [KV_HOST_QUEST] = &kv_cuda_format_quest,
-    [KV_HOST_PALU] = &kv_cuda_format_palu,     [KV_HOST_MINICACHE] = &kv_cuda_format_minicache,
+    [KV_HOST_FP8] = &kv_cuda_format_fp8,
+    [KV_HOST_KIVI] = &kv_cuda_format_kivi,
+    [KV_HOST_SNAPKV] = &kv_cuda_format_snapkv,
+    [KV_HOST_QUEST] = &kv_cuda_format_quest,
+    [KV_HOST_PYRAMIDKV] = &kv_cuda_format_pyramidkv,
+    [KV_HOST_H2O] = &kv_cuda_format_h2o,
+    [KV_HOST_PALU] = &kv_cuda_format_palu,
+    [KV_HOST_MINICACHE] = &kv_cuda_format_minicache,
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */

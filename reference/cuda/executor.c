@@ -168,7 +168,7 @@ static gboolean executor_init(CudaExecutor *cuda, const KvCudaSettings *s, GErro
                                 .hash_block_tokens = s->hash_block_tokens,
                                 .n_blocks = s->hbm_blocks,
                                 .names = cuda->cache->hbm_names,
-                                .budget = cuda->cache->compression.budget,
+                                .compression = &cuda->cache->compression,
                                 .sink = s->sink,
                                 .sink_user = s->sink_user};
   return TRUE;

@@ -36,7 +36,8 @@ typedef struct {
 } KvCudaFormat;
 
 extern const KvCudaFormat kv_cuda_format_fp8, kv_cuda_format_kivi, kv_cuda_format_snapkv,
-    kv_cuda_format_quest, kv_cuda_format_palu, kv_cuda_format_minicache;
+    kv_cuda_format_quest, kv_cuda_format_pyramidkv, kv_cuda_format_h2o, kv_cuda_format_palu,
+    kv_cuda_format_minicache;
 
 /* Blocks of bf16 keys and values beside the engine's: of prompts under way, or one layer's context
  * widened. Every layer has a pool of its own, or all of them the same one. */

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/cuda/sharing.h"
+
 /* What a captured launch depends on, and every offset into its inputs. Prefilling sequences come
  * before decoding ones, in rows as in tables. */
 typedef struct {
@@ -11,6 +13,8 @@ typedef struct {
   guint tiles;              /* of prefill attention */
   guint samples;            /* rows whose logits are wanted */
   guint max_splits;         /* of decode attention */
+  guint shared_tiles;       /* room for tiles of tokens that sequences share; 0: they share none */
+  guint shared_parts;       /* not of the launch: what there must be room for */
 } Shape;
 
 /* The step's numbers, uploaded as one piece: on the host where they are written, on the GPU where
@@ -23,11 +27,14 @@ typedef struct {
   guint32 *split_tokens;                       /* [1] */
   guint32 *sample_rows;                        /* [samples] */
   KvCudaTile *tiles;                           /* [tiles] */
-  guint32 *table;                              /* every sequence's block ids */
+  /* Where sequences share tokens: [decode], [decode + 1], [decode], [1], [shared_tiles]. */
+  guint32 *first_tokens, *part_starts, *members, *n_shared;
+  KvCudaSharedTile *shared;
+  guint32 *table; /* every sequence's block ids */
 } Inputs;
 
 static Inputs inputs_at(guint32 *words, const Shape *s) {
-  Inputs in;
+  Inputs in = {0};
   in.tokens = words;
   in.positions = in.tokens + s->rows;
   in.row_sequences = in.positions + s->rows;
@@ -38,6 +45,14 @@ static Inputs inputs_at(guint32 *words, const Shape *s) {
   in.sample_rows = in.split_tokens + 1;
   in.tiles = (KvCudaTile *)(in.sample_rows + s->samples);
   in.table = (guint32 *)(in.tiles + s->tiles);
+  if (s->shared_tiles) {
+    in.first_tokens = in.table;
+    in.part_starts = in.first_tokens + s->decode;
+    in.members = in.part_starts + s->decode + 1;
+    in.n_shared = in.members + s->decode;
+    in.shared = (KvCudaSharedTile *)(in.n_shared + 1);
+    in.table = (guint32 *)(in.shared + s->shared_tiles);
+  }
   return in;
 }
 
@@ -50,12 +65,14 @@ typedef struct {
 /* Device memory that a pass works in. */
 typedef struct {
   guint rows, samples; /* what there is room for */
+  guint shared_parts;
   gsize words, scratch_bytes;
   float *x, *picked;                          /* [R][D], [samples][D] */
   KvBf16 *normed, *qkv, *attended, *up, *act; /* [R][...] */
   float *logits;                              /* [samples][V] */
   guint32 *sampled, *inputs, *counters;
   void *scratch; /* of decode attention */
+  void *shared;  /* of what sequences share */
 } Buffers;
 
 struct KvCudaEngine {
@@ -63,6 +80,7 @@ struct KvCudaEngine {
   const KvCudaWeights *weights;
   KvCudaCache *cache;
   KvCudaCompressed *compressed; /* NULL: the cache is bf16 and whole */
+  KvCudaSharing *sharing;       /* NULL: every sequence reads for itself */
   KvCudaGemm *gemm;
   GArray *angles; /* of Angles */
   guint max_positions, graph_rows;
@@ -149,6 +167,9 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   if (cache->compression.format != KV_HOST_EXACT &&
       !(e->compressed = kv_cuda_compressed_new(device, weights, cache, error)))
     return NULL;
+  if (cache->compression.shared_over)
+    e->sharing =
+        kv_cuda_sharing_new(device, weights, cache->block_tokens, cache->compression.shared_over);
   for (guint l = 0; e->compressed && l < weights->n_layers; l++) {
     const KvCudaProjections *own = kv_cuda_compressed_projections(e->compressed, l);
     if (own) {
@@ -163,8 +184,8 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
 
 static void buffers_free(KvCudaEngine *e) {
   Buffers *b = &e->buffers;
-  void *memory[] = {b->x,   b->picked, b->normed,  b->qkv,    b->attended, b->up,
-                    b->act, b->logits, b->sampled, b->inputs, b->counters, b->scratch};
+  void *memory[] = {b->x,      b->picked,  b->normed, b->qkv,      b->attended, b->up,    b->act,
+                    b->logits, b->sampled, b->inputs, b->counters, b->scratch,  b->shared};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
   if (e->staged)
@@ -179,6 +200,7 @@ void kv_cuda_engine_free(KvCudaEngine *e) {
   if (!e)
     return;
   kv_cuda_compressed_free(e->compressed);
+  kv_cuda_sharing_free(e->sharing);
   g_hash_table_unref(e->graphs);
   g_hash_table_unref(e->warm);
   buffers_free(e);
@@ -223,10 +245,12 @@ static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GErr
   gsize scratch = kv_cuda_decode_scratch_bytes(shape->decode, (guint)e->most_heads,
                                                (guint)e->widest_head, shape->max_splits);
   if (shape->rows <= b->rows && shape->samples <= b->samples && words <= b->words &&
-      scratch <= b->scratch_bytes)
+      scratch <= b->scratch_bytes && shape->shared_parts <= b->shared_parts)
     return TRUE;
   Buffers need = {.rows = MAX(b->rows, shape->rows),
                   .samples = MAX(b->samples, shape->samples),
+                  .shared_parts = shape->shared_parts <= b->shared_parts ? b->shared_parts
+                                                                         : 2 * shape->shared_parts,
                   .words = words <= b->words ? b->words : 2 * words,
                   .scratch_bytes = scratch <= b->scratch_bytes ? b->scratch_bytes : 2 * scratch};
   if (!kv_cuda_wait(e->device, error))
@@ -234,6 +258,8 @@ static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GErr
   g_hash_table_remove_all(e->graphs);
   buffers_free(e);
   gsize R = need.rows, S = need.samples, D = w->hidden;
+  gsize shared =
+      kv_cuda_shared_scratch_bytes(need.shared_parts, (guint)e->most_heads, (guint)e->widest_head);
   const struct {
     void *pointer;
     gsize bytes;
@@ -248,7 +274,8 @@ static gboolean make_room(KvCudaEngine *e, const Shape *shape, gsize words, GErr
                {&need.sampled, S * sizeof(guint32)},
                {&need.inputs, need.words * sizeof(guint32)},
                {&need.counters, R * e->most_heads * sizeof(guint32)},
-               {&need.scratch, need.scratch_bytes}};
+               {&need.scratch, need.scratch_bytes},
+               {&need.shared, shared}};
   *b = need;
   for (guint i = 0; i < G_N_ELEMENTS(parts); i++) {
     void *memory = kv_cuda_alloc(parts[i].bytes, "the activations of a step", error);
@@ -420,6 +447,30 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l,
            lap(p, KV_COMPONENT_DECODE_ATTENTION)));
 }
 
+/* Decode attention where sequences share leading tokens: those first, then what is their own. */
+static cudaError_t decode_shared(const Pass *p, const KvAttention *a, const KvCudaPages *pages,
+                                 const KvCudaTables *tables, KvBf16 *out, const KvBf16 *q,
+                                 gsize stride) {
+  const Buffers *b = &p->e->buffers;
+  const Shape *s = &p->shape;
+  cudaStream_t stream = p->e->device->stream;
+  const KvCudaShared shared = {.tiles = p->in.shared,
+                               .n_tiles = p->in.n_shared,
+                               .members = p->in.members,
+                               .first_tokens = p->in.first_tokens,
+                               .part_starts = p->in.part_starts,
+                               .most_tiles = s->shared_tiles,
+                               .most_parts = b->shared_parts,
+                               .scratch = b->shared};
+  cudaError_t status =
+      kv_cuda_shared_attention(&shared, q, stride, pages, tables->table, a->n_heads, stream);
+  return status != cudaSuccess
+             ? status
+             : kv_cuda_decode_attention_shared(out, q, stride, pages, tables, p->in.contexts,
+                                               s->decode, a->n_heads, &shared, p->in.split_tokens,
+                                               s->max_splits, b->counters, b->scratch, stream);
+}
+
 static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pages) {
   const KvAttention *a = &layer->attention;
   const Buffers *b = &p->e->buffers;
@@ -445,12 +496,14 @@ static gboolean attend(Pass *p, const KvCudaLayer *layer, const KvCudaPages *pag
   if (!s->decode)
     return TRUE;
   tables.table_starts += s->prefill;
-  return kv_cuda_ok(kv_cuda_decode_attention(
-                        b->attended + s->prefill_rows * width, b->qkv + s->prefill_rows * stride,
-                        stride, pages, &tables, p->in.contexts, s->decode, a->n_heads, window,
-                        p->in.split_tokens, s->max_splits, b->counters, b->scratch, stream),
-                    "decode attention", p->error) &&
-         lap(p, KV_COMPONENT_DECODE_ATTENTION);
+  KvBf16 *out = b->attended + s->prefill_rows * width;
+  const KvBf16 *q = b->qkv + s->prefill_rows * stride;
+  cudaError_t status =
+      s->shared_tiles ? decode_shared(p, a, pages, &tables, out, q, stride)
+                      : kv_cuda_decode_attention(out, q, stride, pages, &tables, p->in.contexts,
+                                                 s->decode, a->n_heads, window, p->in.split_tokens,
+                                                 s->max_splits, b->counters, b->scratch, stream);
+  return kv_cuda_ok(status, "decode attention", p->error) && lap(p, KV_COMPONENT_DECODE_ATTENTION);
 }
 
 static gboolean activate(Pass *p, const KvCudaLayer *layer, const KvBf16 **inner) {
@@ -549,13 +602,22 @@ static guint64 round_up(guint64 n, guint64 unit) {
   return (n + unit - 1) / unit * unit;
 }
 
+/* Tokens of a context that its decode attention walks over: those that tiles cover are left out. */
+static guint32 own_tokens(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *span,
+                          guint decoding) {
+  guint32 context = span->past + 1 - span->dropped;
+  return shape->shared_tiles
+             ? context - g_array_index(e->sharing->found.shared, guint32, decoding) / 16 * 16
+             : context;
+}
+
 /* Pieces for the decoding contexts, and the tokens of one: equal contexts fill the GPU; a context
  * far above the mean is cut finer, in one of a few grids so that graphs stay few. */
 static guint32 split(const KvCudaEngine *e, const KvHostSpan *spans, guint n, Shape *shape) {
   guint64 sum = 0, longest = 1;
-  for (guint s = 0; s < n; s++)
+  for (guint s = 0, decoding = 0; s < n; s++)
     if (spans[s].decoding) {
-      guint32 context = spans[s].past + 1 - spans[s].dropped;
+      guint32 context = own_tokens(e, shape, &spans[s], decoding++);
       sum += context;
       longest = MAX(longest, context);
     }
@@ -596,7 +658,14 @@ static Shape shape_of(const KvCudaEngine *e, const KvHostSpan *spans, guint n, g
     s.samples = s.rows;
   if (!s.prefill && s.samples == s.rows && graph_rows(s.rows) <= e->graph_rows)
     s.rows = s.decode = s.samples = graph_rows(s.rows);
-  *words = 4 * (gsize)s.rows + s.prefill + 2 * (gsize)s.decode + 1 + s.samples +
+  if (e->sharing && e->sharing->tiles->len) {
+    s.shared_tiles = MAX(16, 1u << g_bit_storage(e->sharing->tiles->len - 1)); /* few graphs */
+    s.shared_parts = kv_cuda_sharing_parts(e->sharing);
+  }
+  gsize shared = s.shared_tiles ? 3 * (gsize)s.decode + 2 +
+                                      s.shared_tiles * sizeof(KvCudaSharedTile) / sizeof(guint32)
+                                : 0;
+  *words = shared + 4 * (gsize)s.rows + s.prefill + 2 * (gsize)s.decode + 1 + s.samples +
            4 * (gsize)s.tiles + table;
   return s;
 }
@@ -606,6 +675,25 @@ static int by_weight(const void *a, const void *b) {
   return x->position != y->position ? (x->position < y->position ? 1 : -1)
          : x->row != y->row         ? (x->row < y->row ? -1 : 1)
                                     : 0;
+}
+
+/* What the decoding sequences share; tables have been placed. */
+static void fill_shared(const KvCudaEngine *e, const Shape *shape, const Inputs *in) {
+  const KvCudaSharing *sharing = e->sharing;
+  guint n = sharing->found.members->len, tiles = sharing->tiles->len;
+  guint parts = kv_cuda_sharing_parts(sharing);
+  memcpy(in->first_tokens, sharing->found.shared->data, n * sizeof(guint32));
+  memcpy(in->part_starts, sharing->part_starts->data, n * sizeof(guint32));
+  memcpy(in->members, sharing->found.members->data, n * sizeof(guint32));
+  for (guint s = n; s < shape->decode; s++) /* the graph's spare rows */
+    in->first_tokens[s] = 0;
+  for (guint s = n; s <= shape->decode; s++)
+    in->part_starts[s] = parts;
+  *in->n_shared = tiles;
+  for (guint i = 0; i < tiles; i++) {
+    in->shared[i] = g_array_index(sharing->tiles, KvCudaSharedTile, i);
+    in->shared[i].table = in->table_starts[shape->prefill + in->shared[i].table];
+  }
 }
 
 /* Write the step into `in` (host memory). */
@@ -636,13 +724,15 @@ static void fill_inputs(const KvCudaEngine *e, const Shape *shape, const KvHostS
     in->table_starts[row] = in->contexts[decoding] = 0;
     in->sample_rows[row] = row;
   }
+  if (shape->shared_tiles)
+    fill_shared(e, shape, in);
   qsort(in->tiles, tiles, sizeof *in->tiles, by_weight);
 }
 
 /* --- a step ---------------------------------------------------------------------------------- */
 
 static gpointer graph_key(const Shape *shape) {
-  return GUINT_TO_POINTER(shape->rows << 16 | shape->max_splits);
+  return GSIZE_TO_POINTER((gsize)shape->shared_tiles << 32 | shape->rows << 16 | shape->max_splits);
 }
 
 /* Capture the launch, for the next time. */
@@ -740,6 +830,8 @@ static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSp
       work->flops += 4.0 * tokens_attended(&spans[s], window) * a->n_heads * a->head_dim;
       work->bytes += (read + spans[s].n_tokens) * token_bytes;
     }
+    if (shape->shared_tiles)
+      work->bytes -= (double)e->sharing->found.repeated_tokens * token_bytes;
   }
 }
 
@@ -752,9 +844,10 @@ static void take_samples(const KvCudaEngine *e, KvHostSpan *spans, guint n) {
   }
 }
 
-/* What decides on the products of a pass. */
+/* What decides on the products and the attention of a pass. */
 static gpointer warm_key(const KvCudaEngine *e, const Shape *shape) {
-  return GSIZE_TO_POINTER((gsize)shape->rows << 32 | (e->apart ? shape->prefill_rows : 0));
+  return GSIZE_TO_POINTER((gsize)shape->rows << 32 | (e->apart ? shape->prefill_rows : 0) << 1 |
+                          (shape->shared_tiles > 0));
 }
 
 /* A shape that comes for the first time is computed once untimed, so that loading kernels and
@@ -792,6 +885,8 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
                             GError **error) {
   gsize words;
   double seconds = 0.0;
+  if (e->sharing)
+    kv_cuda_sharing_plan(e->sharing, spans, n_spans);
   Shape shape = shape_of(e, spans, n_spans, &words);
   guint32 split_tokens = KV_CUDA_SPLIT_UNIT;
   if (shape.decode)

@@ -115,6 +115,51 @@ uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint
 uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
                                    uint32_t multiprocessors);
 
+/* --- attention_shared.cu: tokens that several sequences have in common ------------------------ */
+
+#define KV_CUDA_SHARED_ROWS 64 /* (sequence, head) pairs of a tile */
+#define KV_CUDA_SHARED_UNIT 64 /* tokens of which pieces are best a multiple */
+
+/* Queries of several sequences over a piece of context that stands in the same blocks of all. */
+typedef struct {
+  uint32_t table;          /* word of the tables where the block ids of one of them begin */
+  uint32_t begin, end;     /* tokens, at least one */
+  uint32_t first, members; /* sequences members[first] ..; at most
+                              kv_cuda_shared_tile_members() */
+  uint32_t part;           /* of each of these sequences' parts, which one this is */
+} KvCudaSharedTile;
+
+/* The shared tokens of a step, in device memory, so that a captured launch can serve others: only
+ * most_tiles and most_parts, of which fewer may be used, are fixed. */
+typedef struct {
+  const KvCudaSharedTile *tiles;
+  const uint32_t *n_tiles; /* [1] */
+  const uint32_t *members;
+  const uint32_t *first_tokens; /* [S]: leading tokens of a sequence that its parts cover */
+  const uint32_t *part_starts;  /* [S + 1]: part i of sequence s is part_starts[s] + i of all */
+  uint32_t most_tiles, most_parts;
+  void *scratch; /* kv_cuda_shared_scratch_bytes(most_parts, ...): the parts of a layer */
+} KvCudaShared;
+
+/* The tiles of one layer, into the scratch; q as of decode attention. Nothing of the tiles' context
+ * may be written by the kernel before this one on the stream. */
+cudaError_t kv_cuda_shared_attention(const KvCudaShared *shared, const KvBf16 *q,
+                                     uint64_t row_stride, const KvCudaPages *pages,
+                                     const uint32_t *table, uint32_t n_heads, cudaStream_t stream);
+/* As kv_cuda_decode_attention() without a window, over the tokens after the first first_tokens[s]
+ * of each context, of which at least one must be there where there is a context; the parts are
+ * merged with them. max_splits * *split_tokens must cover the longest rest, counted from a multiple
+ * of 16. */
+cudaError_t kv_cuda_decode_attention_shared(KvBf16 *out, const KvBf16 *q, uint64_t row_stride,
+                                            const KvCudaPages *pages, const KvCudaTables *tables,
+                                            const uint32_t *contexts, uint32_t sequences,
+                                            uint32_t n_heads, const KvCudaShared *shared,
+                                            const uint32_t *split_tokens, uint32_t max_splits,
+                                            uint32_t *counters, void *scratch, cudaStream_t stream);
+uint64_t kv_cuda_shared_scratch_bytes(uint32_t parts, uint32_t n_heads, uint32_t head_dim);
+/* Sequences that one tile may hold: all query heads of a KV head share it. */
+uint32_t kv_cuda_shared_tile_members(uint32_t n_heads, uint32_t n_kv_heads);
+
 /* --- packing.cu: caches of fewer bits -------------------------------------------------------- */
 
 /* One layer's packed cache. Block b starts at pool + b * block_bytes: key codes
@@ -213,6 +258,79 @@ cudaError_t kv_cuda_choose_pages(uint32_t *chosen_table, uint32_t *chosen_contex
                                  const KvCudaTables *tables, const uint32_t *contexts,
                                  uint32_t sequences, uint32_t n_heads, uint32_t chosen,
                                  uint32_t most, cudaStream_t stream);
+
+/* --- eviction.cu: a token out for each one in (h2o) ------------------------------------------- */
+
+/* Attention of a chunk's `tokens` queries at positions past .. on each token of their context
+ * through `table`, summed over queries and the heads of a group: out[Hkv][stride], added to in[][]
+ * of the tokens before `past`; in is not out. Query t stands at q + t * row_stride, [H][d]. scratch:
+ * kv_cuda_sum_attention_scratch_bytes(). d is 64, 80, 96 or 128. */
+cudaError_t kv_cuda_sum_attention(float *out, const float *in, uint64_t stride, const KvBf16 *q,
+                                  uint64_t row_stride, const KvCudaPages *pages,
+                                  const uint32_t *table, uint32_t past, uint32_t tokens,
+                                  uint32_t n_heads, void *scratch, cudaStream_t stream);
+uint64_t kv_cuda_sum_attention_scratch_bytes(uint32_t past, uint32_t tokens, uint32_t n_heads);
+/* kept[Hkv][slots], ascending: of n tokens with scores[Hkv][stride] the slots - recent best of all
+ * but the last `recent`, of equals the lowest; then those. */
+cudaError_t kv_cuda_h2o_select(uint32_t *kept, const float *scores, uint64_t stride, uint32_t n,
+                               uint32_t slots, uint32_t recent, uint32_t n_kv_heads,
+                               cudaStream_t stream);
+
+/* A sequence's slots, of which `recent` belong to the last tokens, and the position of the token
+ * that comes. words: rows (a head of a layer) of KV_CUDA_SLOT_WORDS(slots): scores, positions
+ * (UINT32_MAX: none), and the context whose last token's attention is in the scores. */
+typedef struct {
+  uint32_t *words;
+  uint32_t slots, recent, position;
+} KvCudaSlots;
+#define KV_CUDA_SLOT_WORDS(slots) (2 * (uint64_t)(slots) + 1)
+
+/* The rows first_row .. of the prompt's n tokens with scores[Hkv][stride]: kept[Hkv][slots] of them,
+ * or all if `kept` is NULL. `slots` is in host memory. */
+cudaError_t kv_cuda_h2o_fill(const KvCudaSlots *slots, uint32_t first_row, const float *scores,
+                             uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t n_kv_heads,
+                             cudaStream_t stream);
+/* Row s of qkv is the next token of sequence s: its keys and values go to a slot of their own in
+ * each head, whose token leaves. Contexts of 0 are skipped. slots[S]. To run it again changes
+ * nothing, nor does kv_cuda_h2o_score(). */
+cudaError_t kv_cuda_h2o_store(const KvBf16 *qkv, const KvCudaPages *pages,
+                              const KvCudaTables *tables, const uint32_t *contexts,
+                              const KvCudaSlots *slots, uint32_t first_row, uint32_t sequences,
+                              uint32_t n_heads, cudaStream_t stream);
+/* Add the attention of the tokens' queries on the contexts[s] slots that are held. Query s stands at
+ * q + s * row_stride, [H][d]. scratch[S][H][most], for at most so many slots. */
+cudaError_t kv_cuda_h2o_score(const KvCudaSlots *slots, uint32_t first_row, float *scratch,
+                              const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
+                              const KvCudaTables *tables, const uint32_t *contexts,
+                              uint32_t sequences, uint32_t n_heads, uint32_t most,
+                              cudaStream_t stream);
+
+/* --- pyramid.cu: blocks whose parts belong to other layers (pyramidkv) ------------------------- */
+
+/* reference/host/pyramid.h on the GPU. All layers' pools are one: layer l's part of block b is block
+ * l * blocks + b of it. parts are (place in a sequence's table, layer). */
+typedef struct {
+  const uint2 *parts;
+  const uint32_t *starts, *whole; /* [L] */
+  uint32_t n_layers, whole_mean, block_shift, blocks;
+} KvCudaPyramid;
+
+/* Of each layer and sequence, for as many `sequences` and at most `room` blocks of each. */
+typedef struct {
+  uint32_t *table;        /* [L][sequences][room] */
+  uint32_t *contexts;     /* [L][sequences] */
+  uint32_t *split_tokens; /* [L]: as kv_cuda_decode_attention() needs it */
+  uint32_t sequences, room;
+} KvCudaLayerTables;
+
+/* Fill them from the engine's tables, and contexts that count the mean's slots; applies[S]: whether
+ * a sequence has a pyramid or the mean in all layers. Not for the next kernel on the stream, but for
+ * those after it. */
+cudaError_t kv_cuda_pyramid_tables(const KvCudaLayerTables *out, const KvCudaPyramid *pyramid,
+                                   const KvCudaTables *tables, const uint32_t *contexts,
+                                   const uint32_t *applies, uint32_t sequences,
+                                   const uint32_t *split_tokens, uint32_t max_splits,
+                                   cudaStream_t stream);
 
 /* --- attention_prefill.cu ------------------------------------------------------------------ */
 

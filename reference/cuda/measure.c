@@ -134,7 +134,7 @@ static void put_bytes(Measuring *m, const char *operation, double bytes, double 
 
 /* A norm reads fp32 and writes bf16; a gated activation reads two bf16 values and writes one. */
 static gboolean measure_elementwise(Measuring *m, GError **error) {
-  static const guint n_rows[] = {1, 8, 64, 256, 1024, 4096, 16384}, widths[] = {1024, 5120, 13824};
+  static const guint n_rows[] = {1, 8, 64, 256, 1024, 4096, 16384}, widths[] = {1024, 4096, 8192};
   for (guint r = 0; r < G_N_ELEMENTS(n_rows); r++)
     for (guint w = 0; w < G_N_ELEMENTS(widths); w++) {
       double seconds, n = (double)n_rows[r] * widths[w];

@@ -3,11 +3,11 @@
 #include "reference/cuda/bf16.cuh"
 #include "reference/cuda/launch.cuh"
 
-enum { THREADS = 256 };
+enum { THREADS = 256, WIDE_THREADS = 512 };
 
 /* Sum of `x` over the block; every thread gets it. */
-static __device__ float block_sum(float x) {
-  __shared__ float parts[THREADS / 32];
+template <int threads = THREADS> static __device__ float block_sum(float x) {
+  __shared__ float parts[threads / 32];
   x = warp_sum(x);
   __syncthreads(); /* a sum before this one has been read */
   if (threadIdx.x % 32 == 0)
@@ -15,7 +15,7 @@ static __device__ float block_sum(float x) {
   __syncthreads();
   float total = 0.0f;
 #pragma unroll
-  for (int w = 0; w < THREADS / 32; w++)
+  for (int w = 0; w < threads / 32; w++)
     total += parts[w];
   return total;
 }
@@ -34,25 +34,40 @@ static __global__ void __launch_bounds__(THREADS)
     out[i] = to_bf16(x[i] * scale * to_float(weight[i]));
 }
 
-/* The same for widths that are a multiple of 4: 16-byte loads, 8-byte stores. */
-static __global__ void __launch_bounds__(THREADS)
+/* The same for widths that are a multiple of 4 and at most 4 * WIDE_THREADS * most: the row is read
+ * once, 16 bytes a load and all of them at once, and stays in registers. Gains are constants, and
+ * so on their way before the row is known to be written. */
+template <int most>
+static __global__ void __launch_bounds__(WIDE_THREADS)
     rms_norm_by_4(KvBf16 *out, const float *x, const KvBf16 *weight, float epsilon,
                   uint32_t width) {
-  await_previous();
   const float4 *row = (const float4 *)(x + (uint64_t)blockIdx.x * width);
-  const uint2 *gains = (const uint2 *)weight;
   uint2 *result = (uint2 *)(out + (uint64_t)blockIdx.x * width);
+  float4 v[most];
+  uint2 g[most];
   float squares = 0.0f;
-  for (uint32_t i = threadIdx.x; i < width / 4; i += THREADS) {
-    float4 v = row[i];
-    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+#pragma unroll
+  for (int n = 0; n < most; n++) {
+    uint32_t i = n * WIDE_THREADS + threadIdx.x;
+    g[n] = i < width / 4 ? ((const uint2 *)weight)[i] : make_uint2(0, 0);
   }
-  float scale = rsqrtf(block_sum(squares) / (float)width + epsilon);
-  for (uint32_t i = threadIdx.x; i < width / 4; i += THREADS) {
-    float4 v = row[i];
-    uint2 g = gains[i];
-    result[i] = make_uint2(pack_bf16(v.x * scale * low_float(g.x), v.y * scale * high_float(g.x)),
-                           pack_bf16(v.z * scale * low_float(g.y), v.w * scale * high_float(g.y)));
+  await_previous();
+#pragma unroll
+  for (int n = 0; n < most; n++) {
+    uint32_t i = n * WIDE_THREADS + threadIdx.x;
+    v[n] = i < width / 4 ? row[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+#pragma unroll
+  for (int n = 0; n < most; n++)
+    squares += v[n].x * v[n].x + v[n].y * v[n].y + v[n].z * v[n].z + v[n].w * v[n].w;
+  float scale = rsqrtf(block_sum<WIDE_THREADS>(squares) / (float)width + epsilon);
+#pragma unroll
+  for (int n = 0; n < most; n++) {
+    uint32_t i = n * WIDE_THREADS + threadIdx.x;
+    if (i < width / 4)
+      result[i] = make_uint2(
+          pack_bf16(v[n].x * scale * low_float(g[n].x), v[n].y * scale * high_float(g[n].x)),
+          pack_bf16(v[n].z * scale * low_float(g[n].y), v[n].w * scale * high_float(g[n].y)));
   }
 }
 
@@ -77,8 +92,13 @@ cudaError_t kv_cuda_rms_norm(KvBf16 *out, const float *x, const KvBf16 *weight, 
                              uint32_t rows, uint32_t width, cudaStream_t stream) {
   if (rows == 0)
     return cudaSuccess;
-  if (width % 4 == 0)
-    return launch_early(rms_norm_by_4, rows, THREADS, 0, stream, 1, out, x, weight, epsilon, width);
+  uint32_t loads = width % 4 ? UINT32_MAX : (width / 4 + WIDE_THREADS - 1) / WIDE_THREADS;
+  auto by_4 = loads <= 1   ? rms_norm_by_4<1>
+              : loads <= 2 ? rms_norm_by_4<2>
+              : loads <= 4 ? rms_norm_by_4<4>
+                           : rms_norm_by_4<8>;
+  if (loads <= 8)
+    return launch_early(by_4, rows, WIDE_THREADS, 0, stream, 1, out, x, weight, epsilon, width);
   return launch_early(rms_norm, rows, THREADS, 0, stream, 1, out, x, weight, epsilon, width);
 }
 

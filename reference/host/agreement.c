@@ -58,7 +58,7 @@ gboolean kv_host_agreement_run(KvHostAgreement *agreement, KvHostPass pass, gpoi
                        .decoding = TRUE,
                        .sample = TRUE};
     KvHostSpan other = next;
-    other.dropped = kv_host_compression_dropped(compression, n);
+    other.dropped = kv_host_compression_dropped(compression, n, n + i + 1);
     if (!pass(whole, &next, expected, error) || !pass(compressed, &other, logits, error))
       return FALSE;
     kv_host_agreement_add(agreement, expected, logits, vocab);

@@ -8,14 +8,16 @@
 
 const KvHostFormatClass *kv_host_format(KvHostFormat format) {
   static const KvHostFormatClass exact = {.exact = TRUE};
-  static const KvHostFormatClass *const formats[] = {[KV_HOST_EXACT] = &exact,
-                                                     [KV_HOST_FP8] = &kv_host_format_fp8,
-                                                     [KV_HOST_KIVI] = &kv_host_format_kivi,
-                                                     [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
-                                                     [KV_HOST_QUEST] = &kv_host_format_quest,
-                                                     [KV_HOST_PALU] = &kv_host_format_palu,
-                                                     [KV_HOST_MINICACHE] =
-                                                         &kv_host_format_minicache};
+  static const KvHostFormatClass *const formats[] = {
+      [KV_HOST_EXACT] = &exact,
+      [KV_HOST_FP8] = &kv_host_format_fp8,
+      [KV_HOST_KIVI] = &kv_host_format_kivi,
+      [KV_HOST_SNAPKV] = &kv_host_format_snapkv,
+      [KV_HOST_QUEST] = &kv_host_format_quest,
+      [KV_HOST_PYRAMIDKV] = &kv_host_format_pyramidkv,
+      [KV_HOST_H2O] = &kv_host_format_h2o,
+      [KV_HOST_PALU] = &kv_host_format_palu,
+      [KV_HOST_MINICACHE] = &kv_host_format_minicache};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];
 }
@@ -44,6 +46,21 @@ static gboolean check_layers(const KvHostCompression *c, const KvModel *model, G
   return TRUE;
 }
 
+/* What formats need to know of the model and the engine. */
+static void note_layers(KvHostCompression *c, const KvModel *model, const KvEngineConfig *engine) {
+  const KvAttention *first = NULL;
+  c->block_tokens = engine->block_tokens;
+  c->equal_layers = TRUE;
+  for (guint g = 0; g < model->n_groups; g++) {
+    const KvAttention *a = &model->groups[g].attention;
+    if (model->groups[g].count == 0)
+      continue;
+    first = first ? first : a;
+    c->n_layers += model->groups[g].count;
+    c->equal_layers &= a->n_kv_heads == first->n_kv_heads && a->head_dim == first->head_dim;
+  }
+}
+
 /* The format that a technique asks for; KV_HOST_EXACT if it is none of them. */
 static KvHostFormat format_of(const char *technique) {
   for (guint f = 0; f < KV_HOST_N_FORMATS; f++)
@@ -52,10 +69,32 @@ static KvHostFormat format_of(const char *technique) {
   return KV_HOST_EXACT;
 }
 
+/* Blocks that several sequences share are read once: of a whole cache, all of whose layers read all
+ * of it. */
+static gboolean init_sharing(KvHostCompression *c, const KvStack *stack, const KvModel *model,
+                             GError **error) {
+  const char *const id = "chunkattention";
+  for (guint i = 0; i < stack->uses->len; i++) {
+    const KvTechniqueUse *use = &g_array_index(stack->uses, KvTechniqueUse, i);
+    if (strcmp(use->technique->id, id) == 0)
+      c->shared_over = (guint)kv_technique_value(use, "tpp_threshold");
+  }
+  if (!c->shared_over)
+    return TRUE;
+  if (c->format != KV_HOST_EXACT)
+    return kv_host_format_refuse(error, id, "beside a change of the cache", "a cache of bf16");
+  for (guint g = 0; g < model->n_groups; g++)
+    if (model->groups[g].count && model->groups[g].attention.kind != KV_ATTENTION_FULL)
+      return kv_host_format_refuse(error, id, "a layer without full attention",
+                                   "full attention in every layer");
+  return TRUE;
+}
+
 gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, const KvModel *model,
                                   KvDtype cache_dtype, const KvEngineConfig *engine,
                                   GError **error) {
   *c = (KvHostCompression){0};
+  note_layers(c, model, engine);
   if (cache_dtype == KV_DTYPE_FP8)
     c->format = KV_HOST_FP8;
   else if (cache_dtype != KV_DTYPE_BF16 && cache_dtype != KV_DTYPE_FP16 &&
@@ -74,12 +113,19 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
     if (!kv_host_format(format)->init(c, use, engine, error))
       return FALSE;
   }
-  return check_layers(c, model, error);
+  return check_layers(c, model, error) && init_sharing(c, stack, model, error);
 }
 
-guint32 kv_host_compression_dropped(const KvHostCompression *c, guint32 prompt_tokens) {
+guint32 kv_host_compression_kept(const KvHostCompression *c, guint32 prompt_tokens) {
   const KvHostFormatClass *format = kv_host_format(c->format);
-  return format->dropped ? format->dropped(c, prompt_tokens) : 0;
+  return format->kept ? format->kept(c, prompt_tokens) : prompt_tokens;
+}
+
+guint32 kv_host_compression_dropped(const KvHostCompression *c, guint32 prompt_tokens,
+                                    guint32 context) {
+  guint32 kept = kv_host_compression_kept(c, prompt_tokens);
+  guint32 held = kv_host_format(c->format)->evicts ? context : prompt_tokens;
+  return held > kept ? held - kept : 0;
 }
 
 /* --- choices --------------------------------------------------------------------------------- */

@@ -11,6 +11,14 @@
  * order in its first slots; later tokens follow. So position i stands in slot i - dropped, and a
  * slot of the prompt belongs to a token of its own in each head.
  *
+ * pyramidkv: Cai et al., "PyramidKV" (2024). As snapkv, with a budget of its own for each layer,
+ * from (2 - 1/beta) b to b / beta beside the window, b = budget - window. A sequence has the blocks
+ * of the mean, so early layers take parts of blocks that late layers leave: pyramid.h.
+ * h2o: Zhang et al., "H2O" (2023). A KV head has K slots. When the prompt is done it keeps the last
+ * tokens, and of the others those that drew most attention from all queries; then each token takes
+ * the slot of the least of those that are not among the last. Keys were rotated before, so slots
+ * need no order.
+ *
  * quest: Tang et al., "Quest" (2024). Nothing is dropped; a decoding token's KV head reads the last
  * page and those of the others (a page is a block) whose keys could score highest with one of the
  * head's queries, by the least and greatest value of each channel; the first layers read all.
@@ -37,6 +45,8 @@ typedef enum {
   KV_HOST_KIVI,
   KV_HOST_SNAPKV,
   KV_HOST_QUEST,
+  KV_HOST_PYRAMIDKV,
+  KV_HOST_H2O,
   KV_HOST_PALU,
   KV_HOST_MINICACHE,
   KV_HOST_N_FORMATS
@@ -45,9 +55,16 @@ typedef enum {
 typedef struct {
   KvHostFormat format;
   guint bits, group, residual;  /* kivi: 2 or 4, G, R */
-  guint budget, window, kernel; /* snapkv */
+  guint budget, window, kernel; /* snapkv, pyramidkv */
   gboolean max_pooling;
-  guint pages, dense_layers; /* quest: read by a KV head, the last one counted; that read all */
+  double beta;                  /* pyramidkv */
+  double slots, slot_share;     /* h2o: K = slots + slot_share * prompt */
+  double recent_share;          /* h2o: of the slots */
+  guint n_layers, block_tokens; /* the model's, the engine's */
+  gboolean equal_layers;        /* as many KV heads of one size in all */
+  guint pages, dense_layers;    /* quest: read by a KV head, the last one counted; that read all */
+  guint shared_over; /* chunkattention: blocks that more decoding sequences share are read once; 0:
+                        none. The cache is whole */
   KvPaluSettings palu;
   gint first_merged; /* minicache: S, -1 for half of the layers */
   float slerp, gamma;
@@ -60,8 +77,12 @@ gboolean kv_host_compression_init(KvHostCompression *compression, const KvStack 
                                   const KvModel *model, KvDtype cache_dtype,
                                   const KvEngineConfig *engine, GError **error);
 
-/* Tokens of a prompt that are dropped when it is done. */
-guint32 kv_host_compression_dropped(const KvHostCompression *compression, guint32 prompt_tokens);
+/* Slots of a prompt's cache that, once it is done and tokens were dropped, hold a token of their
+ * own in each head and layer; the prompt's tokens where none is ever dropped. */
+guint32 kv_host_compression_kept(const KvHostCompression *compression, guint32 prompt_tokens);
+/* Tokens that are dropped of a context of so many, once the prompt is done. */
+guint32 kv_host_compression_dropped(const KvHostCompression *compression, guint32 prompt_tokens,
+                                    guint32 context);
 
 /* Keys, and values, of a context of n tokens that kivi has packed. */
 guint32 kv_host_kivi_packed_keys(const KvHostCompression *compression, guint32 n);
@@ -96,6 +117,21 @@ void kv_host_snapkv_select(const KvHostCompression *compression, guint32 *kept, 
 void kv_host_snapkv_compact(const KvHostCompression *compression, const KvHostPages *pages,
                             const guint32 *block_table, const guint32 *kept, guint32 prompt,
                             guint32 tokens);
+
+/* Slots that a KV head has for a prompt of so many tokens, and of them those for the last tokens.
+ */
+guint32 kv_host_h2o_slots(const KvHostCompression *compression, guint32 prompt_tokens);
+guint32 kv_host_h2o_recent(const KvHostCompression *compression, guint32 slots);
+/* scores[visible] += attention of q[group][d] on the head's first `visible` slots. scratch: as many
+ * floats. */
+void kv_host_h2o_add(float *scores, const float *q, const KvHostPages *pages,
+                     const guint32 *block_table, guint head, guint group, guint32 visible,
+                     float *scratch);
+/* The slot that the token at `position` takes: its own, as long as there are some; then that with
+ * the least score of those whose tokens are not among the last `recent` positions, its own counted;
+ * of equals the lowest. */
+guint32 kv_host_h2o_slot(const float *scores, const guint32 *positions, guint32 slots,
+                         guint32 recent, guint32 position);
 
 /* chosen[pages], ascending: the pages of a context of n tokens, more than so many, that the head
  * reads for its queries q[group][d]; of equals the lowest. */

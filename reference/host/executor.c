@@ -165,7 +165,7 @@ void kv_host_executor_set_compression(KvExecutor *executor, const KvHostCompress
   g_return_if_fail(executor && executor->class == &kv_host_executor_class && compression);
   HostExecutor *host = (HostExecutor *)executor;
   host->cache->compression = *compression;
-  host->ledger.budget = compression->budget;
+  host->ledger.compression = &host->cache->compression;
   host->ledger.exact = kv_host_format(compression->format)->exact;
 }
 

@@ -30,14 +30,18 @@ typedef struct {
                    GError **error);
   /* FALSE with *error set if a layer with that attention cannot be held so. */
   gboolean (*check)(const KvHostCompression *c, const KvAttention *attention, GError **error);
-  /* Tokens of a prompt that are dropped when it is done. */
-  guint32 (*dropped)(const KvHostCompression *c, guint32 prompt_tokens);
+  /* Slots that hold a token of their own in each head once tokens were dropped: of the prompt,
+   * which is cut to them when it is done; or, where a token goes for each one that comes, all. */
+  guint32 (*kept)(const KvHostCompression *c, guint32 prompt_tokens);
+  gboolean evicts;
   /* Project the rows to what is stored in the place of keys and values, and write it; *flops of
    * products. FALSE: they are the ordinary ones. */
   gboolean (*project)(const KvHostFormatLayer *at, double *flops);
-  gboolean (*write)(const KvHostFormatLayer *at, const KvHostSpan *spans, guint n_spans);
+  gboolean (*write_all)(const KvHostFormatLayer *at, const KvHostSpan *spans, guint n_spans);
   /* Keys and values of all rows, before they are stored: what is written instead. */
   void (*store)(const KvHostFormatLayer *at);
+  /* Keys and values of the span, whose first row is `row`; FALSE: they go to their slots. */
+  gboolean (*write)(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
   /* After all rows are stored. */
   void (*stored)(const KvHostFormatLayer *at, const KvHostSpan *span);
   /* Attention of the span, whose first row is `row`; FALSE: it is the ordinary one. */
@@ -50,7 +54,8 @@ typedef struct {
 } KvHostFormatClass;
 
 extern const KvHostFormatClass kv_host_format_fp8, kv_host_format_kivi, kv_host_format_snapkv,
-    kv_host_format_quest, kv_host_format_palu, kv_host_format_minicache;
+    kv_host_format_quest, kv_host_format_pyramidkv, kv_host_format_h2o, kv_host_format_palu,
+    kv_host_format_minicache;
 
 /* Of any format; that of the exact cache is all NULL. */
 const KvHostFormatClass *kv_host_format(KvHostFormat format);
@@ -68,6 +73,10 @@ static inline float *kv_host_slot(const KvHostPages *pages, const guint32 *block
   return pages->pool + block_table[slot / pages->block_tokens] * pages->block_floats +
          ((gsize)head * pages->block_tokens + slot % pages->block_tokens) * pages->head_dim;
 }
+
+/* snapkv, pyramidkv: the sequence's queries of its prompt's last tokens, of layer l q[window][H][d]
+ * at [l], with those of the span, whose first row is `row`, at this layer. */
+float **kv_host_window_keep(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
 
 /* Candidates for a choice: those with most votes first, of equals the lowest. */
 typedef struct {

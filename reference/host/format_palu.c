@@ -171,7 +171,7 @@ const KvHostFormatClass kv_host_format_palu = {.technique = "palu",
                                                .init = init,
                                                .check = check,
                                                .project = project,
-                                               .write = write_latents,
+                                               .write_all = write_latents,
                                                .attend = attend,
                                                .output = output,
                                                .exact = TRUE};

@@ -10,12 +10,12 @@ static gboolean init(KvHostCompression *c, const KvTechniqueUse *use, const KvEn
   c->kernel = (guint)kv_technique_value(use, "kernel_size");
   c->max_pooling = kv_technique_value(use, "pooling") == 1.0;
   if (kv_technique_value(use, "impl") == 1.0)
-    return kv_host_format_refuse(error, "snapkv", "impl=released", "impl=ideal");
+    return kv_host_format_refuse(error, use->technique->id, "impl=released", "impl=ideal");
   return TRUE;
 }
 
-static guint32 dropped(const KvHostCompression *c, guint32 prompt_tokens) {
-  return prompt_tokens > c->budget ? prompt_tokens - c->budget : 0;
+static guint32 kept_of(const KvHostCompression *c, guint32 prompt_tokens) {
+  return MIN(prompt_tokens, c->budget);
 }
 
 /* --- arithmetic ------------------------------------------------------------------------------ */
@@ -119,13 +119,16 @@ static float **window_of(const KvHostFormatLayer *at, guint64 owner) {
   return window;
 }
 
-/* Keep the queries of the span that lie in the window at the prompt's end; q: its first row. */
-static void keep_window(const KvHostCompression *c, const KvHostSpan *span, const float *q,
-                        float *window, gsize width) {
-  guint32 first = span->prompt_tokens - c->window;
+float **kv_host_window_keep(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row) {
+  float **window = window_of(at, span->owner);
+  gsize width = (gsize)at->n_heads * at->pages->head_dim;
+  const float *q = at->q + row * width;
+  guint32 first = span->prompt_tokens - at->cache->compression.window;
   for (guint32 t = 0; t < span->n_tokens; t++)
     if (span->past + t >= first && span->past + t < span->prompt_tokens)
-      memcpy(window + (span->past + t - first) * width, q + t * width, width * sizeof *q);
+      memcpy(window[at->layer] + (span->past + t - first) * width, q + t * width,
+             width * sizeof *q);
+  return window;
 }
 
 /* Cut the prompt's tokens of this layer to the budget. */
@@ -144,14 +147,12 @@ static void cut_prompt(const KvHostFormatLayer *at, const KvHostSpan *span, cons
 }
 
 static void attended(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row) {
-  gsize width = (gsize)at->n_heads * at->pages->head_dim;
-  if (span->decoding || !dropped(&at->cache->compression, span->prompt_tokens))
+  if (span->decoding || span->prompt_tokens <= at->cache->compression.budget)
     return;
-  float *window = window_of(at, span->owner)[at->layer];
-  keep_window(&at->cache->compression, span, at->q + row * width, window, width);
+  float **window = kv_host_window_keep(at, span, row);
   if (!span->last)
     return;
-  cut_prompt(at, span, window);
+  cut_prompt(at, span, window[at->layer]);
   if (at->layer + 1 == at->weights->n_layers)
     kv_host_cache_forget(at->cache, span->owner);
 }
@@ -159,5 +160,5 @@ static void attended(const KvHostFormatLayer *at, const KvHostSpan *span, gsize 
 const KvHostFormatClass kv_host_format_snapkv = {.technique = "snapkv",
                                                  .init = init,
                                                  .check = kv_host_format_check_full,
-                                                 .dropped = dropped,
+                                                 .kept = kept_of,
                                                  .attended = attended};

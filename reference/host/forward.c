@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "reference/host/format.h"
+#include "reference/host/sharing.h"
 
 /* The pass under way. R rows: the spans' tokens one after another. */
 typedef struct {
@@ -146,12 +147,16 @@ static void store(Pass *pass, guint l) {
   const KvHostFormatLayer at = format_layer(pass, l);
   if (pass->format->store)
     pass->format->store(&at);
-  gboolean written = pass->format->write && pass->format->write(&at, pass->spans, pass->n_spans);
-  for (guint s = 0; !written && s < pass->n_spans; s++)
-    for (guint32 t = 0; t < pass->spans[s].n_tokens; t++, r++)
-      kv_host_pages_write(pages, pass->spans[s].block_table,
-                          pass->positions[r] - pass->spans[s].dropped, pass->k + r * width,
-                          pass->v + r * width);
+  gboolean all =
+      pass->format->write_all && pass->format->write_all(&at, pass->spans, pass->n_spans);
+  for (guint s = 0; !all && s < pass->n_spans; s++) {
+    const KvHostSpan *span = &pass->spans[s];
+    gboolean written = pass->format->write && pass->format->write(&at, span, r);
+    for (guint32 t = 0; t < span->n_tokens; t++, r++)
+      if (!written)
+        kv_host_pages_write(pages, span->block_table, pass->positions[r] - span->dropped,
+                            pass->k + r * width, pass->v + r * width);
+  }
   pass->work->bytes += 2.0 * (double)pass->rows * (double)width * sizeof(float);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
   for (guint s = 0; pass->format->stored && s < pass->n_spans; s++)
@@ -248,6 +253,20 @@ static void sample(Pass *pass) {
   }
 }
 
+/* What several sequences share is read once, however often it is attended to. */
+static void count_shared_once(const Pass *pass) {
+  const KvHostCache *cache = pass->cache;
+  g_auto(KvHostSharing) sharing = {0};
+  if (!cache->compression.shared_over)
+    return;
+  kv_host_sharing_init(&sharing);
+  kv_host_sharing_find(&sharing, pass->spans, pass->n_spans, cache->block_tokens,
+                       cache->compression.shared_over);
+  for (guint l = 0; l < cache->n_layers; l++)
+    pass->work->bytes -= 2.0 * (double)sharing.repeated_tokens * cache->layers[l].n_kv_heads *
+                         cache->layers[l].head_dim * sizeof(float);
+}
+
 void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpan *spans,
                      guint n_spans, KvHostWork *work) {
   Pass pass = {.weights = weights,
@@ -269,6 +288,7 @@ void kv_host_forward(const KvHostWeights *weights, KvHostCache *cache, KvHostSpa
     add_residual(&pass);
   }
   sample(&pass);
+  count_shared_once(&pass);
   work->bytes += (double)weights->n_parameters * sizeof(float);
   pass_end(&pass);
 }

@@ -7,7 +7,7 @@
 typedef struct {
   GArray *generated; /* of guint32 */
   GArray *names;     /* of guint64: [i] names the tokens up to position i */
-  guint32 dropped;   /* of the prompt: position i stands in slot i - dropped */
+  guint32 dropped;   /* position i stands in slot i - dropped */
 } TokenHistory;
 
 static TokenHistory *state_of(KvSequence *sequence) {
@@ -45,13 +45,24 @@ static guint64 name_at(const KvHostLedger *ledger, KvSequence *sequence, guint32
   return g_array_index(names, guint64, position);
 }
 
-/* The name of what a slot of the sequence must hold. A slot of a prompt that was cut holds another
- * token of it in each head and layer: its name is of the whole prompt and of the slot. */
+/* Slots that hold another token in each head and layer: 0 until tokens were dropped. */
+static guint32 mixed_slots(const KvHostLedger *ledger, KvSequence *sequence) {
+  return state_of(sequence)->dropped
+             ? kv_host_compression_kept(ledger->compression, sequence->input_tokens)
+             : 0;
+}
+
+static guint64 mixed_name(const KvHostLedger *ledger, KvSequence *sequence, guint32 slot) {
+  return kv_random_mix(name_at(ledger, sequence, sequence->input_tokens - 1) ^ ~(guint64)slot) | 1;
+}
+
+/* The name of what a slot of the sequence must hold: of a mixed one it is of the whole prompt and
+ * of the slot. */
 static guint64 slot_name(const KvHostLedger *ledger, KvSequence *sequence, guint32 slot) {
   guint32 dropped = state_of(sequence)->dropped;
-  if (dropped == 0 || slot >= ledger->budget)
+  if (slot >= mixed_slots(ledger, sequence))
     return name_at(ledger, sequence, slot + dropped);
-  return kv_random_mix(name_at(ledger, sequence, sequence->input_tokens - 1) ^ ~(guint64)slot) | 1;
+  return mixed_name(ledger, sequence, slot);
 }
 
 /* Where the name of a slot stands. */
@@ -135,29 +146,56 @@ static gboolean keep_sample(const KvHostLedger *ledger, KvSequence *sequence,
   return TRUE;
 }
 
+/* Tokens that are dropped at the span's end, if it decodes or is the last of a prompt. */
+static guint32 dropped_after(const KvHostLedger *ledger, const KvSequence *sequence,
+                             const KvHostSpan *span) {
+  return ledger->compression
+             ? kv_host_compression_dropped(ledger->compression, sequence->input_tokens,
+                                           span->past + span->n_tokens)
+             : 0;
+}
+
 /* The prompt was cut: the names of the slots that are left. */
 static void cut_names(const KvHostLedger *ledger, KvSequence *sequence, const KvHostSpan *span) {
-  guint32 dropped = sequence->input_tokens - ledger->budget;
+  guint32 dropped = dropped_after(ledger, sequence, span);
   state_of(sequence)->dropped = dropped;
-  for (guint32 slot = 0; slot < span->past + span->n_tokens - dropped; slot++)
+  for (guint32 slot = 0; dropped && slot < span->past + span->n_tokens - dropped; slot++)
     *name_slot(ledger, span->block_table, slot) = slot_name(ledger, sequence, slot);
+}
+
+/* From now on a token goes for each one that comes: slots that hold their positions' tokens get the
+ * names of mixed ones; the others fail the check. */
+static void begin_evicting(const KvHostLedger *ledger, KvSequence *sequence,
+                           const KvHostSpan *span) {
+  for (guint32 slot = 0; slot < span->past + span->n_tokens - span->dropped; slot++) {
+    if (sequence->block_ids[slot / ledger->block_tokens] >= ledger->n_blocks)
+      continue;
+    guint64 *name = name_slot(ledger, sequence->block_ids, slot);
+    gboolean own = *name == name_at(ledger, sequence, slot);
+    *name = own ? mixed_name(ledger, sequence, slot) : *name;
+  }
 }
 
 static gboolean batch_add(const KvHostLedger *ledger, KvHostBatch *batch, KvSequence *sequence,
                           KvHostSpan span, GError **error) {
   if (span.past == 0) /* from the beginning, for the first time or again */
     state_of(sequence)->dropped = 0;
-  span.dropped = state_of(sequence)->dropped;
+  span.dropped =
+      span.decoding ? dropped_after(ledger, sequence, &span) : state_of(sequence)->dropped;
   span.prompt_tokens = sequence->input_tokens;
   span.owner = sequence->index;
   if (!check_span(ledger, sequence, &span, error))
     return FALSE;
+  if (state_of(sequence)->dropped == 0 && span.dropped)
+    begin_evicting(ledger, sequence, &span);
+  state_of(sequence)->dropped = span.dropped;
   span.block_table = sequence->block_ids;
   for (guint32 t = 0; t < span.n_tokens; t++) {
     guint32 token = token_at(ledger, sequence, span.past + t);
+    guint32 slot = span.past + t - span.dropped;
     g_array_append_val(batch->tokens, token);
-    *name_slot(ledger, span.block_table, span.past + t - span.dropped) =
-        name_at(ledger, sequence, span.past + t);
+    if (slot >= mixed_slots(ledger, sequence)) /* else the token takes that of another */
+      *name_slot(ledger, span.block_table, slot) = name_at(ledger, sequence, span.past + t);
   }
   batch->owners[batch->n] = sequence;
   batch->spans[batch->n++] = span;
@@ -203,7 +241,7 @@ gboolean kv_host_batch_keep(const KvHostLedger *ledger, const KvHostBatch *batch
   for (guint s = 0; s < batch->n; s++) {
     if (batch->spans[s].sample && !keep_sample(ledger, batch->owners[s], &batch->spans[s], error))
       return FALSE;
-    if (batch->spans[s].last && ledger->budget && batch->owners[s]->input_tokens > ledger->budget)
+    if (batch->spans[s].last)
       cut_names(ledger, batch->owners[s], &batch->spans[s]);
   }
   return TRUE;

@@ -27,8 +27,7 @@ typedef struct {
   guint32 hash_block_tokens;
   guint64 n_blocks; /* of HBM */
   guint64 *names;   /* borrowed */
-  guint32 budget; /* tokens that a prompt is cut to when it is done, slots of its own in each head;
-                     0: it is kept */
+  const KvHostCompression *compression; /* borrowed: says which tokens are dropped; NULL: none */
   gboolean exact; /* a token that is computed again must come out the same: in fp32 on the host it
                      does, and in bf16 another batch may tip a tie */
   KvHostSink sink;

@@ -9,14 +9,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "models/llm/llm.h"
-#include "reference/host/agreement.h"
-#include "reference/host/tensors.h"
+#include "reference/cuda/pair.h"
 #include "sim/base/error.h"
 #include "sim/base/random.h"
-#ifdef KV_AGREEMENT_CUDA
-#include "reference/cuda/forward.h"
-#endif
 
 enum { SEED = 1 };
 
@@ -24,15 +19,14 @@ typedef struct {
   const char *executor, *model_name, *use, *cache;
   KvModel *model;
   KvHostCompression compression;
-  guint prompt, decoded, chunk, block_tokens, n_blocks;
-  guint32 *tokens, *table;
+  guint prompt, decoded, chunk, block_tokens;
+  guint32 *tokens;
   KvHostAgreement agreement;
 } Job;
 
 static void job_clear(Job *job) {
   g_clear_pointer(&job->model, kv_model_free);
   g_free(job->tokens);
-  g_free(job->table);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Job, job_clear)
 
@@ -81,108 +75,28 @@ static gboolean job_init(Job *job, int argc, char **argv, GError **error) {
   job->tokens = g_new(guint32, job->prompt);
   for (guint i = 0; i < job->prompt; i++)
     job->tokens[i] = (guint32)kv_random_integer(&random, 0, job->model->vocab - 1);
-  job->n_blocks = (job->prompt + job->decoded) / job->block_tokens + 1;
-  job->table = g_new(guint32, job->n_blocks);
-  for (guint i = 0; i < job->n_blocks; i++) /* backwards */
-    job->table[i] = job->n_blocks - 1 - i;
   return TRUE;
 }
 
-static const char *folder_of(const Job *job) {
-  return g_file_test(job->model_name, G_FILE_TEST_IS_DIR) ? job->model_name : NULL;
+static gboolean compare(Job *job, GError **error) {
+  gboolean folder = g_file_test(job->model_name, G_FILE_TEST_IS_DIR);
+  const KvPairSettings settings = {.model = job->model,
+                                   .checkpoint = folder ? job->model_name : NULL,
+                                   .seed = SEED,
+                                   .compression = &job->compression,
+                                   .block_tokens = job->block_tokens,
+                                   .n_blocks = (job->prompt + job->decoded) / job->block_tokens + 1,
+                                   .max_positions = job->prompt + job->decoded};
+  g_autoptr(KvEnginePair) pair = strcmp(job->executor, "cuda") == 0
+                                     ? kv_cuda_pair_new(&settings, error)
+                                     : kv_host_pair_new(&settings, error);
+  return pair && kv_engine_pair_compare(pair, &settings, job->tokens, job->prompt, job->chunk,
+                                        job->decoded, &job->agreement, error);
 }
-
-static gboolean compare(Job *job, KvHostPass pass, gpointer whole, gpointer compressed,
-                        GError **error) {
-  return kv_host_agreement_run(&job->agreement, pass, whole, compressed, &job->compression,
-                               job->table, job->tokens, job->prompt, job->chunk, job->decoded,
-                               job->model->vocab, error);
-}
-
-/* --- host ------------------------------------------------------------------------------------ */
-
-typedef struct {
-  const KvHostWeights *weights;
-  KvHostCache *cache;
-} Host;
-
-static gboolean host_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
-  const Host *host = engine;
-  KvHostWork work = {0};
-  span->logits = logits;
-  kv_host_forward(host->weights, host->cache, span, 1, &work);
-  return TRUE;
-}
-
-static gboolean run_host(Job *job, GError **error) {
-  const char *folder = folder_of(job);
-  g_autoptr(KvHostWeights) weights = folder ? kv_host_weights_load(job->model, folder, error)
-                                            : kv_host_weights_new(job->model, SEED, error);
-  g_autoptr(KvHostCache) whole =
-      weights ? kv_host_cache_new(weights, job->block_tokens, job->n_blocks, 0, error) : NULL;
-  g_autoptr(KvHostCache) compressed =
-      whole ? kv_host_cache_new(weights, job->block_tokens, job->n_blocks, 0, error) : NULL;
-  if (!compressed)
-    return FALSE;
-  compressed->compression = job->compression;
-  return compare(job, host_pass, &(Host){weights, whole}, &(Host){weights, compressed}, error);
-}
-
-/* --- cuda ------------------------------------------------------------------------------------ */
-
-#ifdef KV_AGREEMENT_CUDA
-typedef struct {
-  KvCudaDevice *device;
-  KvCudaCache *cache;
-  KvCudaEngine *engine;
-  guint vocab;
-} Cuda;
-
-static void cuda_clear(Cuda *cuda) {
-  kv_cuda_engine_free(cuda->engine);
-  kv_cuda_cache_free(cuda->cache);
-}
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Cuda, cuda_clear)
-
-static gboolean cuda_init(Cuda *cuda, const Job *job, KvCudaDevice *device, KvCudaWeights *weights,
-                          const KvHostCompression *compression, GError **error) {
-  cuda->device = device;
-  cuda->vocab = job->model->vocab;
-  return (cuda->cache = kv_cuda_cache_new_compressed(device, weights, job->block_tokens,
-                                                     job->n_blocks, 0, compression, error)) &&
-         (cuda->engine =
-              kv_cuda_engine_new(device, weights, cuda->cache, job->prompt + job->decoded, error));
-}
-
-static gboolean cuda_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
-  const Cuda *cuda = engine;
-  KvCudaWork work = {0};
-  return kv_cuda_engine_run(cuda->engine, span, 1, &work, error) &&
-         (!logits || kv_cuda_download(cuda->device, logits, kv_cuda_engine_logits(cuda->engine),
-                                      cuda->vocab * sizeof *logits, error));
-}
-
-static gboolean run_cuda(Job *job, GError **error) {
-  g_autoptr(KvCudaDevice) device = kv_cuda_device_open(error);
-  g_autoptr(KvCudaWeights) weights =
-      device ? kv_cuda_weights_new(device, job->model, folder_of(job), SEED, error) : NULL;
-  g_auto(Cuda) whole = {0}, compressed = {0};
-  return weights && cuda_init(&whole, job, device, weights, NULL, error) &&
-         cuda_init(&compressed, job, device, weights, &job->compression, error) &&
-         compare(job, cuda_pass, &whole, &compressed, error);
-}
-#else
-static gboolean run_cuda(Job *job, GError **error) {
-  g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
-              "executor cuda: this program was built without CUDA, expected host");
-  return FALSE;
-}
-#endif
 
 static gboolean run(int argc, char **argv, GError **error) {
   g_auto(Job) job = {0};
-  if (!job_init(&job, argc, argv, error) ||
-      !(strcmp(job.executor, "cuda") == 0 ? run_cuda(&job, error) : run_host(&job, error)))
+  if (!job_init(&job, argc, argv, error) || !compare(&job, error))
     return FALSE;
   const KvHostAgreement *a = &job.agreement;
   printf("{\"executor\": \"%s\", \"model\": \"%s\", \"use\": \"%s\", \"cache\": \"%s\", "

@@ -6,12 +6,16 @@
  * the GPU's time (median of REPEATS rounds after a warm one, in microseconds, over buffers larger
  * together than the second-level cache), bytes/s, that over the bf16 kernel's bytes/s, and how many
  * times faster than bf16 it is. Codes and scales are random bits: scales of every size, and NaN.
+ *
+ * Then decode attention of sequences that share leading blocks (chunkattention), beside the bf16
+ * kernel on the same block tables, where the second-level cache may help it.
  */
 #include <stdio.h>
 #include <string.h>
 
 #include "reference/cuda/device.h"
 #include "reference/cuda/kernels.h"
+#include "reference/cuda/sharing.h"
 #include "sim/base/error.h"
 #include "sim/base/output.h"
 #include "sim/base/random.h"
@@ -160,7 +164,8 @@ static cudaError_t choose_and_decode(const Case *c, const KvCudaPages *pages,
                                         c->max_splits, c->counters, c->scratch, stream);
 }
 
-static cudaError_t decode_once(const Case *c, guint i) {
+static cudaError_t decode_once(gconstpointer case_, guint i) {
+  const Case *c = case_;
   KvCudaTables tables = {c->words, c->words + c->blocks};
   const guint32 *contexts = tables.table_starts + c->sequences, *slots = contexts + c->sequences;
   const guint32 *split = slots + c->sequences;
@@ -187,16 +192,19 @@ static int by_value(const void *a, const void *b) {
   return x < y ? -1 : x > y;
 }
 
-static gboolean time_case(const Case *c, double *seconds, GError **error) {
-  guint inner = MAX(c->copies, 8), launch = 0;
+/* Time of one launch, `inner` of them in a round. */
+static gboolean time_launches(Bench *b, guint inner,
+                              cudaError_t (*launch_once)(gconstpointer c, guint i), gconstpointer c,
+                              double *seconds, GError **error) {
+  guint launch = 0;
   double rounds[REPEATS + 1];
   for (guint r = 0; r <= REPEATS; r++) { /* the first is warming up */
-    if (!kv_cuda_clock_start(c->bench->device, error))
+    if (!kv_cuda_clock_start(b->device, error))
       return FALSE;
     for (guint i = 0; i < inner; i++)
-      if (!KV_CUDA_OK(decode_once(c, launch++), error))
+      if (!KV_CUDA_OK(launch_once(c, launch++), error))
         return FALSE;
-    if (!kv_cuda_clock_stop(c->bench->device, &rounds[r], error))
+    if (!kv_cuda_clock_stop(b->device, &rounds[r], error))
       return FALSE;
   }
   qsort(rounds + 1, REPEATS, sizeof *rounds, by_value);
@@ -252,7 +260,8 @@ static gboolean bench_shape(Bench *b, guint i, GError **error) {
                       .residual = techniques[t].residual,
                       .budget = techniques[t].budget,
                       .chooses = techniques[t].chooses};
-    if (!case_init(&c, error) || !time_case(&c, &seconds, error))
+    if (!case_init(&c, error) ||
+        !time_launches(b, MAX(c.copies, 8), decode_once, &c, &seconds, error))
       return FALSE;
     double bytes = bytes_read(&c), rate = bytes / seconds;
     if (t == 0) {
@@ -276,6 +285,198 @@ static gboolean bench_shape(Bench *b, guint i, GError **error) {
   return TRUE;
 }
 
+/* --- what sequences share --------------------------------------------------------------------- */
+
+/* One layer of `sequences` whose contexts begin with the same `shared` tokens. */
+typedef struct {
+  Bench *bench;
+  guint n_heads, n_kv_heads, head_dim, sequences, shared, own;
+  guint copies, blocks, max_splits, own_splits;
+  gsize block_bytes;
+  GPtrArray *memory;
+  KvBf16 *pool, *q, *out;
+  KvCudaPages pages;
+  KvCudaTables tables;
+  guint32 *contexts, *split, *own_split, *counters;
+  void *scratch;
+  KvCudaShared work;
+} SharedCase;
+
+static void shared_case_clear(SharedCase *c) {
+  g_ptr_array_unref(c->memory);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(SharedCase, shared_case_clear)
+
+static void *keep(SharedCase *c, void *memory) {
+  if (memory)
+    g_ptr_array_add(c->memory, memory);
+  return memory;
+}
+
+static gboolean put(SharedCase *c, guint32 **to, gconstpointer from, gsize words, GError **error) {
+  *to = keep(c, kv_cuda_alloc(words * sizeof(guint32), "tables", error));
+  return *to && kv_cuda_upload(c->bench->device, *to, from, words * sizeof(guint32), error);
+}
+
+/* The engine's plan of what the sequences share; table s begins at word s * each. */
+static gboolean put_plan(SharedCase *c, const KvHostSpan *spans, guint each, GError **error) {
+  guint S = c->sequences;
+  KvCudaLayer layer = {.attention = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads}};
+  const KvCudaWeights weights = {.n_layers = 1, .layers = &layer};
+  KvCudaSharing *sharing = kv_cuda_sharing_new(c->bench->device, &weights, BLOCK_TOKENS, 1);
+  kv_cuda_sharing_plan(sharing, spans, S);
+  guint32 tiles = sharing->tiles->len, *at[5] = {0};
+  for (guint i = 0; i < tiles; i++)
+    g_array_index(sharing->tiles, KvCudaSharedTile, i).table *= each;
+  gboolean placed = put(c, &at[0], sharing->found.shared->data, S, error) &&
+                    put(c, &at[1], sharing->part_starts->data, S + 1, error) &&
+                    put(c, &at[2], sharing->found.members->data, S, error) &&
+                    put(c, &at[3], &tiles, 1, error) &&
+                    put(c, &at[4], sharing->tiles->data,
+                        tiles * sizeof(KvCudaSharedTile) / sizeof(guint32), error);
+  c->work = (KvCudaShared){.tiles = (KvCudaSharedTile *)at[4],
+                           .n_tiles = at[3],
+                           .members = at[2],
+                           .first_tokens = at[0],
+                           .part_starts = at[1],
+                           .most_tiles = tiles,
+                           .most_parts = kv_cuda_sharing_parts(sharing)};
+  kv_cuda_sharing_free(sharing);
+  return placed;
+}
+
+/* Block tables: shared blocks first, then each sequence's own. */
+static gboolean put_tables(SharedCase *c, GError **error) {
+  guint S = c->sequences, common = c->shared / BLOCK_TOKENS, own = c->own / BLOCK_TOKENS;
+  guint each = common + own;
+  g_autofree guint32 *table = g_new(guint32, (gsize)S * each), *starts = g_new(guint32, S);
+  g_autofree guint32 *contexts = g_new(guint32, S);
+  g_autofree KvHostSpan *spans = g_new0(KvHostSpan, S);
+  guint32 *at[2] = {0};
+  for (guint s = 0; s < S; s++) {
+    for (guint i = 0; i < each; i++)
+      table[s * each + i] = i < common ? i : common + s * own + i - common;
+    starts[s] = s * each;
+    contexts[s] = c->shared + c->own;
+    spans[s] = (KvHostSpan){
+        .block_table = table + starts[s], .past = contexts[s] - 1, .n_tokens = 1, .decoding = TRUE};
+  }
+  if (!put(c, &at[0], table, (gsize)S * each, error) || !put(c, &at[1], starts, S, error) ||
+      !put(c, &c->contexts, contexts, S, error))
+    return FALSE;
+  c->tables = (KvCudaTables){at[0], at[1]};
+  return put_plan(c, spans, each, error);
+}
+
+/* Pieces of `tokens` for each of the sequences. */
+static gboolean put_split(SharedCase *c, guint tokens, guint *max_splits, guint32 **to,
+                          GError **error) {
+  *max_splits =
+      kv_cuda_decode_max_splits(c->sequences, c->n_kv_heads, c->bench->device->multiprocessors);
+  guint32 piece = (tokens + *max_splits - 1) / *max_splits;
+  piece = (piece + KV_CUDA_SPLIT_UNIT - 1) / KV_CUDA_SPLIT_UNIT * KV_CUDA_SPLIT_UNIT;
+  return put(c, to, &piece, 1, error);
+}
+
+static gboolean shared_case_init(SharedCase *c, GError **error) {
+  Bench *b = c->bench;
+  gsize half = (gsize)c->n_kv_heads * BLOCK_TOKENS * c->head_dim;
+  gsize row = (gsize)c->n_heads * c->head_dim * sizeof(KvBf16);
+  gsize counters = (gsize)c->sequences * c->n_heads * sizeof(guint32);
+  c->memory = g_ptr_array_new_with_free_func(kv_cuda_free);
+  c->block_bytes = 2 * half * sizeof(KvBf16);
+  c->blocks = (c->shared + c->sequences * c->own) / BLOCK_TOKENS;
+  c->copies = 2 + (guint)(3 * b->device->l2_bytes / (c->blocks * c->block_bytes));
+  c->pages = (KvCudaPages){.block_elements = 2 * half,
+                           .value_offset = half,
+                           .block_shift = SHIFT,
+                           .n_kv_heads = c->n_kv_heads,
+                           .head_dim = c->head_dim};
+  if (!put_tables(c, error) ||
+      !put_split(c, c->shared + c->own, &c->max_splits, &c->split, error) ||
+      !put_split(c, c->own, &c->own_splits, &c->own_split, error))
+    return FALSE;
+  gsize parts = kv_cuda_shared_scratch_bytes(c->work.most_parts, c->n_heads, c->head_dim);
+  gsize scratch = kv_cuda_decode_scratch_bytes(c->sequences, c->n_heads, c->head_dim,
+                                               MAX(c->max_splits, c->own_splits));
+  return (c->work.scratch = keep(c, kv_cuda_alloc(parts, "scratch", error))) &&
+         (c->scratch = keep(c, kv_cuda_alloc(scratch, "scratch", error))) &&
+         (c->counters = keep(c, kv_cuda_alloc(counters, "counters", error))) &&
+         (c->pool =
+              keep(c, random_memory(b, (gsize)c->copies * c->blocks * c->block_bytes, error))) &&
+         (c->q = keep(c, random_memory(b, c->sequences * row, error))) &&
+         (c->out = keep(c, random_memory(b, c->sequences * row, error))) &&
+         kv_cuda_fill(b->device, c->counters, 0, counters, error);
+}
+
+static KvCudaPages shared_pages(const SharedCase *c, guint i) {
+  KvCudaPages pages = c->pages;
+  pages.pool = c->pool + (gsize)(i % c->copies) * c->blocks * c->pages.block_elements;
+  return pages;
+}
+
+static cudaError_t apart_once(gconstpointer case_, guint i) {
+  const SharedCase *c = case_;
+  KvCudaPages pages = shared_pages(c, i);
+  return kv_cuda_decode_attention(c->out, c->q, (gsize)c->n_heads * c->head_dim, &pages, &c->tables,
+                                  c->contexts, c->sequences, c->n_heads, 0, c->split, c->max_splits,
+                                  c->counters, c->scratch, c->bench->device->stream);
+}
+
+/* The first of the two phases. */
+static cudaError_t tiles_once(gconstpointer case_, guint i) {
+  const SharedCase *c = case_;
+  KvCudaPages pages = shared_pages(c, i);
+  return kv_cuda_shared_attention(&c->work, c->q, (gsize)c->n_heads * c->head_dim, &pages,
+                                  c->tables.table, c->n_heads, c->bench->device->stream);
+}
+
+static cudaError_t together_once(gconstpointer case_, guint i) {
+  const SharedCase *c = case_;
+  KvCudaPages pages = shared_pages(c, i);
+  cudaError_t status = tiles_once(c, i);
+  return status != cudaSuccess
+             ? status
+             : kv_cuda_decode_attention_shared(c->out, c->q, (gsize)c->n_heads * c->head_dim,
+                                               &pages, &c->tables, c->contexts, c->sequences,
+                                               c->n_heads, &c->work, c->own_split, c->own_splits,
+                                               c->counters, c->scratch, c->bench->device->stream);
+}
+
+static const struct {
+  guint n_heads, n_kv_heads, head_dim, sequences, shared, own;
+} sharers[] = {{32, 8, 128, 64, 8192, 512},  {32, 8, 128, 2, 8192, 512},
+               {32, 8, 128, 16, 2048, 512},  {32, 32, 128, 32, 2048, 512},
+               {32, 8, 128, 256, 1024, 256}, {32, 8, 64, 64, 8192, 512}};
+
+static gboolean bench_shared(Bench *b, guint i, GError **error) {
+  double apart = 0.0, tiles = 0.0, together = 0.0;
+  g_auto(SharedCase) c = {.bench = b,
+                          .n_heads = sharers[i].n_heads,
+                          .n_kv_heads = sharers[i].n_kv_heads,
+                          .head_dim = sharers[i].head_dim,
+                          .sequences = sharers[i].sequences,
+                          .shared = sharers[i].shared,
+                          .own = sharers[i].own};
+  guint inner = 8;
+  if (!shared_case_init(&c, error) || !time_launches(b, inner, apart_once, &c, &apart, error) ||
+      !time_launches(b, inner, tiles_once, &c, &tiles, error) ||
+      !time_launches(b, inner, together_once, &c, &together, error))
+    return FALSE;
+  kv_output_print(b->file,
+                  "%s  {\"heads\": %u, \"kv_heads\": %u, \"head_dim\": %u, \"batch\": %u, "
+                  "\"shared\": %u, \"own\": %u, \"us\": %.6g, \"us_of_shared\": %.6g, "
+                  "\"ordinary_us\": %.6g, \"times_faster\": %.4f}",
+                  i ? ",\n" : "\n", c.n_heads, c.n_kv_heads, c.head_dim, c.sequences, c.shared,
+                  c.own, 1e6 * together, 1e6 * tiles, 1e6 * apart, apart / together);
+  printf("%2u/%-2u d %3u batch %3u shared %5u own %4u chunkattention %9.1f us (%.1f of the shared "
+         "tokens) beside %9.1f us, %.2f times its speed\n",
+         c.n_heads, c.n_kv_heads, c.head_dim, c.sequences, c.shared, c.own, 1e6 * together,
+         1e6 * tiles, 1e6 * apart, apart / together);
+  (void)fflush(stdout);
+  return TRUE;
+}
+
 static gboolean run(Bench *b, const char *path, GError **error) {
   if (!(b->device = kv_cuda_device_open(error)) || !(b->file = kv_output_open(path, error)))
     return FALSE;
@@ -283,6 +484,10 @@ static gboolean run(Bench *b, const char *path, GError **error) {
   b->separator = "\n";
   for (guint i = 0; i < G_N_ELEMENTS(shapes); i++)
     if (!bench_shape(b, i, error))
+      return FALSE;
+  kv_output_print(b->file, "\n ],\n \"shared_attention\": [");
+  for (guint i = 0; i < G_N_ELEMENTS(sharers); i++)
+    if (!bench_shared(b, i, error))
       return FALSE;
   kv_output_print(b->file, "\n ]\n}\n");
   return kv_output_commit(g_steal_pointer(&b->file), error);

@@ -1,9 +1,9 @@
 #!/bin/bash
 # Everything that needs a GPU, in order: are the kernels right, are the logits right, how fast is it.
 #
-#     gpu.sh BUNDLE OUT [tests|logits|bench|techniques|run|calibrate|validate ...]
+#     gpu.sh BUNDLE OUT [tests|sanitize|logits|bench|techniques|run|calibrate|validate ...]
 #
-# BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON. Without parts, all of them;
+# BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON. Without parts, all but `sanitize`;
 # what measures goes on where tests or logits failed, and the exit status says so.
 set -u
 bundle=$(cd "$1" && pwd) && mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
@@ -39,6 +39,12 @@ cuda qwen2.5-0.5b snapkv:budget=512 bf16 1000 64 300
 cuda qwen2.5-0.5b quest:token_budget=2048 bf16 1000 32 1000
 cuda qwen2.5-0.5b quest:token_budget=512 bf16 1000 64 1000
 cuda qwen2.5-0.5b quest:token_budget=512 bf16 1000 64 300
+cuda qwen2.5-0.5b pyramidkv:budget=2048 bf16 1000 32 1000
+cuda qwen2.5-0.5b pyramidkv:budget=256 bf16 1000 64 1000
+cuda qwen2.5-0.5b pyramidkv:budget=256 bf16 1000 64 300
+cuda qwen2.5-0.5b h2o:budget_total=1:output_tokens=32 bf16 1000 32 1000
+cuda qwen2.5-0.5b h2o bf16 1000 64 1000
+cuda qwen2.5-0.5b h2o bf16 1000 64 300
 cuda qwen2.5-0.5b palu:rank_k=65536:rank_v=65536 bf16 1000 32 1000
 cuda qwen2.5-0.5b palu:rank_ratio=0.9 bf16 1000 64 1000
 cuda qwen2.5-0.5b palu bf16 1000 64 1000
@@ -54,6 +60,10 @@ cuda opt-125m snapkv:budget=128 bf16 200 16 200
 host opt-125m snapkv:budget=128 bf16 200 16 200
 cuda opt-125m quest:token_budget=64 bf16 200 16 200
 host opt-125m quest:token_budget=64 bf16 200 16 200
+cuda opt-125m pyramidkv:budget=64 bf16 200 16 200
+host opt-125m pyramidkv:budget=64 bf16 200 16 200
+cuda opt-125m h2o:hh_ratio=0.2 bf16 200 16 200
+host opt-125m h2o:hh_ratio=0.2 bf16 200 16 200
 cuda opt-125m minicache:gamma=1 bf16 200 16 200
 host opt-125m minicache:gamma=1 bf16 200 16 200
 cuda opt-125m minicache:S=10 bf16 200 16 200
@@ -62,6 +72,33 @@ cuda opt-125m palu:rank_k=65536:rank_v=65536 bf16 200 16 200
 host opt-125m palu:rank_k=65536:rank_v=65536 bf16 200 16 200
 cuda opt-125m palu:rank_ratio=0.9 bf16 200 16 200
 host opt-125m palu:rank_ratio=0.9 bf16 200 16 200
+END
+  return $failed
+}
+
+# The kernels' tests under compute-sanitizer: what a tool finds makes its part fail, and so does a test that does not end in its
+# time. cuBLASLt's own kernels are left out of all but memcheck: there are thousands, and each is instrumented.
+sanitize() {
+  local failed=0 result tool seconds options
+  command -v compute-sanitizer >/dev/null || { echo "no compute-sanitizer on PATH, expected the CUDA toolkit's"; return 1; }
+  while read -r tool seconds options; do
+    echo "--- $tool"
+    # shellcheck disable=SC2086 # options are words
+    KV_TEST_FEW=1 ours timeout "$seconds" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+      "$bundle/test_cuda_kernels" $options </dev/null
+    result=$?
+    case $result in
+    0) echo "--- $tool: nothing found" ;;
+    9) echo "--- $tool: found errors" ;;
+    124) echo "--- $tool: not done after $seconds s" ;;
+    *) echo "--- $tool: status $result" ;;
+    esac
+    [ $result -eq 0 ] || failed=1
+  done <<END
+memcheck 180
+racecheck 180 -s /reference/cuda/products
+synccheck 100 -s /reference/cuda/products
+initcheck 100 -s /reference/cuda/products
 END
   return $failed
 }
@@ -75,7 +112,7 @@ one_run() {
     >"$out/validate/$name.txt" 2>&1
   local result=$?
   echo "--- $name: status $result"
-  grep -E "^kvsim|steps |attention|MLP|copies|  (ttft|tpot|e2e) mean|makespan|median error" "$out/validate/$name.txt"
+  grep -E "^kvsim|steps |attention|MLP|copies|  (ttft|tpot|e2e) mean|makespan|median error|^  all " "$out/validate/$name.txt"
   return $result
 }
 
@@ -91,6 +128,12 @@ validate() {
   one_run 8b-calls "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 2 --requests 200 || status=1
   one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
+  one_run 0.5b-snapkv "$traces/chat.jsonl" --model qwen2.5-0.5b --requests 20 --use snapkv:budget=512 --quality \
+    --set engine.num_blocks=4096 || status=1
+  one_run 1b-shared "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 50 --requests 100 --use chunkattention:c=64 \
+    --set engine.num_blocks=4096 || status=1
+  one_run 0.5b-orca "$traces/calls.jsonl" --model qwen2.5-0.5b --rate-scale 4 --requests 40 --use orca \
+    --set engine.max_model_len=8192 --set engine.num_blocks=8192 || status=1
   one_run 1b-wall "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 --pace wall || status=1
   one_run 1b-virtual "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 || status=1
   gzip -9 "$out"/validate/*/steps.csv
@@ -103,7 +146,10 @@ for part; do
   echo "=== $part"
   begin=$(date +%s)
   case $part in
-  tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1 ;;
+  tests) ours timeout 200 "$bundle/test_cuda_kernels" >"$out/tests.log" 2>&1
+    worked=$?
+    ours timeout 60 "$bundle/test_cuda_engine" >>"$out/tests.log" 2>&1 && [ $worked -eq 0 ] ;;
+  sanitize) sanitize >"$out/sanitize.log" 2>&1 ;;
   logits) KV_CUBLAS=$cublas timeout 280 python3 "$here/compare_logits.py" "$bundle/cuda_logits" "$out/logits.json" \
     >"$out/logits.log" 2>&1 ;;
   bench) ours timeout 280 "$bundle/cuda_bench" "$out/bench.json" >"$out/bench.log" 2>&1 ;;
@@ -115,13 +161,15 @@ for part; do
   calibrate) ours timeout 240 "$bundle/kvsim" calibrate --measure --table "$out/kernels.csv" -o "$out/h200-kvsim.json" \
     >"$out/calibrate.log" 2>&1 ;;
   validate) mkdir -p "$out/validate" && validate >"$out/validate.log" 2>&1 ;;
-  *) echo "no part $part: tests, logits, bench, techniques, run, calibrate or validate"; exit 2 ;;
+  *) echo "no part $part: tests, sanitize, logits, bench, techniques, run, calibrate or validate"; exit 2 ;;
   esac
   result=$?
   [ $result -eq 0 ] || status=1
   echo "=== $part: status $result, $(($(date +%s) - begin)) s"
   case $part in
   tests) grep -E '^(not )?ok|^# .*(error|expected)|Bail' "$out/tests.log" | cut -c1-200 | head -60 ;;
+  sanitize) grep -E '^---|ERROR SUMMARY|RACECHECK SUMMARY|^========= .*(Invalid|Uninit|Race|Barrier|hazard)|^not ok|Bail' "$out/sanitize.log" |
+    cut -c1-200 | head -120 ;;
   run) cat "$out/run.log"; head -c 1500 "$out/run.json" ;;
   techniques) cat "$out/techniques.log" "$out/agreement.jsonl" ;;
   *) tail -n 130 "$out/$part.log" ;;

@@ -16,7 +16,7 @@
 typedef struct {
   KvScenarioOptions scenario;
   char **measured, **steps, **traces, *match, *kind, *directory, *format, *pace;
-  gboolean as_json, each, markdown;
+  gboolean as_json, each, markdown, quality;
 } Options;
 
 static void options_clear(Options *o) {
@@ -40,6 +40,7 @@ static gboolean check(const Options *o, int n_arguments, GError **error) {
   const char *other = beside                             ? beside
                       : files && o->format               ? "format"
                       : files && o->pace                 ? "pace"
+                      : files && o->quality              ? "quality"
                       : !files && (o->traces || o->kind) ? o->kind ? "kind" : "traces"
                       : !files && o->match               ? "match"
                       : !files && o->markdown            ? "markdown"
@@ -80,6 +81,9 @@ static gboolean parse(Options *o, int *argc, char ***argv, GError **error) {
        "folder for report.html, with pictures, and the figures; a trace's: steps.csv, measured.json, "
        "requests.csv and outputs.jsonl too",
        "DIR"},
+      {"quality", 0, 0, G_OPTION_ARG_NONE, &o->quality,
+       "a trace's: also how far the technique's answers are from the whole cache's (quality.json)",
+       NULL},
       {"each", 0, 0, G_OPTION_ARG_NONE, &o->each, "a table of every run, or step, however many",
        NULL},
       {"markdown", 0, 0, G_OPTION_ARG_NONE, &o->markdown,
@@ -204,7 +208,8 @@ static gboolean compare_trace(const Options *o, const char *trace, GError **erro
                            .directory = o->directory,
                            .pace_wall = wall,
                            .each = o->each,
-                           .as_json = o->as_json};
+                           .as_json = o->as_json,
+                           .quality = o->quality};
   return kv_validate_trace(&asked, error);
 }
 

@@ -5,6 +5,7 @@
 
 #include "sim/base/error.h"
 #include "sim/cli/cli.h"
+#include "sim/validate/answers.h"
 #include "sim/validate/reference_run.h"
 #include "viz/plots_validate.h"
 
@@ -12,6 +13,7 @@
 typedef struct {
   const KvReferenceRun *reference;
   const KvComparison *comparison;
+  const KvAnswers *quality; /* or NULL */
 } Compared;
 
 static void print_time(KvOutput *output, double seconds) {
@@ -62,6 +64,7 @@ static gboolean write_directory(KvRunDirectory *directory, const KvScenario *sce
   g_autofree char *of_steps = kv_run_directory_file(directory, "steps.csv");
   g_autofree char *of_run = kv_run_directory_file(directory, "measured.json");
   g_autofree char *of_requests = kv_run_directory_file(directory, "requests.csv");
+  g_autofree char *of_quality = kv_run_directory_file(directory, "quality.json");
   g_autoptr(GPtrArray) comparisons = g_ptr_array_new();
   g_autoptr(GPtrArray) logs = g_ptr_array_new();
   g_ptr_array_add(comparisons, (gpointer)c->comparison);
@@ -70,6 +73,7 @@ static gboolean write_directory(KvRunDirectory *directory, const KvScenario *sce
          kv_step_log_write(c->reference->log, of_steps, error) &&
          kv_reference_run_write(c->reference, of_run, error) &&
          write_requests(c, of_requests, error) &&
+         (!c->quality || kv_answers_write(c->quality, of_quality, error)) &&
          kv_validate_report_write(directory, comparisons, logs, error);
 }
 
@@ -77,6 +81,8 @@ static void print(const Compared *c, const KvValidateTrace *asked) {
   if (asked->as_json) {
     json_t *root = json_pack("{s:o, s:o}", "operations", kv_step_log_to_json(c->reference->log),
                              "run", kv_comparison_to_json(c->comparison));
+    if (c->quality)
+      json_object_set_new(root, "quality", kv_answers_to_json(c->quality));
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     puts(text);
     free(text);
@@ -86,11 +92,17 @@ static void print(const Compared *c, const KvValidateTrace *asked) {
   g_autofree char *steps = kv_step_log_table(c->reference->log, asked->each);
   g_autofree char *run = kv_comparison_table(c->comparison);
   printf("%s\n%s", steps, run);
+  if (c->quality) {
+    g_autofree char *quality = kv_answers_table(c->quality);
+    printf("\n%s", quality);
+  }
   if (asked->directory)
     printf("\nreport: %s/report.html\n", asked->directory);
 }
 
 gboolean kv_validate_trace(const KvValidateTrace *asked, GError **error) {
+  if (asked->quality && !kv_answers_check(asked->scenario, error))
+    return FALSE;
   g_autoptr(KvRunDirectory) directory =
       asked->directory ? kv_run_directory_begin(asked->directory, error) : NULL;
   if (asked->directory && !directory)
@@ -112,7 +124,11 @@ gboolean kv_validate_trace(const KvValidateTrace *asked, GError **error) {
   g_autoptr(KvComparison) comparison = kv_comparison_new(reference->run, &kv_interrupted, error);
   if (!comparison || !kv_step_log_price(reference->log, error))
     return FALSE;
-  Compared compared = {reference, comparison};
+  g_autoptr(KvAnswers) quality =
+      asked->quality ? kv_answers_new(asked->scenario, asked->trace, asked->format, error) : NULL;
+  if (asked->quality && !quality)
+    return FALSE;
+  Compared compared = {reference, comparison, quality};
   if (directory && (!write_directory(directory, asked->scenario, &compared, error) ||
                     !kv_run_directory_commit(g_steal_pointer(&directory), error)))
     return FALSE;

@@ -11,6 +11,7 @@ typedef struct {
   const KvScenario *scenario;             /* its executor is a real one */
   const char *trace, *format, *directory; /* format, directory: or NULL */
   gboolean pace_wall, each, as_json;
+  gboolean quality; /* also how far answers are from those of the whole cache */
 } KvValidateTrace;
 
 gboolean kv_validate_trace(const KvValidateTrace *asked, GError **error);

@@ -428,8 +428,8 @@ static const char *checkpoint_of(const KvScenario *s) {
 
 /* A real executor computes what it is told to: a cache that it does not know how to hold is
  * refused. */
-static gboolean check_executed(const KvSetup *setup, KvHostCompression *compression,
-                               GError **error) {
+gboolean kv_setup_compression(const KvSetup *setup, KvHostCompression *compression,
+                              GError **error) {
   const KvScenario *s = setup->scenario;
   for (guint i = 0; i < setup->stack->uses->len; i++) {
     const KvTechnique *t = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
@@ -450,7 +450,7 @@ static KvExecutor *new_host_executor(Run *run, GError **error) {
   const KvScenario *s = u->scenario;
   const char *folder = checkpoint_of(s);
   KvHostCompression compression;
-  if (!check_executed(u, &compression, error))
+  if (!kv_setup_compression(u, &compression, error))
     return NULL;
   KvHostWeights *weights = folder ? kv_host_weights_load(u->model, folder, error)
                                   : kv_host_weights_new(u->model, s->seed, error);
@@ -470,7 +470,7 @@ static KvExecutor *new_cuda_executor(Run *run, GError **error) {
   const KvSetup *u = run->setup;
   const KvScenario *s = u->scenario;
   KvHostCompression compression;
-  if (!check_executed(u, &compression, error))
+  if (!kv_setup_compression(u, &compression, error))
     return NULL;
   if (run->n > 1 || s->tensor_parallel > 1) {
     g_set_error(error, KV_ERROR, KV_ERROR_USAGE,

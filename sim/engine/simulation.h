@@ -12,6 +12,7 @@
 #include "models/hardware/hardware.h"
 #include "models/llm/llm.h"
 #include "models/techniques/technique.h"
+#include "reference/host/compression.h"
 #include "sim/base/output.h"
 #include "sim/engine/demand.h"
 #include "sim/engine/executor.h"
@@ -51,6 +52,8 @@ void kv_setup_free(KvSetup *setup);
  * nothing is missing. */
 char *kv_setup_unmeasured(const KvSetup *setup);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvSetup, kv_setup_free)
+/* How a real executor holds the cache of this stack. FALSE with *error set if none does. */
+gboolean kv_setup_compression(const KvSetup *setup, KvHostCompression *compression, GError **error);
 
 typedef struct {
   KvOutput *requests, *operations; /* CSV outputs, or NULL; borrowed */

@@ -16,6 +16,8 @@ static void log_step(KvStepLog *log, const KvStep *step, const KvStepCost *cost)
                          .n_chunks = step->n_chunks,
                          .first_context = log->contexts->len,
                          .n_decode = (guint)step->decode.n,
+                         .shared_once_tokens = step->decode.shared_once_tokens,
+                         .shared_repeated_tokens = step->decode.shared_repeated_tokens,
                          .measured_seconds = cost->seconds};
   memcpy(logged.measured_parts, cost->component_seconds, sizeof logged.measured_parts);
   for (guint i = 0; i < step->n_chunks; i++) {

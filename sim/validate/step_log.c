@@ -42,7 +42,11 @@ KvStepKind kv_logged_step_kind(const KvLoggedStep *step) {
 static void sum_contexts(const KvStepLog *log, const KvLoggedStep *logged,
                          const KvPlanCurves *curves, double *values, KvDecodeBatch *batch) {
   static const double no_slopes[KV_MAX_CHANNELS]; /* of one repeat */
-  *batch = (KvDecodeBatch){.n = logged->n_decode, .values = values, .slopes = no_slopes};
+  *batch = (KvDecodeBatch){.n = logged->n_decode,
+                           .values = values,
+                           .slopes = no_slopes,
+                           .shared_once_tokens = logged->shared_once_tokens,
+                           .shared_repeated_tokens = logged->shared_repeated_tokens};
   memset(values, 0, KV_MAX_CHANNELS * sizeof *values);
   for (guint i = 0; i < logged->n_decode; i++) {
     double context = g_array_index(log->contexts, guint32, logged->first_context + i);

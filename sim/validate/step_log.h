@@ -2,14 +2,16 @@
  * the model executor says of the same shape: validation's second rung, on runs of our own.
  *
  * A step's shape is its chunks of prompts (cached tokens before, new tokens, whether a token is
- * sampled after) and the context of every sequence that decodes in it, the new token counted. That
- * is all that a price depends on, so a step can be priced again without a GPU.
+ * sampled after), the context of every sequence that decodes in it, the new token counted, and what
+ * of the contexts is read once for several. That is all that a price depends on, so a step can be
+ * priced again without a GPU.
  *
  * As a file (steps.csv, or gzip of it): a first line `# ` and a JSON object with "kvsim_steps": 1,
  * the executor, the complete scenario to price with, and what is known of the GPU; a header; then a
  * row a step. `chunks` and `contexts` are lists with spaces: chunks `PAST+TOKENS`, with `*` if a
- * token is sampled; contexts `TOKENS`, or `TOKENSxN` for N sequences in a row. Times are
- * microseconds; parts are those of steps that were timed part by part.
+ * token is sampled; contexts `TOKENS`, or `TOKENSxN` for N sequences in a row, and `&ONCE+AGAIN` at
+ * the end where a technique reads once what several share: its distinct tokens, and those that need
+ * not be read again. Times are microseconds; parts are those of steps that were timed part by part.
  */
 #ifndef KV_SIM_VALIDATE_STEP_LOG_H
 #define KV_SIM_VALIDATE_STEP_LOG_H
@@ -21,8 +23,9 @@
 #include "sim/engine/simulation.h"
 
 typedef struct {
-  guint first_chunk, n_chunks;   /* in the log's chunks */
-  guint first_context, n_decode; /* in the log's contexts */
+  guint first_chunk, n_chunks;                       /* in the log's chunks */
+  guint first_context, n_decode;                     /* in the log's contexts */
+  double shared_once_tokens, shared_repeated_tokens; /* as of KvDecodeBatch */
   double measured_seconds, predicted_seconds;
   double measured_parts[KV_N_COMPONENTS]; /* all zero: the step was timed as a whole */
   double predicted_parts[KV_N_COMPONENTS];

@@ -54,6 +54,8 @@ static void write_step(const KvStepLog *log, const KvLoggedStep *step, KvOutput 
     if (n > 1)
       kv_output_print(output, "x%u", n);
   }
+  if (step->shared_repeated_tokens > 0.0)
+    kv_output_print(output, " &%.0f+%.0f", step->shared_once_tokens, step->shared_repeated_tokens);
   kv_output_print(output, ",%.7g,%.7g", 1e6 * step->measured_seconds,
                   1e6 * step->predicted_seconds);
   for (guint c = 0; c < KV_N_COMPONENTS; c++)
@@ -159,10 +161,24 @@ static gboolean read_chunks(KvStepLog *log, const char *at) {
   return TRUE;
 }
 
-static gboolean read_contexts(KvStepLog *log, const char *at) {
+/* What follows the "&", to the end. */
+static gboolean read_shared(KvLoggedStep *step, const char *at) {
+  char *end;
+  if (!g_ascii_isdigit(*at))
+    return FALSE;
+  step->shared_once_tokens = (double)g_ascii_strtoull(at, &end, 10);
+  if (*end != '+' || !g_ascii_isdigit(end[1]))
+    return FALSE;
+  step->shared_repeated_tokens = (double)g_ascii_strtoull(end + 1, &end, 10);
+  return !*end;
+}
+
+static gboolean read_contexts(KvStepLog *log, KvLoggedStep *step, const char *at) {
   static const guint32 most_sequences = 1 << 20;
   while (*at) {
     guint32 context = 0, n = 1;
+    if (*at == '&' && log->contexts->len > step->first_context)
+      return read_shared(step, at + 1);
     if (!take_number(&at, &context) || context == 0)
       return FALSE;
     if (*at == 'x' && (!take_number((at++, &at), &n) || n == 0 || n > most_sequences))
@@ -191,7 +207,7 @@ static const char *read_step(KvStepLog *log, char **fields) {
   KvLoggedStep step = {.first_chunk = log->chunks->len, .first_context = log->contexts->len};
   if (!read_chunks(log, fields[0]))
     return "chunks is no list of PAST+TOKENS";
-  if (!read_contexts(log, fields[1]))
+  if (!read_contexts(log, &step, fields[1]))
     return "contexts is no list of TOKENS or TOKENSxN";
   step.n_chunks = log->chunks->len - step.first_chunk;
   step.n_decode = log->contexts->len - step.first_context;

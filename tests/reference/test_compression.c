@@ -12,6 +12,9 @@
 
 enum { BLOCK_TOKENS = 8, BLOCKS = 32, PROMPT = 61, DECODED = 20 };
 
+/* Two layers, as the tests' models have. */
+#define PYRAMID .n_layers = 2, .block_tokens = BLOCK_TOKENS, .window = 8, .beta = 5.0
+
 /* --- arithmetic ------------------------------------------------------------------------------ */
 
 static void test_small_floats(void) {
@@ -131,7 +134,9 @@ static void test_a_budget_that_covers_everything_changes_nothing(void) {
       {.format = KV_HOST_SNAPKV, .budget = PROMPT, .window = 8, .kernel = 5},
       {.format = KV_HOST_KIVI, .bits = 2, .group = 8, .residual = 128},
       {.format = KV_HOST_QUEST, .pages = (PROMPT + DECODED) / BLOCK_TOKENS + 1},
-      {.format = KV_HOST_QUEST, .pages = 3, .dense_layers = 2}};
+      {.format = KV_HOST_QUEST, .pages = 3, .dense_layers = 2},
+      {.format = KV_HOST_PYRAMIDKV, PYRAMID, .budget = PROMPT, .kernel = 5},
+      {.format = KV_HOST_H2O, .slots = DECODED, .slot_share = 1.0, .recent_share = 0.5}};
   for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
     KvHostAgreement a = agreement_of(&llama, &all[i], 17);
     g_assert_cmpfloat(a.divergence_sum, ==, 0.0);
@@ -149,9 +154,16 @@ static void test_less_memory_agrees_less(void) {
       {.format = KV_HOST_SNAPKV, .budget = 12, .window = 8, .kernel = 5}};
   const KvHostCompression quest[] = {{.format = KV_HOST_QUEST, .pages = 8},
                                      {.format = KV_HOST_QUEST, .pages = 3}};
+  const KvHostCompression pyramidkv[] = {
+      {.format = KV_HOST_PYRAMIDKV, PYRAMID, .budget = 36, .kernel = 5},
+      {.format = KV_HOST_PYRAMIDKV, PYRAMID, .budget = 12, .kernel = 5}};
+  const KvHostCompression h2o[] = {
+      {.format = KV_HOST_H2O, .slot_share = 0.9, .recent_share = 0.5},
+      {.format = KV_HOST_H2O, .slot_share = 0.2, .recent_share = 0.5}};
   const KvHostCompression fp8 = {.format = KV_HOST_FP8};
   const KvHostCompression *const pairs[][2] = {
-      {&kivi[0], &kivi[1]}, {&snapkv[0], &snapkv[1]}, {&quest[0], &quest[1]}};
+      {&kivi[0], &kivi[1]}, {&snapkv[0], &snapkv[1]}, {&quest[0], &quest[1]},
+      {&pyramidkv[0], &pyramidkv[1]}, {&h2o[0], &h2o[1]}};
   for (guint i = 0; i < G_N_ELEMENTS(pairs); i++) {
     double less = agreement_of(&llama, pairs[i][0], PROMPT).divergence_sum;
     double more = agreement_of(&llama, pairs[i][1], PROMPT).divergence_sum;
@@ -170,7 +182,9 @@ static void test_chunks_change_nothing(void) {
   const KvHostCompression all[] = {
       {.format = KV_HOST_FP8},
       {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5},
-      {.format = KV_HOST_KIVI, .bits = 4, .group = 8, .residual = 16}};
+      {.format = KV_HOST_KIVI, .bits = 4, .group = 8, .residual = 16},
+      {.format = KV_HOST_PYRAMIDKV, PYRAMID, .budget = 20, .kernel = 5},
+      {.format = KV_HOST_H2O, .slot_share = 0.3, .recent_share = 0.5}};
   for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
     double whole = agreement_of(&llama, &all[i], PROMPT).divergence_sum;
     g_assert_cmpfloat(agreement_of(&llama, &all[i], 7).divergence_sum, ==, whole);
@@ -243,11 +257,22 @@ static void request_init(Request *r) {
     r->blocks[i] = (3 + 5 * i) % BLOCKS;
 }
 
+/* Formats that leave 20 tokens of the prompt; the last one no more than that at any time. */
+static const KvHostCompression cutting[] = {
+    {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5},
+    {.format = KV_HOST_PYRAMIDKV, PYRAMID, .budget = 20, .kernel = 5},
+    {.format = KV_HOST_H2O, .slot_share = 20.0 / PROMPT, .recent_share = 0.5}};
+
+static void exchange_blocks(Request *r) {
+  guint32 first = r->blocks[0];
+  r->blocks[0] = r->blocks[1];
+  r->blocks[1] = first;
+}
+
 /* After the cut the sequence lives in the blocks that the plan leaves it, and its slots are checked
  * as ever. */
-static void test_a_cut_prompt_needs_fewer_blocks(void) {
-  const KvHostCompression c = {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5};
-  KvExecutor *executor = executor_with(&c);
+static void check_fewer_blocks(const KvHostCompression *c) {
+  KvExecutor *executor = executor_with(c);
   Request r;
   guint n;
   request_init(&r);
@@ -260,18 +285,42 @@ static void test_a_cut_prompt_needs_fewer_blocks(void) {
   decode(executor, &r, 2, NULL);
   (void)kv_host_executor_output(executor, &r.sequence, &n);
   g_assert_cmpuint(n, ==, 7);
-  guint32 swapped = r.blocks[0];
-  r.blocks[0] = r.blocks[1];
-  r.blocks[1] = swapped;
+  exchange_blocks(&r);
   decode(executor, &r, 1, "expected its own keys and values");
   executor->class->forget(executor, &r.sequence);
   executor->class->destroy(executor);
 }
 
+static void test_a_cut_prompt_needs_fewer_blocks(void) {
+  check_fewer_blocks(&cutting[0]);
+  check_fewer_blocks(&cutting[1]);
+}
+
+/* The number of slots is fixed: that of the prompt's end, or the one that the sequence grows to. */
+static void test_evicting_needs_no_more_blocks(void) {
+  const KvHostCompression later = {
+      .format = KV_HOST_H2O, .slots = 6, .slot_share = 1.0, .recent_share = 0.5};
+  const KvHostCompression *const all[] = {&cutting[2], &later};
+  for (guint i = 0; i < G_N_ELEMENTS(all); i++) {
+    KvExecutor *executor = executor_with(all[i]);
+    Request r;
+    guint n;
+    request_init(&r);
+    prefill(executor, &r, PROMPT);
+    r.sequence.n_block_ids = i == 0 ? 3 : 9; /* 20, and 67 slots */
+    decode(executor, &r, 30, NULL);
+    (void)kv_host_executor_output(executor, &r.sequence, &n);
+    g_assert_cmpuint(n, ==, 31);
+    exchange_blocks(&r);
+    decode(executor, &r, 1, "expected its own keys and values");
+    executor->class->forget(executor, &r.sequence);
+    executor->class->destroy(executor);
+  }
+}
+
 /* A preemption computes everything again, whole, and cuts it again. */
-static void test_a_cut_prompt_can_be_preempted(void) {
-  const KvHostCompression c = {.format = KV_HOST_SNAPKV, .budget = 20, .window = 8, .kernel = 5};
-  KvExecutor *executor = executor_with(&c);
+static void check_preemption(const KvHostCompression *c) {
+  KvExecutor *executor = executor_with(c);
   Request r;
   request_init(&r);
   prefill(executor, &r, PROMPT);
@@ -284,6 +333,11 @@ static void test_a_cut_prompt_can_be_preempted(void) {
   decode(executor, &r, 1, NULL);
   executor->class->forget(executor, &r.sequence);
   executor->class->destroy(executor);
+}
+
+static void test_a_cut_prompt_can_be_preempted(void) {
+  for (guint i = 0; i < G_N_ELEMENTS(cutting); i++)
+    check_preemption(&cutting[i]);
 }
 
 /* --- what is executed ------------------------------------------------------------------------- */
@@ -316,6 +370,15 @@ static void test_what_is_refused(void) {
   check_refused("quest", KV_DTYPE_BF16, 32, TRUE, "expected both equal");
   check_refused("kivi:impl=released", KV_DTYPE_BF16, 32, FALSE, "expected impl=ideal");
   check_refused("kivi", KV_DTYPE_BF16, 32, FALSE, "heads that are not a multiple of G");
+  check_refused("pyramidkv", KV_DTYPE_BF16, 16, TRUE, NULL);
+  check_refused("pyramidkv:impl=released", KV_DTYPE_BF16, 16, TRUE, "pyramidkv: impl=released");
+  check_refused("h2o", KV_DTYPE_BF16, 16, TRUE, NULL);
+  check_refused("h2o:impl=released", KV_DTYPE_BF16, 16, TRUE, "expected impl=ideal");
+  check_refused("h2o", KV_DTYPE_BF16, 1, TRUE, "engine.block_tokens=1");
+  check_refused("h2o,snapkv", KV_DTYPE_BF16, 16, TRUE, "expected one of them alone");
+  check_refused("chunkattention", KV_DTYPE_BF16, 64, TRUE, NULL);
+  check_refused("chunkattention", KV_DTYPE_FP8, 64, TRUE, "expected a cache of bf16");
+  check_refused("snapkv,chunkattention", KV_DTYPE_BF16, 64, TRUE, "expected a cache of bf16");
 }
 
 int main(int argc, char **argv) {
@@ -330,6 +393,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/compression/chunks", test_chunks_change_nothing);
   g_test_add_func("/reference/compression/kivi-laws", test_kivi_packs_as_its_laws_say);
   g_test_add_func("/reference/compression/fewer-blocks", test_a_cut_prompt_needs_fewer_blocks);
+  g_test_add_func("/reference/compression/no-more-blocks", test_evicting_needs_no_more_blocks);
   g_test_add_func("/reference/compression/preemption", test_a_cut_prompt_can_be_preempted);
   g_test_add_func("/reference/compression/refused", test_what_is_refused);
   return g_test_run();

@@ -1,6 +1,9 @@
 /* Every CUDA kernel against its plain C twin, on random and on hostile shapes. Inputs are rounded
  * to bf16 for both, so what differs is the kernel's arithmetic and the rounding of its result.
- * Outputs are poisoned first: what a kernel does not write is a NaN, and fails. */
+ * Outputs are poisoned first: what a kernel does not write is a NaN, and fails.
+ *
+ * With KV_TEST_FEW in the environment one shape of three is taken, and few random ones: for
+ * compute-sanitizer, under which a kernel takes 10 to 50 times as long. */
 #include <glib.h>
 #include <math.h>
 #include <string.h>
@@ -8,8 +11,10 @@
 #include "reference/cuda/device.h"
 #include "reference/cuda/gemm.h"
 #include "reference/cuda/kernels.h"
+#include "reference/cuda/sharing.h"
 #include "reference/host/compression.h"
 #include "reference/host/kernels.h"
+#include "reference/host/pyramid.h"
 #include "sim/base/random.h"
 
 /* Of a bf16 result: half a unit of its 8 bits is 2^-9 = 0.002. */
@@ -21,6 +26,7 @@ static KvRandom random_numbers;
 static KvCudaDevice *device;
 static KvCudaGemm *gemm;
 static GPtrArray *allocated; /* device memory of the test under way */
+static guint every = 1;      /* shape of a table that is taken */
 
 #define OK(call)                                                                                   \
   G_STMT_START {                                                                                   \
@@ -533,11 +539,11 @@ static void test_decode_attention(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 63, 64, 65, 129, 500, 1000};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
   static const guint32 splits[] = {64, 128, 1024};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every)
     for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
       check_decode(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + s) % 4],
                    windows[(h + s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
-  for (guint i = 0; i < 20; i++) {
+  for (guint i = 0; i < 20 / every; i++) {
     guint32 few[3] = {random_size(0, 300), random_size(1, 2000), random_size(0, 40)};
     const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
     check_decode(shape[0], shape[1], shape[2], 1u << random_size(0, 6),
@@ -596,11 +602,11 @@ static void test_prefill_attention(void) {
   static const Chunk chunks[] = {{0, 1},   {0, 15}, {0, 0},   {5, 1},   {63, 1},
                                  {64, 65}, {0, 64}, {0, 200}, {300, 7}, {17, 130}};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 150};
-  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every)
     for (guint w = 0; w < 3; w++)
       check_prefill(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + w) % 4],
                     windows[(h + 2 * w) % 5], chunks, G_N_ELEMENTS(chunks));
-  for (guint i = 0; i < 12; i++) {
+  for (guint i = 0; i < 12 / every; i++) {
     Chunk few[2] = {{random_size(0, 300), random_size(1, 300)},
                     {random_size(0, 40), random_size(0, 40)}};
     const guint *shape = head_shapes[random_size(0, G_N_ELEMENTS(head_shapes) - 1)];
@@ -631,6 +637,129 @@ static void test_attention_extremes(void) {
   assert_close("decode with large scores", decoded, expected, 64, TOLERANCE);
   assert_close("prefill with large scores", prefilled, expected, 64, TOLERANCE);
   cache_clear(&c);
+}
+
+/* A decoding sequence that begins with so many blocks of another, earlier one. */
+typedef struct {
+  guint32 context;
+  guint like;
+  guint32 blocks;
+} Sharer;
+
+/* Spare rows, without a context, come last. */
+static KvCudaSharing *plan_sharing(const Cache *c, const Sharer *sharers, guint n, guint n_heads,
+                                   guint over, guint multiprocessors) {
+  KvCudaLayer layer = {.attention = {.n_heads = n_heads, .n_kv_heads = c->n_kv_heads}};
+  const KvCudaWeights weights = {.n_layers = 1, .layers = &layer};
+  KvCudaDevice smaller = *device;
+  g_autofree KvHostSpan *spans = g_new0(KvHostSpan, n);
+  guint decoding = 0;
+  for (guint s = 0; s < n && sharers[s].context; s++)
+    spans[decoding++] = (KvHostSpan){.block_table = c->table + c->starts[s],
+                                     .past = sharers[s].context - 1,
+                                     .n_tokens = 1,
+                                     .decoding = TRUE};
+  smaller.multiprocessors = multiprocessors;
+  KvCudaSharing *sharing = kv_cuda_sharing_new(&smaller, &weights, c->block_tokens, over);
+  kv_cuda_sharing_plan(sharing, spans, decoding);
+  return sharing;
+}
+
+/* As the engine uploads it, with room that is not used. */
+static KvCudaShared upload_sharing(const KvCudaSharing *sharing, const Cache *c, guint n,
+                                   guint n_heads) {
+  guint32 tiles = sharing->tiles->len, parts = kv_cuda_sharing_parts(sharing);
+  guint decoding = sharing->found.members->len;
+  g_autofree guint32 *firsts = g_new0(guint32, n), *starts = g_new(guint32, n + 1);
+  g_autofree KvCudaSharedTile *at = g_new0(KvCudaSharedTile, tiles + 3);
+  for (guint s = 0; s <= n; s++)
+    starts[s] = s < decoding ? g_array_index(sharing->part_starts, guint32, s) : parts;
+  memcpy(firsts, sharing->found.shared->data, decoding * sizeof *firsts);
+  for (guint i = 0; i < tiles; i++) {
+    at[i] = g_array_index(sharing->tiles, KvCudaSharedTile, i);
+    at[i].table = c->starts[at[i].table];
+  }
+  return (KvCudaShared){
+      .tiles = on_device(at, (tiles + 3) * sizeof *at),
+      .n_tiles = on_device(&tiles, sizeof tiles),
+      .members = on_device(sharing->found.members->data, decoding * sizeof(guint32)),
+      .first_tokens = on_device(firsts, n * sizeof *firsts),
+      .part_starts = on_device(starts, (n + 1) * sizeof *starts),
+      .most_tiles = tiles + 3,
+      .most_parts = parts + 2,
+      .scratch = poisoned(kv_cuda_shared_scratch_bytes(parts + 2, n_heads, c->head_dim))};
+}
+
+static void check_shared(const guint *shape, guint block_tokens, const Sharer *sharers, guint n,
+                         guint over, guint multiprocessors, guint32 split_tokens) {
+  guint n_heads = shape[0];
+  gsize d = shape[2], width = n_heads * d, stride = width + 2 * (gsize)shape[1] * d;
+  g_autofree guint32 *contexts = g_new(guint32, n);
+  Cache c;
+  for (guint s = 0; s < n; s++)
+    contexts[s] = sharers[s].context;
+  cache_init(&c, shape[1], shape[2], block_tokens, contexts, n, TRUE);
+  for (guint s = 0; s < n; s++)
+    for (guint32 b = 0; b < sharers[s].blocks; b++)
+      c.table[c.starts[s] + b] = c.table[c.starts[sharers[s].like] + b];
+  c.tables.table = on_device(c.table, c.n_table * sizeof(guint32));
+  KvCudaSharing *sharing = plan_sharing(&c, sharers, n, n_heads, over, multiprocessors);
+  KvCudaShared shared = upload_sharing(sharing, &c, n, n_heads);
+  kv_cuda_sharing_free(sharing);
+  g_autofree float *rows = random_floats(n * stride, 1.0);
+  g_autofree float *expected = g_new0(float, n *width);
+  guint32 longest = 1;
+  for (guint s = 0; s < n; s++) {
+    g_autofree float *scores = g_new(float, contexts[s] + 1);
+    longest = MAX(longest, contexts[s]);
+    if (contexts[s])
+      kv_host_attention(expected + s * width, rows + s * stride, &c.host, c.table + c.starts[s],
+                        contexts[s] - 1, 1, n_heads, 0, scores);
+  }
+  guint32 splits = (longest + split_tokens - 1) / split_tokens + 1;
+  void *scratch = poisoned(kv_cuda_decode_scratch_bytes(n, n_heads, shape[2], splits));
+  KvBf16 *q = upload_bf16(rows, n * stride), *out = poisoned(n * width * sizeof *out);
+  gsize counter_bytes = (gsize)n * n_heads * sizeof(guint32);
+  guint32 *counters = on_device(NULL, counter_bytes);
+  OK(kv_cuda_fill(device, counters, 0, counter_bytes, &ok_error));
+  LAUNCHED(kv_cuda_shared_attention(&shared, q, stride, &c.gpu, c.tables.table, n_heads,
+                                    device->stream));
+  LAUNCHED(kv_cuda_decode_attention_shared(out, q, stride, &c.gpu, &c.tables,
+                                           on_device(contexts, n * sizeof *contexts), n, n_heads,
+                                           &shared, on_device(&split_tokens, sizeof split_tokens),
+                                           splits, counters, scratch, device->stream));
+  g_autofree float *got = download_bf16(out, n * width);
+  for (guint s = 0; s < n; s++) {
+    g_autofree char *what =
+        g_strdup_printf("shared H %u Hkv %u d %u block %u, %u of %u: context %u", n_heads, shape[1],
+                        shape[2], block_tokens, s, n, contexts[s]);
+    assert_close(what, got + s * width, expected + s * width, width, TOLERANCE);
+  }
+  cache_clear(&c);
+}
+
+static void test_shared_attention(void) {
+  /* Alone; two; nothing of its own but the newest token; a tree of three levels, another group, one
+   * that shares nothing, and the graph's spare rows. Prefixes end within pieces and splits. */
+  static const Sharer one[] = {{300, 0, 0}}, two[] = {{300, 0, 0}, {317, 0, 17}},
+                      bare[] = {{273, 0, 0}, {273, 0, 17}, {257, 0, 16}, {17, 0, 1}, {16, 0, 1}},
+                      tree[] = {{900, 0, 0},  {700, 0, 21}, {640, 1, 30}, {650, 2, 35},
+                                {1, 4, 0},    {500, 5, 0},  {333, 5, 20}, {900, 0, 50},
+                                {901, 0, 50}, {90, 9, 0},   {0, 10, 0},   {0, 11, 0}};
+  static const guint wide[] = {96, 1, 64};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h += every) {
+    const guint *shape = head_shapes[h];
+    check_shared(shape, 16, one, G_N_ELEMENTS(one), 1, 132, 64);
+    check_shared(shape, 16, two, G_N_ELEMENTS(two), 1, 132, 64);
+    check_shared(shape, 16, bare, G_N_ELEMENTS(bare), 1, 132, 128);
+    check_shared(shape, 16, tree, G_N_ELEMENTS(tree), 1 + h % 2, h % 3 ? 132 : 1, h % 2 ? 64 : 512);
+  }
+  check_shared(wide, 16, tree, G_N_ELEMENTS(tree), 1, 132, 64);
+  g_autofree Sharer *many = g_new(Sharer, 200);
+  for (guint s = 0; s < 200; s++)
+    many[s] = (Sharer){512 + random_size(1, 80), 0, s ? 512 / 64 : 0};
+  check_shared(head_shapes[0], 64, many, 200, 1, 132, 64);
+  check_shared(head_shapes[6], 64, many, 200, 1, 132, 1024);
 }
 
 static void test_block_copies(void) {
@@ -778,7 +907,7 @@ static void test_fp8_cache(void) {
   static const guint32 contexts[] = {1, 0, 2, 15, 16, 17, 31, 32, 33, 65, 129, 500, 1000};
   static const guint blocks[] = {16, 1, 8, 64}, windows[] = {0, 1, 20, 64, 300};
   static const guint32 splits[] = {64, 256};
-  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every)
     for (guint s = 0; s < G_N_ELEMENTS(splits); s++)
       check_fp8(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], blocks[(h + s) % 4],
                 windows[(h + 3 * s) % 5], contexts, G_N_ELEMENTS(contexts), splits[s]);
@@ -830,7 +959,7 @@ static void test_kivi_cache(void) {
   } settings[] = {{2, 32, 128, 32}, {4, 32, 128, 32},  {2, 32, 32, 64},
                   {4, 64, 64, 64},  {2, 64, 128, 128}, {4, 32, 96, 32}};
   for (guint i = 0; i < G_N_ELEMENTS(settings); i++)
-    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every) {
       const KvHostCompression k = {.format = KV_HOST_KIVI,
                                    .bits = settings[i].bits,
                                    .group = settings[i].group,
@@ -902,7 +1031,7 @@ static void check_cut(const KvHostCompression *k, guint n_kv_heads, guint head_d
 static void test_snapkv_cache(void) {
   static const guint32 prompts[] = {65, 100, 1025, 3000};
   for (guint i = 0; i < G_N_ELEMENTS(prompts); i++)
-    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++) {
+    for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every) {
       guint window = h % 2 ? 8 : 64, budget = window + 1 + random_size(0, prompts[i] - window - 1);
       const KvHostCompression k = {.format = KV_HOST_SNAPKV,
                                    .budget = budget,
@@ -991,10 +1120,314 @@ static void check_quest(guint n_heads, guint n_kv_heads, guint head_dim, guint b
 static void test_quest_cache(void) {
   static const guint32 contexts[] = {1, 0, 16, 17, 48, 63, 64, 65, 333, 1000};
   static const guint pages[] = {16, 8, 64}, chosen[] = {3, 10};
-  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h++)
+  for (guint h = 0; h < G_N_ELEMENTS(packed_shapes); h += every)
     for (guint i = 0; i < G_N_ELEMENTS(chosen); i++)
       check_quest(packed_shapes[h][0], packed_shapes[h][1], packed_shapes[h][2], pages[(h + i) % 3],
                   contexts, G_N_ELEMENTS(contexts), chosen[i]);
+}
+
+/* A prompt in chunks: the attention that its tokens draw, against the twin's sums query by query.
+ */
+static void check_sums(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens,
+                       guint32 prompt, guint32 chunk) {
+  guint group = n_heads / n_kv_heads;
+  gsize d = head_dim, row = (n_heads + 2 * (gsize)n_kv_heads) * d, stride = prompt + 5;
+  gsize n = n_kv_heads * stride;
+  Cache c;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, &prompt, 1, TRUE);
+  g_autofree float *q = random_floats(prompt * row, 1.0), *scratch = g_new(float, prompt);
+  g_autofree float *expected = g_new0(float, n);
+  float *sums[2] = {poisoned(n * sizeof(float)), poisoned(n * sizeof(float))};
+  KvBf16 *queries = upload_bf16(q, prompt * row);
+  for (guint32 past = 0, i = 0; past < prompt; past += chunk, i ^= 1) {
+    guint32 tokens = MIN(chunk, prompt - past);
+    for (guint32 t = past; t < past + tokens; t++)
+      for (guint h = 0; h < n_kv_heads; h++)
+        kv_host_h2o_add(expected + h * stride, q + t * row + h * group * d, &c.host, c.table, h,
+                        group, t + 1, scratch);
+    for (guint again = 0; again < 2; again++) /* a pass may be run twice */
+      LAUNCHED(kv_cuda_sum_attention(
+          sums[i], sums[i ^ 1], stride, queries + past * row, row, &c.gpu, c.tables.table, past,
+          tokens, n_heads, poisoned(kv_cuda_sum_attention_scratch_bytes(past, tokens, n_heads)),
+          device->stream));
+    g_autofree float *got = download_f32(sums[i], n);
+    g_autofree char *what =
+        g_strdup_printf("attention of H %u Hkv %u d %u block %u past %u tokens %u", n_heads,
+                        n_kv_heads, head_dim, block_tokens, past, tokens);
+    for (guint h = 0; h < n_kv_heads; h++)
+      assert_close(what, got + h * stride, expected + h * stride, past + tokens, 1e-3);
+  }
+  cache_clear(&c);
+}
+
+static void test_attention_of_a_prompt(void) {
+  static const guint32 chunks[][2] = {{1, 1},    {2, 1},     {63, 63},   {64, 64},  {65, 64},
+                                      {130, 50}, {200, 200}, {257, 100}, {333, 128}};
+  static const guint blocks[] = {16, 1, 64};
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+    for (guint i = 0; i < G_N_ELEMENTS(chunks); i++)
+      check_sums(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[(h + i) % 3],
+                 chunks[i][0], chunks[i][1]);
+}
+
+/* A slot's row as the GPU has it, in host memory. */
+typedef struct {
+  guint32 *words;
+  guint slots;
+} Rows;
+
+static float *row_scores(const Rows *x, guint row) {
+  return (float *)(void *)(x->words + row * KV_CUDA_SLOT_WORDS(x->slots));
+}
+
+static guint32 *row_positions(const Rows *x, guint row) {
+  return x->words + row * KV_CUDA_SLOT_WORDS(x->slots) + x->slots;
+}
+
+/* Many equal scores: the same choice as the twin's, and the slots' scores and positions after it.
+ */
+static void check_slots_of_prompt(guint n_kv_heads, guint32 n, guint32 slots, guint32 recent) {
+  const KvHostCompression k = {.budget = slots, .window = recent, .kernel = 1};
+  const guint first = 3;
+  gsize stride = n + 7, kept_bytes = (gsize)n_kv_heads * slots * sizeof(guint32);
+  gsize bytes = (first + n_kv_heads) * KV_CUDA_SLOT_WORDS(slots) * sizeof(guint32);
+  KvCudaSlots gpu = {.words = poisoned(bytes), .slots = slots, .recent = recent};
+  g_autofree float *scores = g_new(float, n_kv_heads *stride);
+  g_autofree guint32 *kept = g_malloc(kept_bytes), *got = g_malloc(kept_bytes);
+  Rows rows = {g_malloc(bytes), slots};
+  guint32 *gpu_kept = poisoned(kept_bytes);
+  for (gsize i = 0; i < n_kv_heads * stride; i++)
+    scores[i] = (float)random_size(0, 40) / 16.0f;
+  float *gpu_scores = upload_f32(scores, n_kv_heads * stride);
+  if (n > slots) {
+    for (guint h = 0; h < n_kv_heads; h++)
+      kv_host_snapkv_select(&k, kept + (gsize)h * slots, scores + h * stride, n);
+    LAUNCHED(kv_cuda_h2o_select(gpu_kept, gpu_scores, stride, n, slots, recent, n_kv_heads,
+                                device->stream));
+    OK(kv_cuda_download(device, got, gpu_kept, kept_bytes, &ok_error));
+    g_assert_cmpmem(got, kept_bytes, kept, kept_bytes);
+  }
+  LAUNCHED(kv_cuda_h2o_fill(&gpu, first, gpu_scores, stride, n > slots ? gpu_kept : NULL, n,
+                            n_kv_heads, device->stream));
+  OK(kv_cuda_download(device, rows.words, gpu.words, bytes, &ok_error));
+  for (guint i = 0; i < first * KV_CUDA_SLOT_WORDS(slots); i++) /* other layers' */
+    g_assert_cmpuint(rows.words[i], ==, G_MAXUINT32);
+  for (guint h = 0; h < n_kv_heads; h++) {
+    for (guint32 i = 0; i < slots; i++) {
+      guint32 position = n > slots ? kept[(gsize)h * slots + i] : i;
+      g_assert_cmpuint(row_positions(&rows, first + h)[i], ==,
+                       position < n ? position : G_MAXUINT32);
+      g_assert_cmpfloat(row_scores(&rows, first + h)[i], ==,
+                        position < n ? scores[h * stride + position] : 0.0f);
+    }
+    g_assert_cmpuint(row_positions(&rows, first + h)[slots], ==, n);
+  }
+  g_free(rows.words);
+  release();
+}
+
+/* A sequence of a step: its slots as on the GPU, and the twin's. */
+typedef struct {
+  Rows rows;
+  KvCudaSlots gpu;
+  guint32 next; /* position */
+} Evicting;
+
+/* As after a prompt of `next` tokens: positions spread over it, the last ones all there. */
+static void evicting_init(Evicting *x, guint32 slots, guint32 recent, guint32 next, guint first,
+                          guint n_kv_heads) {
+  gsize words = (first + n_kv_heads) * KV_CUDA_SLOT_WORDS(slots);
+  guint32 old = slots - recent;
+  *x = (Evicting){.rows = {g_new(guint32, words), slots}, .next = next};
+  memset(x->rows.words, 0xff, words * sizeof(guint32));
+  for (guint h = 0; h < n_kv_heads; h++) {
+    for (guint32 i = 0; i < slots; i++) {
+      guint32 spread = i < old ? (guint32)((guint64)i * (next - recent) / old) : next - slots + i;
+      guint32 identity = i < next ? i : G_MAXUINT32;
+      row_positions(&x->rows, first + h)[i] = next > slots ? spread : identity;
+      row_scores(&x->rows, first + h)[i] = i < next ? (float)random_size(0, 40) / 16.0f : 0.0f;
+    }
+    row_positions(&x->rows, first + h)[slots] = next; /* seen */
+  }
+  x->gpu = (KvCudaSlots){
+      .words = on_device(x->rows.words, words * sizeof(guint32)), .slots = slots, .recent = recent};
+}
+
+/* The twin's step, from the scores that the GPU has, which are its own up to rounding. */
+static void evict_on_host(Evicting *x, Cache *c, guint s, const float *row, guint n_heads,
+                          guint first) {
+  guint group = n_heads / c->n_kv_heads;
+  gsize d = c->head_dim, bytes = d * sizeof(float);
+  guint32 held = MIN(x->next + 1, x->rows.slots);
+  g_autofree float *scratch = g_new(float, held);
+  for (guint h = 0; h < c->n_kv_heads; h++) {
+    float *scores = row_scores(&x->rows, first + h);
+    guint32 *positions = row_positions(&x->rows, first + h);
+    guint32 slot = kv_host_h2o_slot(scores, positions, x->rows.slots, x->gpu.recent, x->next);
+    float *key = c->host.pool +
+                 c->table[c->starts[s] + slot / c->block_tokens] * c->host.block_floats +
+                 ((gsize)h * c->block_tokens + slot % c->block_tokens) * d;
+    memcpy(key, row + (n_heads + h) * d, bytes);
+    memcpy(key + c->host.value_offset, row + (n_heads + c->n_kv_heads + h) * d, bytes);
+    positions[slot] = x->next;
+    scores[slot] = 0.0f;
+    kv_host_h2o_add(scores, row + h * group * d, &c->host, c->table + c->starts[s], h, group, held,
+                    scratch);
+    positions[x->rows.slots] = x->next + 1;
+  }
+  x->next++;
+}
+
+/* Several sequences, and one that is not there, take tokens. */
+static void check_evicting(guint n_heads, guint n_kv_heads, guint head_dim, guint block_tokens) {
+  static const guint32 shapes[][3] = {/* slots, recent, prompt */
+                                      {2, 1, 1},       {2, 1, 30},      {7, 6, 7},
+                                      {16, 1, 100},    {65, 30, 64},    {100, 99, 400},
+                                      {333, 160, 331}, {1000, 10, 3000}};
+  enum { N = G_N_ELEMENTS(shapes), STEPS = 4 };
+  const guint first = n_kv_heads, most = 1024;
+  gsize row = (n_heads + 2 * (gsize)n_kv_heads) * head_dim;
+  Evicting sequences[N];
+  guint32 slots[N + 1];
+  Cache c;
+  for (guint s = 0; s < N; s++)
+    slots[s] = shapes[s][0];
+  slots[N] = 1;
+  cache_init(&c, n_kv_heads, head_dim, block_tokens, slots, N + 1, TRUE);
+  for (guint s = 0; s < N; s++)
+    evicting_init(&sequences[s], shapes[s][0], shapes[s][1], shapes[s][2], first, n_kv_heads);
+  float *scratch = poisoned((gsize)(N + 1) * n_heads * most * sizeof(float));
+  for (guint step = 0; step < STEPS; step++) {
+    g_autofree float *rows = random_floats((N + 1) * row, 1.0);
+    KvCudaSlots gpu[N + 1] = {0};
+    guint32 contexts[N + 1] = {0};
+    for (guint s = 0; s < N; s++) {
+      gpu[s] = sequences[s].gpu;
+      gpu[s].position = sequences[s].next;
+      contexts[s] = MIN(sequences[s].next + 1, slots[s]);
+    }
+    KvBf16 *qkv = upload_bf16(rows, (N + 1) * row);
+    void *gpu_slots = on_device(gpu, sizeof gpu), *held = on_device(contexts, sizeof contexts);
+    for (guint again = 0; again < 2; again++) { /* a pass may be run twice */
+      LAUNCHED(kv_cuda_h2o_store(qkv, &c.gpu, &c.tables, held, gpu_slots, first, N + 1, n_heads,
+                                 device->stream));
+      LAUNCHED(kv_cuda_h2o_score(gpu_slots, first, scratch, qkv, row, &c.gpu, &c.tables, held,
+                                 N + 1, n_heads, most, device->stream));
+    }
+    for (guint s = 0; s < N; s++) {
+      Evicting *x = &sequences[s];
+      gsize words = (first + n_kv_heads) * KV_CUDA_SLOT_WORDS(slots[s]);
+      Rows got = {g_new(guint32, words), slots[s]};
+      OK(kv_cuda_download(device, got.words, x->gpu.words, words * sizeof(guint32), &ok_error));
+      evict_on_host(x, &c, s, rows + s * row, n_heads, first);
+      g_autofree char *what =
+          g_strdup_printf("scores H %u Hkv %u d %u block %u slots %u of %u step %u", n_heads,
+                          n_kv_heads, head_dim, block_tokens, slots[s], x->next, step);
+      for (guint r = 0; r < first; r++)
+        g_assert_cmpuint(row_positions(&got, r)[0], ==, G_MAXUINT32);
+      for (guint h = first; h < first + n_kv_heads; h++) {
+        assert_close(what, row_scores(&got, h), row_scores(&x->rows, h), slots[s], 1e-3);
+        g_assert_cmpmem(row_positions(&got, h), (slots[s] + 1) * sizeof(guint32),
+                        row_positions(&x->rows, h), (slots[s] + 1) * sizeof(guint32));
+        memcpy(row_scores(&x->rows, h), row_scores(&got, h), slots[s] * sizeof(float));
+      }
+      g_free(got.words);
+    }
+  }
+  g_autofree float *pool = download_bf16(c.gpu.pool, c.floats);
+  for (gsize i = 0; i < c.floats; i++)
+    if (!(pool[i] == c.host.pool[i] || (isnan(pool[i]) && isnan(c.host.pool[i])))) {
+      g_test_message("slots: element %" G_GSIZE_FORMAT " is %g, expected %g", i, (double)pool[i],
+                     (double)c.host.pool[i]);
+      g_test_fail();
+      break;
+    }
+  for (guint s = 0; s < N; s++)
+    g_free(sequences[s].rows.words);
+  cache_clear(&c);
+}
+
+static void test_h2o_cache(void) {
+  static const guint blocks[] = {16, 2, 64};
+  static const guint32 prompts[][3] = {/* tokens, slots, recent */
+                                       {3, 2, 1},    {1, 2, 1},        {100, 99, 1},
+                                       {64, 64, 30}, {1000, 200, 100}, {4000, 2500, 1300}};
+  for (guint i = 0; i < G_N_ELEMENTS(prompts); i++)
+    check_slots_of_prompt(1 + i, prompts[i][0], prompts[i][1], prompts[i][2]);
+  for (guint h = 0; h < G_N_ELEMENTS(head_shapes); h++)
+    check_evicting(head_shapes[h][0], head_shapes[h][1], head_shapes[h][2], blocks[h % 3]);
+}
+
+/* Each layer's tables against the twin's parts; some sequences without a pyramid, one not there. */
+static void check_pyramid(const KvHostCompression *k) {
+  enum { N = 5, BLOCKS = 1000, SPLITS = 3 };
+  static const guint32 after[N] = {1, 0, 40, 300, 2}, applies[N] = {1, 1, 1, 0, 0};
+  const guint32 split = KV_CUDA_SPLIT_UNIT;
+  g_autofree KvHostPyramid *p = kv_host_pyramid_new(k);
+  gsize L = k->n_layers, parts = L * p->whole_mean * sizeof(KvHostPart);
+  guint room = (kv_host_pyramid_budget(p, 0) + 300) / k->block_tokens + 3, sequences = N + 2;
+  gsize bytes = L * sequences * room * sizeof(guint32);
+  guint32 contexts[N], starts[N];
+  g_autofree guint32 *table = g_new(guint32, N * room), *got = g_malloc(bytes);
+  g_autofree guint32 *held = g_new(guint32, L * sequences), *splits = g_new(guint32, L);
+  for (guint s = 0; s < N; s++) {
+    contexts[s] = after[s] ? k->budget + after[s] : 0;
+    starts[s] = s * room;
+  }
+  for (guint i = 0; i < N * room; i++)
+    table[i] = random_size(0, BLOCKS - 1);
+  const KvCudaPyramid gpu = {.parts = on_device(p->parts, parts),
+                             .starts = on_device(p->starts, L * sizeof(guint)),
+                             .whole = on_device(p->whole, L * sizeof(guint)),
+                             .n_layers = k->n_layers,
+                             .whole_mean = p->whole_mean,
+                             .block_shift = shift_of(k->block_tokens),
+                             .blocks = BLOCKS};
+  const KvCudaLayerTables out = {.table = poisoned(bytes),
+                                 .contexts = poisoned(L * sequences * sizeof(guint32)),
+                                 .split_tokens = poisoned(L * sizeof(guint32)),
+                                 .sequences = sequences,
+                                 .room = room};
+  const KvCudaTables tables = {on_device(table, N * room * sizeof *table),
+                               on_device(starts, sizeof starts)};
+  LAUNCHED(kv_cuda_pyramid_tables(&out, &gpu, &tables, on_device(contexts, sizeof contexts),
+                                  on_device(applies, sizeof applies), N,
+                                  on_device(&split, sizeof split), SPLITS, device->stream));
+  OK(kv_cuda_download(device, got, out.table, bytes, &ok_error));
+  OK(kv_cuda_download(device, held, out.contexts, L * sequences * sizeof *held, &ok_error));
+  OK(kv_cuda_download(device, splits, out.split_tokens, L * sizeof *splits, &ok_error));
+  for (guint l = 0; l < L; l++) {
+    guint32 longest = 0;
+    for (guint s = 0; s < N; s++) {
+      guint32 budget = applies[s] ? kv_host_pyramid_budget(p, l) : k->budget;
+      guint32 context = after[s] ? budget + after[s] : 0, at = l * sequences + s;
+      longest = MAX(longest, context);
+      g_assert_cmpuint(held[at], ==, context);
+      for (guint32 i = 0; i < room; i++) {
+        KvHostPart part = applies[s] ? kv_host_pyramid_part(p, l, i) : (KvHostPart){i, l};
+        gboolean filled = i * k->block_tokens < context;
+        g_assert_cmpuint(got[at * room + i], ==,
+                         filled ? part.layer * BLOCKS + table[starts[s] + part.block]
+                                : G_MAXUINT32);
+      }
+    }
+    g_assert_cmpuint(splits[l], >=, split);
+    g_assert_cmpuint(splits[l] % KV_CUDA_SPLIT_UNIT, ==, 0);
+    g_assert_cmpuint(splits[l] * SPLITS, >=, longest);
+  }
+  release();
+}
+
+static void test_pyramidkv_tables(void) {
+  static const guint layers[] = {1, 2, 24, 80}, blocks[] = {16, 1, 64};
+  for (guint i = 0; i < G_N_ELEMENTS(layers); i++)
+    for (guint n = 0; n < G_N_ELEMENTS(blocks); n++)
+      check_pyramid(&(KvHostCompression){.format = KV_HOST_PYRAMIDKV,
+                                         .budget = n ? 130 : 512,
+                                         .window = 8,
+                                         .beta = 20.0,
+                                         .n_layers = layers[i],
+                                         .block_tokens = blocks[n]});
 }
 
 /* To pinned memory and back, in pieces of every length. */
@@ -1052,6 +1485,8 @@ int main(int argc, char **argv) {
     g_clear_pointer(&device, kv_cuda_device_close);
     return 0;
   }
+  if (g_getenv("KV_TEST_FEW"))
+    every = 3;
   g_test_set_nonfatal_assertions(); /* one run on a GPU is to show all that is wrong */
   allocated = g_ptr_array_new_with_free_func(kv_cuda_free);
   kv_random_seed(&random_numbers, 20, 1);
@@ -1066,11 +1501,15 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/decode-attention", test_decode_attention);
   g_test_add_func("/reference/cuda/prefill-attention", test_prefill_attention);
   g_test_add_func("/reference/cuda/attention-extremes", test_attention_extremes);
+  g_test_add_func("/reference/cuda/shared-attention", test_shared_attention);
   g_test_add_func("/reference/cuda/block-copies", test_block_copies);
   g_test_add_func("/reference/cuda/fp8-cache", test_fp8_cache);
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
+  g_test_add_func("/reference/cuda/attention-of-a-prompt", test_attention_of_a_prompt);
+  g_test_add_func("/reference/cuda/h2o-cache", test_h2o_cache);
+  g_test_add_func("/reference/cuda/pyramidkv-tables", test_pyramidkv_tables);
   g_test_add_func("/reference/cuda/low-rank-cache", test_low_rank_cache);
   g_test_add_func("/reference/cuda/merged-cache", test_merged_cache);
   g_test_add_func("/reference/cuda/pieces", test_pieces);
