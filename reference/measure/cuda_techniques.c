@@ -6,6 +6,8 @@
  * the GPU's time (median of REPEATS rounds after a warm one, in microseconds, over buffers larger
  * together than the second-level cache), bytes/s, that over the bf16 kernel's bytes/s, and how many
  * times faster than bf16 it is. Codes and scales are random bits: scales of every size, and NaN.
+ * palu keeps half of the width in groups of four KV heads; minicache is one layer of a pair without
+ * tokens that stay apart.
  *
  * Then decode attention of sequences that share leading blocks (chunkattention), beside the bf16
  * kernel on the same block tables, where the second-level cache may help it.
@@ -15,12 +17,18 @@
 
 #include "reference/cuda/device.h"
 #include "reference/cuda/kernels.h"
+#include "reference/cuda/low_rank.h"
+#include "reference/cuda/merging.h"
 #include "reference/cuda/sharing.h"
 #include "sim/base/error.h"
 #include "sim/base/output.h"
 #include "sim/base/random.h"
 
 enum { REPEATS = 11, BLOCK_TOKENS = 32, SHIFT = 5 };
+enum { GROUP_HEADS = 4, RANK_UNIT = 32 }; /* palu's defaults */
+
+/* What the kernel reads in the place of keys and values. */
+typedef enum { WHOLE, LOW_RANK, MERGED } Form;
 
 typedef struct {
   KvCudaDevice *device;
@@ -34,6 +42,10 @@ typedef struct {
   guint n_heads, n_kv_heads, head_dim, sequences, context;
   guint bits, group, residual, budget; /* budget: the context that is left, or that is read */
   gboolean chooses;                    /* quest: pages of BLOCK_TOKENS */
+  Form form;
+  KvCudaLowRank low_rank; /* palu */
+  KvCudaMerged merged;    /* minicache: a pair without tokens that stay apart */
+  void *factors, *angles, *staged, *kept;
   guint copies, blocks, max_splits;
   gsize block_bytes;
   void *pool, *ring, *q, *out, *scratch;
@@ -54,8 +66,9 @@ static void *random_memory(Bench *b, gsize bytes, GError **error) {
 }
 
 static void case_clear(Case *c) {
-  void *memory[] = {c->pool,     c->ring,   c->q,    c->out,    c->scratch, c->words,
-                    c->counters, c->chosen, c->held, c->starts, c->bounds};
+  void *memory[] = {c->pool,   c->ring,     c->q,      c->out,    c->scratch,
+                    c->words,  c->counters, c->chosen, c->held,   c->starts,
+                    c->bounds, c->factors,  c->angles, c->staged, c->kept};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
 }
@@ -82,7 +95,9 @@ static gboolean upload_words(Case *c, GError **error) {
     words[n + S + s] = context;
     words[n + 2 * S + s] = s;
   }
-  c->max_splits = kv_cuda_decode_max_splits(S, c->n_kv_heads, c->bench->device->multiprocessors);
+  guint parts =
+      c->form == LOW_RANK ? kv_cuda_low_rank_parts(&c->low_rank, c->n_heads) : c->n_kv_heads;
+  c->max_splits = kv_cuda_decode_max_splits(S, parts, c->bench->device->multiprocessors);
   guint piece = (held + c->max_splits - 1) / c->max_splits;
   words[n + 3 * S] = (piece + KV_CUDA_SPLIT_UNIT - 1) / KV_CUDA_SPLIT_UNIT * KV_CUDA_SPLIT_UNIT;
   c->words = kv_cuda_alloc(count * sizeof *words, "tables", error);
@@ -103,6 +118,48 @@ static gboolean choice_init(Case *c, GError **error) {
          kv_cuda_upload(c->bench->device, c->starts, starts, ones * sizeof *starts, error);
 }
 
+/* Half of the width: a quarter of that the keys', the rest the values'. */
+static void lay_out_low_rank(Case *c) {
+  guint heads = MIN(GROUP_HEADS, c->n_kv_heads), width = heads * c->head_dim;
+  c->low_rank = (KvCudaLowRank){.block_shift = SHIFT,
+                                .groups = c->n_kv_heads / heads,
+                                .heads = heads,
+                                .head_dim = c->head_dim,
+                                .key_rank = width / 4 / RANK_UNIT * RANK_UNIT,
+                                .value_rank = 3 * width / 4 / RANK_UNIT * RANK_UNIT};
+  c->low_rank.value_offset = (gsize)BLOCK_TOKENS * c->low_rank.groups * c->low_rank.key_rank;
+  c->low_rank.block_elements =
+      c->low_rank.value_offset + (gsize)BLOCK_TOKENS * c->low_rank.groups * c->low_rank.value_rank;
+  c->block_bytes = c->low_rank.block_elements * sizeof(KvBf16);
+}
+
+static void lay_out_merged(Case *c) {
+  c->merged =
+      (KvCudaMerged){.block_shift = SHIFT, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim};
+  kv_cuda_merged_lay_out(&c->merged);
+  c->block_bytes = c->merged.block_elements * sizeof(KvBf16);
+}
+
+/* What the kernel of the form reads beside the blocks. */
+static gboolean form_init(Case *c, GError **error) {
+  Bench *b = c->bench;
+  gsize width = (gsize)c->n_kv_heads * c->head_dim, kept = c->sequences * sizeof(KvCudaKept);
+  if (c->form == LOW_RANK) {
+    c->factors = random_memory(b, width * c->low_rank.key_rank * sizeof(KvBf16), error);
+    c->angles = random_memory(b, (gsize)c->context * c->head_dim / 2 * sizeof(float2), error);
+    c->low_rank.key_basis = c->factors;
+    return c->factors && c->angles;
+  }
+  return c->form == WHOLE ||
+         ((c->staged = random_memory(b, 4 * width * c->sequences * sizeof(KvBf16), error)) &&
+          (c->kept = kv_cuda_alloc(kept, "kept tokens", error)) &&
+          kv_cuda_fill(b->device, c->kept, 0, kept, error) &&
+          KV_CUDA_OK(cudaMemset2DAsync((KvBf16 *)c->pool + c->merged.index, c->block_bytes, 0,
+                                       2 * BLOCK_TOKENS * sizeof(guint32),
+                                       (gsize)c->copies * c->blocks, b->device->stream),
+                     error));
+}
+
 static gboolean case_init(Case *c, GError **error) {
   Bench *b = c->bench;
   gsize half = (gsize)c->n_kv_heads * BLOCK_TOKENS * c->head_dim;
@@ -118,6 +175,13 @@ static gboolean case_init(Case *c, GError **error) {
     kv_cuda_packed_lay_out(&c->packed);
   gsize summary = c->chooses ? 2 * (gsize)c->n_kv_heads * c->head_dim : 0;
   c->block_bytes = c->bits < 16 ? c->packed.block_bytes : (2 * half + summary) * sizeof(KvBf16);
+  guint width = c->head_dim; /* of a head's output */
+  if (c->form == LOW_RANK) {
+    lay_out_low_rank(c);
+    width = c->low_rank.value_rank;
+  } else if (c->form == MERGED) {
+    lay_out_merged(c);
+  }
   c->blocks = (c->context + BLOCK_TOKENS - 1) / BLOCK_TOKENS * c->sequences;
   c->copies = 1 + (guint)MIN(400, 3 * b->device->l2_bytes / (c->blocks * c->block_bytes));
   c->pages = (KvCudaPages){.block_elements = 2 * half + summary,
@@ -129,11 +193,12 @@ static gboolean case_init(Case *c, GError **error) {
       !(c->pool = random_memory(b, (gsize)c->copies * c->blocks * c->block_bytes, error)) ||
       !(c->ring = random_memory(b, 2 * c->packed.ring_elements * c->sequences + 256, error)) ||
       !(c->q = random_memory(b, c->sequences * row, error)) ||
-      !(c->out = random_memory(b, c->sequences * row, error)) ||
+      !(c->out =
+            random_memory(b, (gsize)c->sequences * c->n_heads * width * sizeof(KvBf16), error)) ||
       !(c->scratch = kv_cuda_alloc(
-            kv_cuda_decode_scratch_bytes(c->sequences, c->n_heads, c->head_dim, c->max_splits),
-            "scratch", error)) ||
-      !(c->counters = kv_cuda_alloc(counters, "counters", error)))
+            kv_cuda_decode_scratch_bytes(c->sequences, c->n_heads, width, c->max_splits), "scratch",
+            error)) ||
+      !form_init(c, error) || !(c->counters = kv_cuda_alloc(counters, "counters", error)))
     return FALSE;
   c->packed.ring = c->ring;
   if (c->chooses && !choice_init(c, error))
@@ -171,6 +236,20 @@ static cudaError_t decode_once(gconstpointer case_, guint i) {
   const guint32 *split = slots + c->sequences;
   char *pool = (char *)c->pool + (gsize)(i % c->copies) * c->blocks * c->block_bytes;
   gsize width = (gsize)c->n_heads * c->head_dim;
+  if (c->form == LOW_RANK) {
+    KvCudaLowRank cache = c->low_rank;
+    cache.pool = (KvBf16 *)(void *)pool;
+    return kv_cuda_decode_attention_low_rank(
+        c->out, c->q, width, &cache, &tables, contexts, c->angles, c->sequences, c->n_heads, split,
+        c->max_splits, c->counters, c->scratch, c->bench->device->stream);
+  }
+  if (c->form == MERGED) {
+    KvCudaMerged cache = c->merged;
+    cache.pool = (KvBf16 *)(void *)pool;
+    return kv_cuda_decode_attention_merged(
+        c->out, c->q, width, &cache, 1, &tables, c->kept, c->staged, contexts, c->sequences,
+        c->n_heads, split, c->max_splits, c->counters, c->scratch, c->bench->device->stream);
+  }
   if (c->bits == 16) {
     KvCudaPages pages = c->pages;
     pages.pool = (KvBf16 *)(void *)pool;
@@ -216,6 +295,8 @@ static gboolean time_launches(Bench *b, guint inner,
 static double bytes_read(const Case *c) {
   double held = c->budget ? MIN(c->budget, c->context) : c->context;
   double elements = (double)c->n_kv_heads * c->head_dim, per = c->bits / 8.0;
+  if (c->form != WHOLE)
+    return (double)c->sequences * c->context * (double)c->block_bytes / BLOCK_TOKENS;
   if (c->chooses) /* summaries of all pages, and the chosen ones */
     return 4.0 * c->sequences * elements * (held + (double)c->context / BLOCK_TOKENS);
   if (c->residual == 0)
@@ -231,13 +312,16 @@ static const struct {
   const char *name;
   guint bits, group, residual, budget;
   gboolean chooses;
-} techniques[] = {{"bf16", 16, 1, 0, 0, FALSE},
-                  {"fp8", 8, 1, 0, 0, FALSE},
-                  {"kivi:bits=4", 4, 32, 128, 0, FALSE},
-                  {"kivi:bits=2", 2, 32, 128, 0, FALSE},
-                  {"kivi:bits=2:G=64", 2, 64, 128, 0, FALSE},
-                  {"snapkv:budget=1024", 16, 1, 0, 1024, FALSE},
-                  {"quest:token_budget=1024:page_size=32", 16, 1, 0, 1024, TRUE}};
+  Form form;
+} techniques[] = {{"bf16", 16, 1, 0, 0, FALSE, WHOLE},
+                  {"fp8", 8, 1, 0, 0, FALSE, WHOLE},
+                  {"kivi:bits=4", 4, 32, 128, 0, FALSE, WHOLE},
+                  {"kivi:bits=2", 2, 32, 128, 0, FALSE, WHOLE},
+                  {"kivi:bits=2:G=64", 2, 64, 128, 0, FALSE, WHOLE},
+                  {"snapkv:budget=1024", 16, 1, 0, 1024, FALSE, WHOLE},
+                  {"quest:token_budget=1024:page_size=32", 16, 1, 0, 1024, TRUE, WHOLE},
+                  {"palu", 16, 1, 0, 0, FALSE, LOW_RANK},
+                  {"minicache", 16, 1, 0, 0, FALSE, MERGED}};
 
 static const struct {
   guint n_heads, n_kv_heads, head_dim, sequences, context;
@@ -259,7 +343,8 @@ static gboolean bench_shape(Bench *b, guint i, GError **error) {
                       .group = techniques[t].group,
                       .residual = techniques[t].residual,
                       .budget = techniques[t].budget,
-                      .chooses = techniques[t].chooses};
+                      .chooses = techniques[t].chooses,
+                      .form = techniques[t].form};
     if (!case_init(&c, error) ||
         !time_launches(b, MAX(c.copies, 8), decode_once, &c, &seconds, error))
       return FALSE;
