@@ -148,7 +148,7 @@ validate() {
     --set prefix_cache.tier=ssd --set prefix_cache.tier_GB=4 || status=1
   local placement
   for placement in off:cg=50:cc=50 off:cg=50:cc=50:overlap=off off:cg=0:cc=100 on:cg=0:cc=100; do
-    one_run 1b-flexgen-cpu-$placement "$traces/calls.jsonl" --model llama-3.2-1b --arrivals closed --concurrency 32 \
+    one_run "1b-flexgen-cpu-${placement//[:=]/-}" "$traces/calls.jsonl" --model llama-3.2-1b --arrivals closed --concurrency 32 \
       --requests 33 --set arrivals.output_scale=0.2 --set engine.num_blocks=4096 \
       --use $flexgen=$placement:gbs=16:num_gpu_batches=2:wg=50:wc=50 || status=1
   done

@@ -227,6 +227,7 @@ static void check_flexgen(const KvHostCompression *c) {
   g_autofree float *logits = g_new(float, SEQUENCES *model.vocab);
   engine_init(&whole, NULL);
   engine_init(&streamed, c);
+  kv_cuda_engine_set_divided_every(streamed.engine, 1);
   for (guint s = 0; s < SEQUENCES; s++) {
     for (guint i = 0; i < TABLE; i++)
       tables[s][i] = BLOCKS - 1 - (i * SEQUENCES + s);
