@@ -41,11 +41,15 @@ gboolean kv_host_format_check_full(const KvHostCompression *c, const KvAttention
 
 static gboolean check_layers(const KvHostCompression *c, const KvModel *model, GError **error) {
   const KvHostFormatClass *format = kv_host_format(c->format);
-  for (guint g = 0; g < model->n_groups && c->format != KV_HOST_EXACT; g++) {
+  for (guint g = 0; g < model->n_groups; g++) {
     const KvAttention *a = &model->groups[g].attention;
     if (model->groups[g].count == 0)
       continue;
-    if (a->kind == KV_ATTENTION_LATENT)
+    /* palu's factors are such weights */
+    if (a->kind != KV_ATTENTION_NONE && a->mixer_parameters && c->format != KV_HOST_PALU)
+      return kv_host_format_refuse(error, model->id, "weights beside attention's projections",
+                                   "queries, keys, values and an output alone");
+    if (c->format != KV_HOST_EXACT && a->kind == KV_ATTENTION_LATENT)
       return kv_host_format_refuse(error, format->technique ? format->technique : "precision.cache",
                                    "a cache of latents in another form", "bf16 latents");
     if (format->check && !format->check(c, a, error))

@@ -224,8 +224,6 @@ static const char *obstacle(const KvModel *model, const KvLayerGroup *group) {
     return "recurrent layers beside attention";
   if (a->borrows_cache)
     return "layers that borrow a cache";
-  if (a->mixer_parameters)
-    return "layers with weights beside their usual projections";
   if (group->stride_tokens > 1 || group->extra_prefill_passes != 0.0)
     return "layers that do not run once for each token";
   if (!group->mlp.n_experts && !group->mlp.intermediate)
