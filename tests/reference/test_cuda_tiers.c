@@ -237,15 +237,17 @@ static void check_flexgen(const KvHostCompression *c) {
   for (guint pass = 0, decoded = 0; decoded < STEPS; pass++) {
     KvHostSpan spans[SEQUENCES], again[SEQUENCES];
     KvCudaWork work, other;
+    guint32 from[SEQUENCES]; /* a sequence is in a pass once */
     guint n = 0;
+    memcpy(from, past, sizeof from);
     for (guint decoding = 0; decoding < 2; decoding++)
       for (guint s = 0; s < SEQUENCES; s++) {
-        guint left = prompts[s] - MIN(prompts[s], past[s]);
+        guint left = prompts[s] - MIN(prompts[s], from[s]);
         if ((left == 0) != decoding)
           continue;
         spans[n] = (KvHostSpan){.block_table = tables[s],
-                                .tokens = tokens[s] + past[s],
-                                .past = past[s],
+                                .tokens = tokens[s] + from[s],
+                                .past = from[s],
                                 .n_tokens = decoding ? 1 : MIN(left, chunk),
                                 .prompt_tokens = prompts[s],
                                 .owner = s,
