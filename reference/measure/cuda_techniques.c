@@ -1,6 +1,6 @@
 /* Decode attention of each compressed cache beside the bf16 kernel on the same contexts.
  *
- *     cuda_techniques FILE.json
+ *     cuda_techniques FILE.json [SHAPE ...]
  *
  * Each row: the bytes that the technique stores of the contexts (codes, scales, the exact rest),
  * the GPU's time (median of REPEATS rounds after a warm one, in microseconds, over buffers larger
@@ -562,13 +562,21 @@ static gboolean bench_shared(Bench *b, guint i, GError **error) {
   return TRUE;
 }
 
-static gboolean run(Bench *b, const char *path, GError **error) {
+/* All shapes, or those whose numbers the arguments are. */
+static gboolean is_wanted(guint shape, char **wanted) {
+  for (guint i = 0; wanted[i]; i++)
+    if ((guint)g_ascii_strtoull(wanted[i], NULL, 10) == shape)
+      return TRUE;
+  return wanted[0] == NULL;
+}
+
+static gboolean run(Bench *b, const char *path, char **wanted, GError **error) {
   if (!(b->device = kv_cuda_device_open(error)) || !(b->file = kv_output_open(path, error)))
     return FALSE;
   kv_output_print(b->file, "{\n \"device\": \"%s\",\n \"decode_attention\": [", b->device->name);
   b->separator = "\n";
   for (guint i = 0; i < G_N_ELEMENTS(shapes); i++)
-    if (!bench_shape(b, i, error))
+    if (is_wanted(i, wanted) && !bench_shape(b, i, error))
       return FALSE;
   kv_output_print(b->file, "\n ],\n \"shared_attention\": [");
   for (guint i = 0; i < G_N_ELEMENTS(sharers); i++)
@@ -581,11 +589,11 @@ static gboolean run(Bench *b, const char *path, GError **error) {
 int main(int argc, char **argv) {
   g_autoptr(GError) error = NULL;
   Bench bench = {0};
-  if (argc != 2) {
-    (void)fprintf(stderr, "cuda_techniques: expected FILE.json\n");
+  if (argc < 2) {
+    (void)fprintf(stderr, "cuda_techniques: expected FILE.json and numbers of shapes\n");
     return 2;
   }
-  gboolean done = run(&bench, argv[1], &error);
+  gboolean done = run(&bench, argv[1], argv + 2, &error);
   if (bench.file)
     kv_output_discard(bench.file);
   kv_cuda_device_close(bench.device);

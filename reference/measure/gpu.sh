@@ -136,6 +136,21 @@ validate() {
   one_run v2-lite-calls "$traces/calls.jsonl" --model deepseek-v2-lite --rate-scale 2 --requests 200 || status=1
   one_run 1b-mla "$traces/calls.jsonl" --model llama-3.2-1b --use mla:dcq=0 --rate-scale 4 --requests 100 || status=1
   one_run 1b-mqa "$traces/calls.jsonl" --model llama-3.2-1b --use gqa:num_kv_heads=1 --rate-scale 4 --requests 100 || status=1
+  while read -r name options; do
+    # shellcheck disable=SC2086 # options are words
+    one_run "8b-$name" "$traces/calls.jsonl" --model llama-3.1-8b --rate-scale 4 --requests 50 $options </dev/null || status=1
+  done <<END
+exact
+fp8 --set precision.cache=fp8
+kivi-4bit --use kivi:bits=4 --set engine.block_tokens=32 --set engine.prefix_caching=false
+kivi-2bit --use kivi:bits=2 --set engine.block_tokens=32 --set engine.prefix_caching=false
+snapkv --use snapkv:budget=256
+pyramidkv --use pyramidkv:budget=256
+h2o --use h2o
+quest --use quest:token_budget=256
+palu --use palu
+minicache --use minicache --set engine.prefix_caching=false
+END
   one_run 8b-long "$traces/long.jsonl" --model llama-3.1-8b || status=1
   one_run 8b-closed "$traces/calls.jsonl" --model llama-3.1-8b --arrivals closed --concurrency 64 || status=1
   one_run 0.5b-snapkv "$traces/chat.jsonl" --model qwen2.5-0.5b --requests 20 --use snapkv:budget=512 --quality \
