@@ -83,6 +83,11 @@ char *kv_accuracy_table(const GArray *accuracy, gboolean markdown) {
   return g_string_free(text, FALSE);
 }
 
+/* "+1.2 %"; "-" of what was nothing, as nobody can say how far off it is. */
+static char *signed_percent(double share) {
+  return isfinite(share) ? g_strdup_printf("%+.1f %%", 100.0 * share) : g_strdup("-");
+}
+
 static char *in_unit(const KvComparisonRow *row, double value) {
   gboolean seconds = *row->statistic || strcmp(row->metric, "makespan") == 0;
   return seconds ? kv_format_seconds(value) : kv_format_count(value);
@@ -98,11 +103,12 @@ char *kv_comparison_table(const KvComparison *c) {
     g_autofree char *measured = in_unit(row, row->measured);
     g_autofree char *predicted = in_unit(row, row->predicted);
     g_autofree char *figure = g_strdup_printf("%s %s", row->metric, row->statistic);
-    g_string_append_printf(text, "  %-32s %12s %12s %+7.1f %%\n", figure, g_strstrip(measured),
-                           g_strstrip(predicted), 100.0 * kv_comparison_error(row));
+    g_autofree char *error = signed_percent(kv_comparison_error(row));
+    g_string_append_printf(text, "  %-32s %12s %12s %9s\n", figure, g_strstrip(measured),
+                           g_strstrip(predicted), error);
   }
   for (guint l = 0; l < KV_N_LATENCIES; l++)
-    if (isfinite(c->agreement[l].ks))
+    if (isfinite(c->agreement[l].ks) && isfinite(c->agreement[l].median_error))
       g_string_append_printf(text, "  %-6s KS distance %.3f, median error of a request %.1f %%\n",
                              kv_latency_names[l], c->agreement[l].ks,
                              100.0 * c->agreement[l].median_error);
@@ -186,11 +192,9 @@ static void write_sweeps(GString *text, const GPtrArray *comparisons) {
       const KvComparisonRow *row = row_of(c, columns[k].metric, columns[k].statistic);
       g_autofree char *value =
           row && columns[k].with_value ? in_unit(row, row->measured) : g_strdup("");
-      if (row)
-        g_string_append_printf(text, " %s%s%+.1f %% |", g_strstrip(value), *value ? " " : "",
-                               100.0 * kv_comparison_error(row));
-      else
-        g_string_append(text, " |");
+      g_autofree char *error = row ? signed_percent(kv_comparison_error(row)) : g_strdup("");
+      g_string_append_printf(text, " %s%s%s%s|", g_strstrip(value), *value ? " " : "", error,
+                             row ? " " : "");
     }
     if (isfinite(c->agreement[KV_LATENCY_E2E].ks))
       g_string_append_printf(text, " %.2f, %.2f |\n", c->agreement[KV_LATENCY_TTFT].ks,
@@ -215,9 +219,9 @@ static void write_logs(GString *text, const GPtrArray *comparisons) {
       const KvComparisonRow *row = &g_array_index(c->rows, KvComparisonRow, r);
       g_autofree char *measured = in_unit(row, row->measured);
       g_autofree char *predicted = in_unit(row, row->predicted);
-      g_string_append_printf(text, "| %s %s | %s | %s | %+.1f %% |", row->metric, row->statistic,
-                             g_strstrip(measured), g_strstrip(predicted),
-                             100.0 * kv_comparison_error(row));
+      g_autofree char *error = signed_percent(kv_comparison_error(row));
+      g_string_append_printf(text, "| %s %s | %s | %s | %s |", row->metric, row->statistic,
+                             g_strstrip(measured), g_strstrip(predicted), error);
       const KvAgreement *agreement = NULL;
       for (guint l = 0; l < G_N_ELEMENTS(latencies); l++)
         if (strcmp(row->metric, kv_latency_names[latencies[l]]) == 0 &&
