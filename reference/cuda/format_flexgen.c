@@ -177,8 +177,10 @@ static gboolean begin_cpu(KvCudaCompressed *c, guint prompts, GError **error) {
     (void)cudaFreeHost(f->outputs);
   f->queries = f->outputs = NULL;
   f->room_rows = 0;
-  if (!(f->queries = kv_cuda_pin(2 * n * f->widest_row * sizeof(KvBf16), "queries", error)) ||
-      !(f->outputs = kv_cuda_pin(2 * n * f->widest_output * sizeof(KvBf16), "outputs", error)))
+  if (!(f->queries =
+            kv_cuda_pin(2 * (gsize)n * f->widest_row * sizeof(KvBf16), "queries", error)) ||
+      !(f->outputs =
+            kv_cuda_pin(2 * (gsize)n * f->widest_output * sizeof(KvBf16), "outputs", error)))
     return FALSE;
   f->room_rows = 2 * n;
   return TRUE;

@@ -157,7 +157,7 @@ static gboolean begin(KvCudaCompressed *c, guint prompts, gboolean *moved, GErro
   guint decoding = c->n_spans - prompts, rows = decoding + 7; /* a graph's spare rows */
   g_autofree KvCudaKept *kept = g_new(KvCudaKept, decoding + 1);
   if (decoding && rows > m->staged_rows) {
-    if (!kv_cuda_format_grow(c, &m->staged, 0, 2 * rows * 4 * m->width * sizeof(KvBf16),
+    if (!kv_cuda_format_grow(c, &m->staged, 0, 2 * (gsize)rows * 4 * m->width * sizeof(KvBf16),
                              "the new tokens of a step", error))
       return FALSE;
     m->staged_rows = 2 * rows;

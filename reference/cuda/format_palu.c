@@ -93,7 +93,7 @@ static gboolean factor(KvCudaCompressed *c, Loaded *x, const KvCudaLayer *layer,
 /* basis[groups][rank][heads d], in the order of the tensor cores. */
 static const KvBf16 *upload_basis(KvCudaCompressed *c, const KvHostRanks *r, const float *basis,
                                   guint rank, GError **error) {
-  gsize width = (gsize)r->heads * r->head_dim, n = r->groups * rank * width;
+  gsize width = (gsize)r->heads * r->head_dim, n = (gsize)r->groups * rank * width;
   g_autofree float *arranged = g_new(float, n);
   for (guint g = 0; g < r->groups; g++)
     for (guint i = 0; i < rank; i++)

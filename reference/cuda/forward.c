@@ -150,7 +150,7 @@ typedef struct {
 
 static Mixer mixer_at(char *memory, const KvAttention *a, gsize rows) {
   const gsize x = a->inner * sizeof(KvBf16), low = a->dt_rank * sizeof(KvBf16);
-  const gsize bc = 2 * a->state_dim * sizeof(float), delta = a->inner * sizeof(float);
+  const gsize bc = 2 * (gsize)a->state_dim * sizeof(float), delta = a->inner * sizeof(float);
   return (Mixer){.x = (KvBf16 *)(void *)memory,
                  .low = (KvBf16 *)(void *)(memory + rows * x),
                  .bc = (float *)(void *)(memory + rows * (x + low)),

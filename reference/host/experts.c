@@ -39,7 +39,7 @@ static void limit_to_groups(float *scores, guint n, const KvHostRouting *routing
     guint worst = routing->groups - 1;
     float least = INFINITY;
     for (guint g = 0; g < routing->groups; g++) {
-      float greatest = scores[g * size + best_of(scores + g * size, size)];
+      float greatest = scores[(gsize)g * size + best_of(scores + (gsize)g * size, size)];
       if (greatest >= 0.0f && greatest <= least) { /* of equals the last goes first */
         least = greatest;
         worst = g;

@@ -115,7 +115,7 @@ static void cut_prompt(const KvHostFormatLayer *at, const KvHostSpan *span, Held
   g_autofree guint32 *kept = g_new(guint32, (gsize)pages->n_kv_heads * choice.budget);
   for (guint h = 0; h < pages->n_kv_heads; h++) {
     float *scores = scores_of(held, at->layer, h);
-    guint32 *positions = positions_of(held, at->layer, h), *own = kept + h * choice.budget;
+    guint32 *positions = positions_of(held, at->layer, h), *own = kept + (gsize)h * choice.budget;
     if (n > slots)
       kv_host_snapkv_select(&choice, own, scores, n);
     for (guint32 i = 0; i < choice.budget; i++) {
@@ -162,7 +162,7 @@ static void attended(const KvHostFormatLayer *at, const KvHostSpan *span, gsize 
   for (guint32 t = 0; t < span->n_tokens; t++)
     for (guint h = 0; h < pages->n_kv_heads; h++)
       kv_host_h2o_add(scores_of(held, at->layer, h),
-                      at->q + ((row + t) * at->n_heads + h * group) * pages->head_dim, pages,
+                      at->q + ((row + t) * at->n_heads + (gsize)h * group) * pages->head_dim, pages,
                       span->block_table, h, group, span->past - span->dropped + t + 1, at->scores);
   if (span->last)
     cut_prompt(at, span, held);

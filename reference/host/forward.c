@@ -308,7 +308,7 @@ static void recur(Pass *pass, const KvHostLayer *layer, guint l) {
   const KvHostMixer *m = &layer->mixer;
   guint R = pass->rows, D = pass->weights->hidden, wide = a->dt_rank + 2 * a->state_dim;
   gsize I = a->inner, kept = (a->conv_width - 1) * I, row = 0;
-  g_autofree float *both = g_new(float, 2 * R * I), *x = g_new(float, R *I);
+  g_autofree float *both = g_new(float, 2 * (gsize)R * I), *x = g_new(float, (gsize)R *I);
   g_autofree float *selected = g_new(float, (gsize)R *wide), *delta = g_new(float, R *I);
   norm(pass, pass->normed, pass->x, layer->attention_norm, layer->attention_norm_bias, R);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);

@@ -9,7 +9,7 @@
 #include "reference/host/kernels.h"
 
 void kv_host_rotary_pairs(float *x, const float *cosine, const float *sine, guint head_dim) {
-  for (guint i = 0; i < head_dim / 2; i++) {
+  for (gsize i = 0; i < head_dim / 2; i++) {
     float a = x[2 * i], b = x[2 * i + 1];
     x[2 * i] = a * cosine[i] - b * sine[i];
     x[2 * i + 1] = b * cosine[i] + a * sine[i];

@@ -157,7 +157,8 @@ KvTensorShape kv_tensor_shape(const KvModel *model, const KvAttention *a, const 
   guint64 D = model->hidden, V = model->vocab, E = mlp->intermediate, d = a->head_dim;
   guint64 q = a->n_heads * d, kv = a->n_kv_heads * d;
   guint64 X = mlp->n_experts, Ex = mlp->expert_intermediate, S = mlp->shared_intermediate;
-  guint64 rank = a->kv_lora_rank, down = a->q_lora_rank, values = a->n_heads * a->value_head_dim;
+  guint64 rank = a->kv_lora_rank, down = a->q_lora_rank,
+          values = (guint64)a->n_heads * a->value_head_dim;
   gboolean centred = model->norm == KV_NORM_LAYER, positions = model->learned_positions;
   gboolean latent = a->kind == KV_ATTENTION_LATENT, plain = !latent, dense = E > 0;
   const KvTensorShape shapes[] = {

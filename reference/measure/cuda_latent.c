@@ -109,7 +109,7 @@ typedef struct {
 
 static KvCudaPages pages_of(const Attention *a, guint i) {
   return (KvCudaPages){.pool = a->pool + (i % a->copies) * a->pool_elements,
-                       .block_elements = BLOCK_TOKENS * KV_CUDA_LATENT_WIDTH,
+                       .block_elements = (gsize)BLOCK_TOKENS * KV_CUDA_LATENT_WIDTH,
                        .block_shift = SHIFT,
                        .n_kv_heads = 1,
                        .head_dim = KV_CUDA_LATENT_WIDTH};
@@ -223,7 +223,7 @@ static gboolean bench_all_experts(Bench *b, GError **error) {
                                .n_experts = EXPERTS,
                                .n_experts_per_token = CHOSEN,
                                .expert_intermediate = INTERMEDIATE}};
-  if (!(layer.router = take_random(b, EXPERTS * HIDDEN * sizeof(KvBf16), 0.04f, error)) ||
+  if (!(layer.router = take_random(b, (gsize)EXPERTS * HIDDEN * sizeof(KvBf16), 0.04f, error)) ||
       !(layer.expert_up = take_random(b, 2 * matrix, 0.04f, error)) ||
       !(layer.expert_down = take_random(b, matrix, 0.04f, error)))
     return FALSE;

@@ -155,7 +155,7 @@ static gboolean form_init(Case *c, GError **error) {
           (c->kept = kv_cuda_alloc(kept, "kept tokens", error)) &&
           kv_cuda_fill(b->device, c->kept, 0, kept, error) &&
           KV_CUDA_OK(cudaMemset2DAsync((KvBf16 *)c->pool + c->merged.index, c->block_bytes, 0,
-                                       2 * BLOCK_TOKENS * sizeof(guint32),
+                                       (gsize)2 * BLOCK_TOKENS * sizeof(guint32),
                                        (gsize)c->copies * c->blocks, b->device->stream),
                      error));
 }

@@ -131,7 +131,7 @@ static void check_mixture(const Choice *c, guint D, guint E, guint tile_rows) {
   OK(kv_cuda_download(device, got_tiles, tiles, most * sizeof *tiles, &ok_error));
   for (gsize r = 0; r < c->rows; r++)
     if (sequences[r] == G_MAXUINT32)
-      memset(expected + r * c->chosen, 0xff, c->chosen * 4);
+      memset(expected + r * c->chosen, 0xff, (gsize)c->chosen * 4);
     else
       kv_host_route(expected + r * c->chosen, expected_shares + r * c->chosen, logits + r * X,
                     c->n_experts, c->chosen, &routing, scores);

@@ -20,7 +20,7 @@ typedef struct {
 } Latents;
 
 static KvBf16 *arranged(const KvHostRanks *r, const float *basis, guint rank) {
-  gsize width = (gsize)r->heads * r->head_dim, n = r->groups * rank * width;
+  gsize width = (gsize)r->heads * r->head_dim, n = (gsize)r->groups * rank * width;
   g_autofree float *to = g_new(float, n);
   for (gsize i = 0; i < n; i++)
     to[i] = NAN; /* every place is filled */
@@ -54,8 +54,9 @@ static void latents_init(Latents *x, const KvHostRanks *r, guint block_tokens,
     x->c.host.pool[i] = NAN;
   for (guint s = 0; s < n; s++)
     longest = MAX(longest, contexts[s]);
-  x->key_basis = random_floats(r->groups * r->key_rank * width, 1.0 / sqrt(r->key_rank));
-  x->value_basis = random_floats(r->groups * r->value_rank * width, 1.0 / sqrt(r->value_rank));
+  x->key_basis = random_floats((gsize)r->groups * r->key_rank * width, 1.0 / sqrt(r->key_rank));
+  x->value_basis =
+      random_floats((gsize)r->groups * r->value_rank * width, 1.0 / sqrt(r->value_rank));
   x->bias = biased ? random_floats(kv, 0.5) : NULL;
   x->gpu = (KvCudaLowRank){.pool = upload_bf16(x->c.host.pool, x->c.floats),
                            .block_elements = block,
@@ -202,9 +203,9 @@ static void check_rebuild(Latents *x) {
     for (guint part = 0; part < 2; part++)
       for (gsize t = 0; t < n; t++)
         for (guint h = 0; h < kv_heads; h++)
-          memcpy((part ? got_values : got_keys) + t * width + h * d,
+          memcpy((part ? got_values : got_keys) + (gsize)t * width + (gsize)h * d,
                  pool + (x->c.starts[s] + t / block) * 2 * half + part * half +
-                     (h * block + t % block) * d,
+                     ((gsize)h * block + t % block) * d,
                  d * sizeof(float));
     assert_close("rebuilt keys", got_keys, keys, n * width, TOLERANCE);
     assert_close("rebuilt values", got_values, expected, n * width, TOLERANCE);

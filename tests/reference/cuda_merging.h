@@ -43,8 +43,8 @@ static void pair_fill_second(Pair *p) {
           const float *block =
               c->host.pool + c->table[c->starts[s] + t / bt] * c->host.block_floats;
           float *at = &y[part * p->width + i];
-          *at += share * block[part * c->host.value_offset + (h * bt + t % bt) * c->head_dim +
-                               i % c->head_dim];
+          *at += share * block[part * c->host.value_offset +
+                               (gsize)(h * bt + t % bt) * c->head_dim + i % c->head_dim];
           *at = float_of(bf16_of(*at));
         }
       kv_host_pages_write(&p->host_y, c->table + c->starts[s], t, y, y + p->width);
@@ -77,7 +77,7 @@ static void pair_init(Pair *p, guint n_kv_heads, guint head_dim, guint block_tok
   p->kept = g_new0(KvCudaKept, n);
   for (guint s = 0; s < n; s++) {
     p->kept[s].capacity = contexts[s] + 1;
-    p->kept[s].states = on_device(NULL, PAIRS * 2 * sizeof(KvCudaKeptState));
+    p->kept[s].states = on_device(NULL, (gsize)PAIRS * 2 * sizeof(KvCudaKeptState));
     p->kept[s].rows =
         poisoned((gsize)PAIRS * 2 * p->kept[s].capacity * 2 * p->width * sizeof(KvBf16));
   }
@@ -116,7 +116,7 @@ static void merge_prompt(const Pair *p, guint s, guint32 n) {
   const guint32 *exact = p->x.tables.table + p->x.starts[s];
   float *distances = poisoned(2 * (gsize)n * sizeof(float));
   guint32 *index = poisoned(2 * (gsize)n * sizeof(guint32));
-  KvCudaKeptState *states = p->kept[s].states + 2 * PAIR, read[2];
+  KvCudaKeptState *states = p->kept[s].states + (gsize)2 * PAIR, read[2];
   g_autofree float *got = NULL;
   g_autofree guint32 *chosen = g_new(guint32, 2 * (gsize)n);
   LAUNCHED(kv_cuda_merge_measure(distances, &p->x.gpu, &p->gpu_y, exact, n, device->stream));
@@ -168,7 +168,8 @@ static void merge_on_host(const Pair *p, KvHostPages *x, KvHostPages *y) {
   OK(kv_cuda_download(device, pool, p->merged.pool, p->pool_elements * sizeof *pool, &ok_error));
   for (guint s = 0; s < c->n_sequences; s++) {
     KvCudaKeptState states[2];
-    OK(kv_cuda_download(device, states, p->kept[s].states + 2 * PAIR, sizeof states, &ok_error));
+    OK(kv_cuda_download(device, states, p->kept[s].states + (gsize)2 * PAIR, sizeof states,
+                        &ok_error));
     for (guint32 t = 0; t + 1 < c->contexts[s]; t++) {
       const KvBf16 *block = pool + p->table.table[p->table.starts[s] + t / c->block_tokens] *
                                        p->merged.block_elements;

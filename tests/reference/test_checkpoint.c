@@ -299,8 +299,10 @@ static void write_named(const Named *named, guint n) {
     for (guint copy = 0; copy < MAX(named[i].copies, 1); copy++) {
       g_auto(GStrv) parts = g_strsplit(named[i].name, "%u", 2);
       guint at = bytes->len, elements = named[i].rows * named[i].columns;
-      for (guint e = 0; e < elements; e++, number += 1.0f)
+      for (guint e = 0; e < elements; e++) {
         g_byte_array_append(bytes, (const guint8 *)&number, sizeof number);
+        number += 1.0f;
+      }
       g_string_append_printf(header, "%s\"%s", header->len > 1 ? "," : "", parts[0]);
       if (parts[1])
         g_string_append_printf(header, "%u%s", copy, parts[1]);

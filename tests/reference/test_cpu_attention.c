@@ -87,12 +87,12 @@ static void test_extremes(void) {
   guint16 blocks[2 * N * D] = {0}, qkv[3 * D] = {0}, out[D];
   static const guint32 table[] = {0};
   for (guint t = 0; t < N; t++)
-    blocks[t * D] = kv_bf16_from_float(t == 7 ? 1e4f : -1e4f);
+    blocks[(gsize)t * D] = kv_bf16_from_float(t == 7 ? 1e4f : -1e4f);
   for (guint i = 0; i < D; i++)
     blocks[N * D + 7 * D + i] = kv_bf16_from_float(3.0f);
   qkv[0] = kv_bf16_from_float(1e4f);
-  KvCpuPages pages = {blocks, 2 * N * D, N * D, N, 1, 1, D};
-  kv_cpu_attention_run(attention, out, qkv, 3 * D, &pages, &(KvCpuRow){table, N}, 1);
+  KvCpuPages pages = {blocks, (gsize)2 * N * D, (gsize)N * D, N, 1, 1, D};
+  kv_cpu_attention_run(attention, out, qkv, (gsize)3 * D, &pages, &(KvCpuRow){table, N}, 1);
   for (guint i = 0; i < D; i++)
     g_assert_cmpfloat(float_of(out[i]), ==, 3.0f);
 }

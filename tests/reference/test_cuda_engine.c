@@ -110,7 +110,7 @@ static double distance(const float *a, const float *b, gsize n) {
 static void assert_close(const char *what, const float *got, const float *expected,
                          const KvHostSpan *spans, guint n, double tolerance) {
   for (guint i = 0; i < n; i++) {
-    double d = distance(got + i * VOCAB, expected + i * VOCAB, VOCAB);
+    double d = distance(got + (gsize)i * VOCAB, expected + (gsize)i * VOCAB, VOCAB);
     if (!(d < tolerance)) {
       g_test_message("%s: span %u of %u, at %u: relative error %g", what, i, n, spans[i].past, d);
       g_test_fail();
@@ -131,13 +131,13 @@ static double run(Bench *b, const KvHostSpan *spans, guint n, gboolean replayed)
   KvCudaWork work[2] = {0};
   memcpy(copy, spans, n * sizeof *copy);
   for (guint i = 0; i < n; i++)
-    copy[i].logits = expected + i * VOCAB;
+    copy[i].logits = expected + (gsize)i * VOCAB;
   kv_host_forward(b->host_weights, b->host_cache, copy, n, &host);
   for (guint e = 0; e < 2; e++) {
     memcpy(copy, spans, n * sizeof *copy);
     OK(kv_cuda_engine_run(b->engines[e], copy, n, &work[e], &error));
     OK(kv_cuda_download(device, logits[e], kv_cuda_engine_logits(b->engines[e]),
-                        n * VOCAB * sizeof *apart, &error));
+                        (gsize)n * VOCAB * sizeof *apart, &error));
     g_assert_cmpint(work[e].replayed, ==, replayed);
   }
   assert_close("each for itself, beside the host's fp32", apart, expected, spans, n, 8e-2);

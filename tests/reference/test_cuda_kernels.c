@@ -1146,8 +1146,8 @@ static void check_sums(guint n_heads, guint n_kv_heads, guint head_dim, guint bl
     guint32 tokens = MIN(chunk, prompt - past);
     for (guint32 t = past; t < past + tokens; t++)
       for (guint h = 0; h < n_kv_heads; h++)
-        kv_host_h2o_add(expected + h * stride, q + t * row + h * group * d, &c.host, c.table, h,
-                        group, t + 1, scratch);
+        kv_host_h2o_add(expected + h * stride, q + t * row + (gsize)h * group * d, &c.host, c.table,
+                        h, group, t + 1, scratch);
     for (guint again = 0; again < 2; again++) /* a pass may be run twice */
       LAUNCHED(kv_cuda_sum_attention(
           sums[i], sums[i ^ 1], stride, queries + past * row, row, &c.gpu, c.tables.table, past,
@@ -1274,8 +1274,8 @@ static void evict_on_host(Evicting *x, Cache *c, guint s, const float *row, guin
     memcpy(key + c->host.value_offset, row + (n_heads + c->n_kv_heads + h) * d, bytes);
     positions[slot] = x->next;
     scores[slot] = 0.0f;
-    kv_host_h2o_add(scores, row + h * group * d, &c->host, c->table + c->starts[s], h, group, held,
-                    scratch);
+    kv_host_h2o_add(scores, row + (gsize)h * group * d, &c->host, c->table + c->starts[s], h, group,
+                    held, scratch);
     positions[x->rows.slots] = x->next + 1;
   }
   x->next++;
@@ -1391,7 +1391,7 @@ static void check_pyramid(const KvHostCompression *k) {
                                  .split_tokens = poisoned(L * sizeof(guint32)),
                                  .sequences = sequences,
                                  .room = room};
-  const KvCudaTables tables = {on_device(table, N * room * sizeof *table),
+  const KvCudaTables tables = {on_device(table, (gsize)N * room * sizeof *table),
                                on_device(starts, sizeof starts)};
   LAUNCHED(kv_cuda_pyramid_tables(&out, &gpu, &tables, on_device(contexts, sizeof contexts),
                                   on_device(applies, sizeof applies), N,
@@ -1416,7 +1416,7 @@ static void check_pyramid(const KvHostCompression *k) {
     }
     g_assert_cmpuint(splits[l], >=, split);
     g_assert_cmpuint(splits[l] % KV_CUDA_SPLIT_UNIT, ==, 0);
-    g_assert_cmpuint(splits[l] * SPLITS, >=, longest);
+    g_assert_cmpuint((gsize)splits[l] * SPLITS, >=, longest);
   }
   release();
 }
@@ -1455,7 +1455,7 @@ static void spans_init(Spans *s, guint set, guint inner, guint state, guint widt
   KvAttention a = {.inner = inner, .state_dim = state, .conv_width = width};
   gsize floats = kv_host_state_floats(&a);
   *s = (Spans){.n = span_sets[set].n, .tokens = span_sets[set].tokens};
-  s->before = random_floats(2 * s->n * floats, 1.0);
+  s->before = random_floats((gsize)2 * s->n * floats, 1.0);
   for (guint i = 0; i < s->n; i++) {
     s->from[i] = i % 2 ? G_MAXUINT32 : 2 * (s->n - 1 - i);
     s->to[i] = 2 * (s->n - 1 - i) + 1;
@@ -1464,7 +1464,7 @@ static void spans_init(Spans *s, guint set, guint inner, guint state, guint widt
       s->before[s->to[i] * floats + f] = NAN;
     s->rows += s->tokens[i];
   }
-  s->gpu = (KvCudaStates){.pool = upload_f32(s->before, 2 * s->n * floats),
+  s->gpu = (KvCudaStates){.pool = upload_f32(s->before, (gsize)2 * s->n * floats),
                           .floats = floats,
                           .inner = inner,
                           .state_dim = state,
@@ -1482,7 +1482,8 @@ static void try_convolution(guint set, guint inner, guint width, gboolean biased
   spans_init(&s, set, inner, 4, width);
   guint rows = s.rows + 3; /* of nobody */
   gsize I = inner, kept = (width - 1) * I;
-  g_autofree float *x = random_floats(rows * 2 * I, 1.0), *weight = random_floats(I * width, 0.5);
+  g_autofree float *x = random_floats((gsize)rows * 2 * I, 1.0),
+                   *weight = random_floats(I * width, 0.5);
   g_autofree float *bias = random_floats(I, 1.0), *expected = g_new0(float, rows *I);
   g_autofree float *left = g_new(float, kept);
   g_autofree guint32 *sequences = g_new(guint32, rows), *places = g_new0(guint32, rows);
@@ -1493,10 +1494,10 @@ static void try_convolution(guint set, guint inner, guint width, gboolean biased
     sequences[r] = G_MAXUINT32;
   KvBf16 *out = poisoned(rows * I * 2);
   LAUNCHED(kv_cuda_causal_convolution(
-      out, upload_bf16(x, rows * 2 * I), 2 * I, upload_bf16(weight, I * width),
+      out, upload_bf16(x, (gsize)rows * 2 * I), 2 * I, upload_bf16(weight, I * width),
       biased ? upload_bf16(bias, I) : NULL, &s.gpu, on_device(sequences, rows * sizeof(guint32)),
       on_device(places, rows * sizeof(guint32)), rows, device->stream));
-  g_autofree float *pool = download_f32(s.gpu.pool, 2 * s.n * s.gpu.floats);
+  g_autofree float *pool = download_f32(s.gpu.pool, (gsize)2 * s.n * s.gpu.floats);
   for (guint i = 0; i < s.n; i++) {
     gsize row = s.tiles[i].row;
     kv_host_causal_convolution(expected + row * I, x + row * 2 * I, 2 * I, weight,
@@ -1538,7 +1539,7 @@ static void try_scan(guint set, guint inner, guint state, gboolean by_rows) {
       upload_bf16(bias, I), upload_f32(bc, R * 2 * N), upload_bf16(decay, left),
       upload_bf16(skip, I), &s.gpu, by_rows ? NULL : on_device(s.tiles, s.n * sizeof(KvCudaTile)),
       s.n, device->stream));
-  g_autofree float *pool = download_f32(s.gpu.pool, 2 * s.n * s.gpu.floats);
+  g_autofree float *pool = download_f32(s.gpu.pool, (gsize)2 * s.n * s.gpu.floats);
   for (guint i = 0; i < s.n; i++) {
     gsize row = s.tiles[i].row;
     kv_host_selective_scan(expected + row * I, x + row * I, gate + row * 2 * I, 2 * I,
@@ -1569,12 +1570,13 @@ static void test_scan(void) {
 static void test_update_of_states(void) {
   enum { S = 3, I = 24, N = 16 };
   KvAttention a = {.inner = I, .state_dim = N, .conv_width = 4};
-  gsize floats = kv_host_state_floats(&a), kept = 3 * I;
+  gsize floats = kv_host_state_floats(&a), kept = (gsize)3 * I;
   const guint32 from[S] = {2, G_MAXUINT32, 4}, to[S] = {3, G_MAXUINT32, 1};
-  g_autofree float *before = random_floats(6 * floats, 1.0), *x = random_floats(S * I, 1.0);
-  g_autofree float *gate = random_floats(S * 2 * I, 1.0), *delta = random_floats(S * I, 1.0);
-  g_autofree float *bc = random_floats(S * 2 * N, 1.0), *bias = random_floats(I, 1.0);
-  g_autofree float *skip = random_floats(I, 1.0), *decay = random_floats(I * N, 0.7);
+  g_autofree float *before = random_floats(6 * floats, 1.0), *x = random_floats((gsize)S * I, 1.0);
+  g_autofree float *gate = random_floats((gsize)S * 2 * I, 1.0),
+                   *delta = random_floats((gsize)S * I, 1.0);
+  g_autofree float *bc = random_floats((gsize)S * 2 * N, 1.0), *bias = random_floats(I, 1.0);
+  g_autofree float *skip = random_floats(I, 1.0), *decay = random_floats((gsize)I * N, 0.7);
   float expected[S * I] = {0}, states[I * N];
   KvCudaStates gpu = {.pool = upload_f32(before, 6 * floats),
                       .floats = floats,
@@ -1583,19 +1585,21 @@ static void test_update_of_states(void) {
                       .conv_width = 4,
                       .from = on_device(from, sizeof from),
                       .to = on_device(to, sizeof to)};
-  KvBf16 *out = poisoned(S * I * 2);
-  LAUNCHED(kv_cuda_selective_scan(out, upload_bf16(x, S * I), upload_bf16(gate, S * 2 * I), 2 * I,
-                                  upload_f32(delta, S * I), upload_bf16(bias, I),
-                                  upload_f32(bc, S * 2 * N), upload_bf16(decay, I * N),
-                                  upload_bf16(skip, I), &gpu, NULL, S, device->stream));
-  g_autofree float *pool = download_f32(gpu.pool, 6 * floats), *got = download_bf16(out, S * I);
+  KvBf16 *out = poisoned((gsize)S * I * 2);
+  LAUNCHED(kv_cuda_selective_scan(
+      out, upload_bf16(x, (gsize)S * I), upload_bf16(gate, (gsize)S * 2 * I), (gsize)2 * I,
+      upload_f32(delta, (gsize)S * I), upload_bf16(bias, I), upload_f32(bc, (gsize)S * 2 * N),
+      upload_bf16(decay, (gsize)I * N), upload_bf16(skip, I), &gpu, NULL, S, device->stream));
+  g_autofree float *pool = download_f32(gpu.pool, 6 * floats),
+                   *got = download_bf16(out, (gsize)S * I);
   for (guint s = 0; s < S; s += 2) {
-    kv_host_selective_scan(expected + s * I, x + s * I, gate + s * 2 * I, 2 * I, delta + s * I,
-                           bias, bc + s * 2 * N, 2 * N, decay, skip,
-                           before + from[s] * floats + kept, states, 1, I, N);
-    assert_close("updated states", pool + to[s] * floats + kept, states, I * N, 1e-4);
+    kv_host_selective_scan(expected + (gsize)s * I, x + (gsize)s * I, gate + (gsize)s * 2 * I,
+                           (gsize)2 * I, delta + (gsize)s * I, bias, bc + (gsize)s * 2 * N,
+                           (gsize)2 * N, decay, skip, before + from[s] * floats + kept, states, 1,
+                           I, N);
+    assert_close("updated states", pool + to[s] * floats + kept, states, (gsize)I * N, 1e-4);
   }
-  assert_close("update", got, expected, S * I, TOLERANCE);
+  assert_close("update", got, expected, (gsize)S * I, TOLERANCE);
   for (guint i = 0; i < 6; i++)
     if (i != 1 && i != 3)
       g_assert_cmpmem(pool + i * floats, floats * sizeof *pool, before + i * floats,
@@ -1663,16 +1667,16 @@ static void engines_run(Engines *p, KvHostSpan *spans, guint n) {
   float expected[MOST * V];
   KvHostWork work = {0};
   for (guint s = 0; s < n; s++)
-    spans[s].logits = expected + s * V;
+    spans[s].logits = expected + (gsize)s * V;
   kv_host_forward(p->host, p->host_cache, spans, n, &work);
   g_autofree float *before = NULL;
   for (guint run = 0; run < 2; run++) {
     KvCudaWork gpu_work = {0};
     OK(kv_cuda_engine_run(p->engine, spans, n, &gpu_work, &ok_error));
-    g_autofree float *logits = download_f32(kv_cuda_engine_logits(p->engine), n * V);
-    assert_close("logits of a recurrent model", logits, expected, n * V, 5e-2);
+    g_autofree float *logits = download_f32(kv_cuda_engine_logits(p->engine), (gsize)n * V);
+    assert_close("logits of a recurrent model", logits, expected, (gsize)n * V, 5e-2);
     if (run)
-      g_assert_cmpmem(logits, n * V * sizeof *logits, before, n * V * sizeof *logits);
+      g_assert_cmpmem(logits, (gsize)n * V * sizeof *logits, before, (gsize)n * V * sizeof *logits);
     before = run ? before : g_steal_pointer(&logits);
   }
   for (guint s = 0; s < n; s++) {

@@ -85,8 +85,8 @@ static void test_shifted_tables(void) {
       in[i] = (guint32)kv_random_integer(&random_numbers, 0, 99);
     in[n / 2] = 50; /* the first that is shifted */
     guint32 *words = NULL;
-    OK((words = kv_cuda_alloc(2 * n * sizeof *in, "a test", &error)) != NULL);
-    OK(kv_cuda_fill(device, words, 0xff, 2 * n * sizeof *in, &error));
+    OK((words = kv_cuda_alloc((gsize)2 * n * sizeof *in, "a test", &error)) != NULL);
+    OK(kv_cuda_fill(device, words, 0xff, (gsize)2 * n * sizeof *in, &error));
     OK(kv_cuda_upload(device, words, in, n * sizeof *in, &error));
     g_assert_cmpint(kv_cuda_shift_table(words + n, words, n, 50, 7000, device->stream), ==,
                     cudaSuccess);
@@ -205,7 +205,7 @@ static void run(Engine *e, KvHostSpan *spans, guint n, float *logits, KvCudaWork
   *work = (KvCudaWork){0};
   OK(kv_cuda_engine_run(e->engine, spans, n, work, &error));
   OK(kv_cuda_download(device, logits, kv_cuda_engine_logits(e->engine),
-                      n * model.vocab * sizeof *logits, &error));
+                      (gsize)n * model.vocab * sizeof *logits, &error));
 }
 
 static void assert_close(const float *a, const float *b, gsize n) {

@@ -134,8 +134,8 @@ static void test_scores_are_attention(void) {
   enum { TOKENS = 11, GROUP = 3, D = 4 };
   float pool[2 * 8 * D * 2], q[GROUP * D], scores[TOKENS + 1] = {0}, scratch[TOKENS], sum = 0.0f;
   const KvHostPages pages = {.pool = pool,
-                             .block_floats = 16 * D,
-                             .value_offset = 8 * D,
+                             .block_floats = (gsize)16 * D,
+                             .value_offset = 8 * (gsize)D,
                              .block_tokens = 8,
                              .n_kv_heads = 1,
                              .head_dim = D};

@@ -24,7 +24,7 @@ static KvFileStore *new_store(gsize bytes, guint tokens, guint64 blocks) {
 /* Distinct bytes and names for a block. */
 static void mark(KvFileStore *store, guint32 block, guint8 *memory, gsize bytes, guint tokens) {
   for (gsize i = 0; i < bytes; i++)
-    memory[i] = (guint8)(block * 31 + i * 7 + i / 251);
+    memory[i] = (guint8)((gsize)block * 31 + i * 7 + i / 251);
   for (guint t = 0; t < tokens; t++)
     kv_file_store_names(store, block)[t] = 1 + block * 1000 + t;
 }

@@ -90,8 +90,9 @@ static void twin_attention(double (*x)[WIDEST], const KvHostWeights *w, const Kv
 
 static void twin_pairs(double *x, guint position, guint d) {
   for (guint i = 0; i < d / 2; i++) {
-    double angle = position / pow(10000.0, 2.0 * i / d), a = x[2 * i], b = x[2 * i + 1];
-    x[2 * i] = a * cos(angle) - b * sin(angle);
+    double angle = position / pow(10000.0, 2.0 * i / d), a = x[(gsize)2 * i],
+           b = x[(gsize)2 * i + 1];
+    x[(gsize)2 * i] = a * cos(angle) - b * sin(angle);
     x[2 * i + 1] = a * sin(angle) + b * cos(angle);
   }
 }

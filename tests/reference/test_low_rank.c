@@ -66,8 +66,8 @@ static void test_a_basis_finds_the_span(void) {
   enum { WIDTH = 20, INPUTS = 30, RANK = 3 };
   KvRandom random;
   kv_random_seed(&random, 4, 0);
-  g_autofree float *left = random_floats(&random, WIDTH * RANK);
-  g_autofree float *right = random_floats(&random, RANK * INPUTS);
+  g_autofree float *left = random_floats(&random, (gsize)WIDTH * RANK);
+  g_autofree float *right = random_floats(&random, (gsize)RANK * INPUTS);
   g_autofree float *rows = g_new0(float, WIDTH *INPUTS), *basis = g_new(float, RANK *WIDTH);
   for (guint o = 0; o < WIDTH; o++)
     for (guint i = 0; i < INPUTS; i++)
@@ -77,7 +77,7 @@ static void test_a_basis_finds_the_span(void) {
   g_assert_cmpfloat(fabs(kept_energy(basis, rows, WIDTH, INPUTS, RANK) - 1.0), <, 1e-5);
   double before = 2.0;
   for (guint r = 0; r < RANK; r++) {
-    double one = kept_energy(basis + r * WIDTH, rows, WIDTH, INPUTS, 1);
+    double one = kept_energy(basis + (gsize)r * WIDTH, rows, WIDTH, INPUTS, 1);
     g_assert_cmpfloat(one, <, before);
     before = one;
   }

@@ -95,7 +95,7 @@ static void check_random(KvRandom *random, guint n, guint over) {
     guint same = (guint)kv_random_integer(random, 0, BLOCKS);
     for (guint i = 0; i < BLOCKS; i++)
       tables[s][i] = like < s && i < same ? tables[like][i] : s * BLOCKS + i;
-    spans[s] = decoding(tables[s], (guint32)kv_random_integer(random, 1, BLOCKS * BLOCK));
+    spans[s] = decoding(tables[s], (guint32)kv_random_integer(random, 1, (gsize)BLOCKS * BLOCK));
   }
   g_auto(KvHostSharing) sharing = {0};
   kv_host_sharing_init(&sharing);
