@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "reference/cuda/file_tier.h"
 #include "reference/cuda/merging.h"
 #include "reference/host/low_rank.h"
 #include "reference/host/recurrent.h"
@@ -252,8 +251,9 @@ static gboolean add_move(KvCudaCache *cache, const KvCudaMove *move, GError **er
   return TRUE;
 }
 
-gboolean kv_cuda_cache_add(KvCudaCache *cache, KvTier tier, guint32 block, char *whole,
-                           gboolean back, GError **error) {
+/* A block of HBM or DRAM to `whole`, pinned memory laid out as a block of DRAM, or back. */
+static gboolean add_copy(KvCudaCache *cache, KvTier tier, guint32 block, char *whole, gboolean back,
+                         GError **error) {
   char *home = NULL;
   if (tier != KV_TIER_HBM && !(home = dram_block(cache, block, error)))
     return FALSE;
@@ -266,7 +266,7 @@ gboolean kv_cuda_cache_add(KvCudaCache *cache, KvTier tier, guint32 block, char 
 }
 
 /* The list of pieces to the GPU, and its copies. */
-gboolean kv_cuda_cache_launch(KvCudaCache *cache, GError **error) {
+static gboolean launch_batch(KvCudaCache *cache, GError **error) {
   cudaStream_t stream = cache->device->copies;
   guint n = cache->batch->len;
   if (n > cache->room_pieces) {
@@ -284,13 +284,25 @@ gboolean kv_cuda_cache_launch(KvCudaCache *cache, GError **error) {
          KV_CUDA_OK(kv_cuda_copy_pieces(cache->pieces, n, stream), error);
 }
 
+/* KvCudaBus: the blocks' side of what goes to or comes from the file. */
+static gboolean copy_for_file(gpointer blocks, const KvCudaMove *moves, guint n, char *slots,
+                              gsize slot_bytes, gboolean back, GError **error) {
+  KvCudaCache *cache = blocks;
+  g_array_set_size(cache->batch, 0);
+  for (guint i = 0; i < n; i++)
+    if (!add_copy(cache, back ? moves[i].to_tier : moves[i].from_tier,
+                  back ? moves[i].to : moves[i].from, slots + i * slot_bytes, back, error))
+      return FALSE;
+  return launch_batch(cache, error);
+}
+
 /* The batch on the copy stream, between the device's two events. */
 static gboolean copy_batch(KvCudaCache *cache, double *seconds, GError **error) {
   KvCudaDevice *device = cache->device;
   float milliseconds = 0.0f;
   if (!kv_cuda_wait(device, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->begin, device->copies), error) ||
-      !kv_cuda_cache_launch(cache, error) ||
+      !launch_batch(cache, error) ||
       !KV_CUDA_OK(cudaEventRecord(device->end, device->copies), error) ||
       !KV_CUDA_OK(cudaEventSynchronize(device->end), error) ||
       !KV_CUDA_OK(cudaEventElapsedTime(&milliseconds, device->begin, device->end), error))
@@ -315,7 +327,9 @@ static gboolean make_moves(KvCudaCache *cache, GError **error) {
   if (cache->batch->len > 0 && !copy_batch(cache, &seconds, error))
     return FALSE;
   cache->early_seconds += seconds;
-  if (!kv_cuda_file_tier_run(cache, (const KvCudaMove *)(void *)cache->moves->data,
+  const KvCudaBus bus = {cache, copy_for_file, cache->device};
+  if (cache->file &&
+      !kv_cuda_file_tier_run(cache->file, &bus, (const KvCudaMove *)(void *)cache->moves->data,
                              cache->moves->len, &cache->early_file_seconds, error))
     return FALSE;
   g_array_set_size(cache->moves, 0);

@@ -14,17 +14,11 @@
 
 #include "models/techniques/plan.h"
 #include "reference/cuda/device.h"
+#include "reference/cuda/file_tier.h"
 #include "reference/cuda/kernels.h"
 #include "reference/cuda/weights.h"
 #include "reference/host/compression.h"
 #include "reference/host/merging.h"
-
-typedef struct KvCudaFileTier KvCudaFileTier;
-
-typedef struct {
-  KvTier from_tier, to_tier;
-  guint32 from, to;
-} KvCudaMove;
 
 typedef struct {
   KvCudaDevice *device; /* borrowed */
@@ -75,11 +69,5 @@ gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, 
  * NULL) to the wall's of those from and to the file (0 if there was none). */
 gboolean kv_cuda_cache_flush(KvCudaCache *cache, double *seconds, double *file_seconds,
                              GError **error);
-
-/* For the file: add to the batch a copy of a block of HBM or DRAM to `whole`, pinned memory laid
- * out as a block of DRAM, or back; and put the batch on the copy stream. */
-gboolean kv_cuda_cache_add(KvCudaCache *cache, KvTier tier, guint32 block, char *whole,
-                           gboolean back, GError **error);
-gboolean kv_cuda_cache_launch(KvCudaCache *cache, GError **error);
 
 #endif

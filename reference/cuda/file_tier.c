@@ -48,28 +48,23 @@ static void begin_transfers(KvCudaFileTier *tier, const KvCudaMove *moves, guint
 }
 
 /* Put the bus's side of them on the copy stream. */
-static gboolean launch_copies(KvCudaCache *cache, const KvCudaMove *moves, guint n, guint half,
-                              gboolean write, GError **error) {
-  g_array_set_size(cache->batch, 0);
-  for (guint i = 0; i < n; i++)
-    if (!kv_cuda_cache_add(cache, write ? moves[i].from_tier : moves[i].to_tier,
-                           write ? moves[i].from : moves[i].to, slot_of(cache->file, half, i),
-                           !write, error))
-      return FALSE;
-  return kv_cuda_cache_launch(cache, error);
+static gboolean launch_copies(KvCudaFileTier *tier, const KvCudaBus *bus, const KvCudaMove *moves,
+                              guint n, guint half, gboolean write, GError **error) {
+  return bus->copy(bus->blocks, moves, n, tier->halves[half], kv_file_store_slot_bytes(tier->store),
+                   !write, error);
 }
 
-static gboolean await_copies(KvCudaCache *cache, GError **error) {
-  return KV_CUDA_OK(cudaStreamSynchronize(cache->device->copies), error);
+static gboolean await_copies(const KvCudaBus *bus, GError **error) {
+  return KV_CUDA_OK(cudaStreamSynchronize(bus->device->copies), error);
 }
 
 /* One half fills from the GPU while the other is written. */
-static gboolean write_all(KvCudaCache *cache, const KvCudaMove *moves, guint n, GError **error) {
-  KvCudaFileTier *tier = cache->file;
+static gboolean write_all(KvCudaFileTier *tier, const KvCudaBus *bus, const KvCudaMove *moves,
+                          guint n, GError **error) {
   for (guint first = 0, half = 0; first < n; first += tier->room, half ^= 1) {
     guint count = MIN(tier->room, n - first);
-    if (!launch_copies(cache, moves + first, count, half, TRUE, error) ||
-        !await_copies(cache, error) || !kv_file_store_wait(tier->store, error))
+    if (!launch_copies(tier, bus, moves + first, count, half, TRUE, error) ||
+        !await_copies(bus, error) || !kv_file_store_wait(tier->store, error))
       return FALSE;
     begin_transfers(tier, moves + first, count, half, TRUE);
   }
@@ -77,23 +72,23 @@ static gboolean write_all(KvCudaCache *cache, const KvCudaMove *moves, guint n, 
 }
 
 /* One half is read while the other goes to the GPU. */
-static gboolean read_all(KvCudaCache *cache, const KvCudaMove *moves, guint n, GError **error) {
-  KvCudaFileTier *tier = cache->file;
+static gboolean read_all(KvCudaFileTier *tier, const KvCudaBus *bus, const KvCudaMove *moves,
+                         guint n, GError **error) {
   begin_transfers(tier, moves, MIN(tier->room, n), 0, FALSE);
   for (guint first = 0, half = 0; first < n; first += tier->room, half ^= 1) {
     guint count = MIN(tier->room, n - first), next = first + count;
-    if (!kv_file_store_wait(tier->store, error) || !await_copies(cache, error))
+    if (!kv_file_store_wait(tier->store, error) || !await_copies(bus, error))
       return FALSE;
     if (next < n)
       begin_transfers(tier, moves + next, MIN(tier->room, n - next), half ^ 1, FALSE);
-    if (!launch_copies(cache, moves + first, count, half, FALSE, error))
+    if (!launch_copies(tier, bus, moves + first, count, half, FALSE, error))
       return FALSE;
   }
-  return await_copies(cache, error);
+  return await_copies(bus, error);
 }
 
-gboolean kv_cuda_file_tier_run(KvCudaCache *cache, const KvCudaMove *moves, guint n,
-                               double *seconds, GError **error) {
+gboolean kv_cuda_file_tier_run(KvCudaFileTier *tier, const KvCudaBus *bus, const KvCudaMove *moves,
+                               guint n, double *seconds, GError **error) {
   g_autoptr(GArray) writes = g_array_new(FALSE, FALSE, sizeof(KvCudaMove));
   g_autoptr(GArray) reads = g_array_new(FALSE, FALSE, sizeof(KvCudaMove));
   for (guint i = 0; i < n; i++) {
@@ -104,11 +99,11 @@ gboolean kv_cuda_file_tier_run(KvCudaCache *cache, const KvCudaMove *moves, guin
   }
   if (writes->len + reads->len == 0)
     return TRUE;
-  if (!kv_cuda_wait(cache->device, error))
+  if (!kv_cuda_wait(bus->device, error))
     return FALSE;
   gint64 began = g_get_monotonic_time();
-  if (!write_all(cache, (const KvCudaMove *)(void *)writes->data, writes->len, error) ||
-      !read_all(cache, (const KvCudaMove *)(void *)reads->data, reads->len, error))
+  if (!write_all(tier, bus, (const KvCudaMove *)(void *)writes->data, writes->len, error) ||
+      !read_all(tier, bus, (const KvCudaMove *)(void *)reads->data, reads->len, error))
     return FALSE;
   *seconds += (double)(g_get_monotonic_time() - began) * 1e-6;
   return TRUE;
