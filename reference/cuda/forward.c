@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "reference/cuda/count.h"
 #include "reference/cuda/latent.h"
 #include "reference/cuda/mixture.h"
 #include "reference/cuda/sharing.h"
@@ -1012,77 +1013,6 @@ static gboolean read_laps(const KvCudaEngine *e, KvCudaWork *work, GError **erro
   return TRUE;
 }
 
-/* Tokens of context that the span's queries see together. */
-static double tokens_attended(const KvHostSpan *span, guint window) {
-  double past = (double)span->past - span->dropped;
-  double first = past + 1.0, last = past + span->n_tokens;
-  if (window == 0 || last <= window)
-    return 0.5 * (first + last) * span->n_tokens;
-  double sum = 0.0;
-  for (guint32 t = 0; t < span->n_tokens; t++)
-    sum += MIN((double)window, first + t);
-  return sum;
-}
-
-static void count_scan(const KvCudaEngine *e, guint l, const KvHostSpan *spans, guint n,
-                       KvCudaWork *work) {
-  const KvAttention *a = &e->weights->layers[l].attention;
-  double state = (double)(e->cache->layers[l].value_offset * sizeof(KvBf16));
-  for (guint s = 0; s < n; s++) {
-    work->flops += (6.0 * a->state_dim + 2.0 * a->conv_width) * a->inner * spans[s].n_tokens;
-    work->bytes += (spans[s].past ? 2.0 : 1.0) * state;
-  }
-}
-
-/* FLOPs of one query's attention to one token. */
-static double flops_of_token(const KvAttention *a) {
-  return a->kind == KV_ATTENTION_LATENT
-             ? 2.0 * a->n_heads * (2.0 * a->kv_lora_rank + a->rope_head_dim)
-             : 4.0 * a->n_heads * a->head_dim;
-}
-
-/* What the rows' experts take; of their weights, those of as many experts as rows choose, if no two
- * choose the same. */
-static void count_experts(const KvMlp *m, double hidden, double rows, KvCudaWork *work) {
-  double parameters = 3.0 * hidden * (double)m->expert_intermediate;
-  double chosen = rows * m->n_experts_per_token;
-  work->flops += 2.0 * parameters * chosen;
-  work->bytes += parameters * sizeof(KvBf16) * MIN(chosen, (double)m->n_experts);
-}
-
-static void count_work(const KvCudaEngine *e, const Shape *shape, const KvHostSpan *spans, guint n,
-                       KvCudaWork *work) {
-  const KvCudaWeights *w = e->weights;
-  double rows = 0.0;
-  for (guint s = 0; s < n; s++)
-    rows += spans[s].n_tokens;
-  work->flops += 2.0 * w->layer_parameters * rows +
-                 2.0 * w->hidden * (double)w->vocab * MIN(shape->samples, rows);
-  work->bytes += w->bytes;
-  for (guint l = 0; l < w->n_layers; l++) {
-    const KvAttention *a = &w->layers[l].attention;
-    if (a->kind == KV_ATTENTION_NONE) {
-      count_scan(e, l, spans, n, work);
-      continue;
-    }
-    guint window = a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0;
-    gsize elements = e->cache->layers[l].block_elements;
-    if (elements == 0 && l > 0) /* the layer reads those of the one before */
-      elements = e->cache->layers[l - 1].block_elements;
-    double token_bytes = (double)(elements * sizeof(KvBf16)) / e->cache->block_tokens;
-    if (w->layers[l].mlp.n_experts)
-      count_experts(&w->layers[l].mlp, w->hidden, rows, work);
-    for (guint s = 0; s < n; s++) {
-      double held = (double)spans[s].past + spans[s].n_tokens - spans[s].dropped;
-      double read = window ? MIN(held, (double)window + spans[s].n_tokens) : held;
-      work->flops += tokens_attended(&spans[s], window) * flops_of_token(a);
-      work->bytes += (read + spans[s].n_tokens) * token_bytes;
-    }
-    if (shape->shared_tiles)
-      work->bytes -= (double)e->sharing->found.repeated_tokens * token_bytes;
-  }
-}
-
 static void take_samples(const KvCudaEngine *e, KvHostSpan *spans, guint n) {
   guint row = 0, sample = 0;
   for (guint s = 0; s < n; s++) {
@@ -1162,7 +1092,14 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
   seconds += after;
   work->seconds += seconds;
   work->replayed = graph != NULL;
-  count_work(e, &shape, spans, n_spans, work);
+  const KvCudaCount count = {
+      .weights = e->weights,
+      .cache = e->cache,
+      .spans = spans,
+      .n_spans = n_spans,
+      .samples = shape.samples,
+      .repeated_tokens = shape.shared_tiles ? (double)e->sharing->found.repeated_tokens : 0.0};
+  kv_cuda_count(&count, &work->flops, &work->bytes);
   take_samples(e, spans, n_spans);
   return TRUE;
 }

@@ -6,6 +6,7 @@
 #include "models/techniques/quality.h"
 #include "reference/cuda/executor.h"
 #include "reference/host/executor.h"
+#include "reference/host/format.h"
 #include "reference/host/recurrent.h"
 #include "reference/host/tensors.h"
 #include "sim/base/error.h"
@@ -487,8 +488,15 @@ gboolean kv_setup_compression(const KvSetup *setup, KvHostCompression *compressi
                 t->id, s->executor);
     return FALSE;
   }
-  return kv_host_compression_init(compression, setup->stack, setup->model, (KvDtype)s->cache_dtype,
-                                  &s->engine, error);
+  if (!kv_host_compression_init(compression, setup->stack, setup->model, (KvDtype)s->cache_dtype,
+                                &s->engine, error))
+    return FALSE;
+  /* The plan's engine reserves a prompt that is cut layer by layer; here it stands whole, until all
+   * layers are done, in blocks that come with its chunks. */
+  const KvHostFormatClass *format = kv_host_format(compression->format);
+  return !format->kept || s->engine.chunked_prefill ||
+         kv_host_format_refuse(error, format->technique, "engine.chunked_prefill=false",
+                               "engine.chunked_prefill=true");
 }
 
 static KvExecutor *new_host_executor(Run *run, GError **error) {
