@@ -40,6 +40,7 @@ typedef struct {
                              work; 0 or 1: all */
   double quantize_share;  /* GEMM of 8-bit operands: of the peak memory bandwidth, while activations
                              are  scaled; 0: as bandwidth_share */
+  double ramp_seconds;    /* GEMM: what a stream of weights loses until it runs at its full rate */
   /* Attention. */
   KvAttentionKernel kernel;
   double block_seconds;   /* start and end of a thread block: a tile and head, or a sequence and KV
@@ -48,7 +49,8 @@ typedef struct {
                              sum */
   double combine_seconds; /* decode: joining the splits of a context */
   double pack_seconds;    /* decode: bringing the query heads of a KV head together */
-  double fill_share;      /* decode: of the multiprocessors, how many draw the whole bandwidth */
+  double fill_share;      /* decode, GEMM: of the multiprocessors, how many draw the whole
+                             bandwidth; GEMM, 0: however few there are */
   double softmax_dims;    /* prefill: a score's exponential, as that much of a head multiplied */
   double tail_waves;      /* prefill: of a wave, what its drain costs */
   double lone_factor;     /* prefill: time of a column in a block that has its multiprocessor

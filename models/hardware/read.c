@@ -96,6 +96,7 @@ static const struct {
     {"combine_us", MEMBER(combine_seconds), MICRO, 0, MOST},
     {"pack_us", MEMBER(pack_seconds), MICRO, 0, MOST},
     {"fill_share", MEMBER(fill_share), 1, 1e-3, 10},
+    {"ramp_us", MEMBER(ramp_seconds), MICRO, 0, MOST},
     {"softmax_dims", MEMBER(softmax_dims), 1, 0, 1000},
     {"tail_waves", MEMBER(tail_waves), 1, 0, 100},
     {"lone_factor", MEMBER(lone_factor), 1, 1e-3, 100},

@@ -47,6 +47,8 @@ static const Parameter parameters[] = {
     IN(GEMM, quantize_share, 0.6, 0.05, 1, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, block_seconds, 3e-7, 1e-9, 2e-5, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, combine_seconds, 2e-6, 1e-7, 5e-5, BIT(KV_OBSERVED_GEMM)),
+    IN(GEMM, fill_share, 0.5, 0.05, 1, BIT(KV_OBSERVED_GEMM)),
+    IN(GEMM, ramp_seconds, 4e-6, 1e-7, 2e-5, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
     IN(PREFILL_ATTENTION, fixed_seconds, 8e-6, 5e-7, 5e-5, PREFILL),
     IN(PREFILL_ATTENTION, flops_share, 0.7, 0.03, 1, PREFILL | BIT(KV_OBSERVED_PREFILL_STEP)),

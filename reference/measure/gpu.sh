@@ -3,7 +3,7 @@
 #
 #     gpu.sh BUNDLE OUT [tests|sanitize|logits|bench|techniques|run|calibrate|validate ...]
 #
-# BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON. Without parts, all but `sanitize`;
+# BUNDLE is what `ninja -C build cuda-bundle` made (build/cuda-bundle); OUT gets logs and JSON, runs also as one archive. Without parts, all but `sanitize`;
 # what measures goes on where tests or logits failed, and the exit status says so.
 set -u
 bundle=$(cd "$1" && pwd) && mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
@@ -112,9 +112,11 @@ END
 
 # NAME TRACE OPTIONS...: serve a trace on the GPU beside its simulation; OUT/validate/NAME. The traces are not those
 # that device files were fitted to, and the figures can be priced anew without the GPU: kvsim validate --steps.
+# KV_RUNS: a pattern of names, of which alone are run.
 one_run() {
   local name=$1 trace=$2
   shift 2
+  [[ $name =~ ^(${KV_RUNS-.*})$ ]] || return 0
   ours timeout 75 "$bundle/kvsim" validate "$trace" --executor cuda --platform h200 "$@" -o "$out/validate/$name" \
     >"$out/validate/$name.txt" 2>&1
   local result=$?
@@ -171,7 +173,8 @@ END
   one_run 1b-virtual "$traces/calls.jsonl" --model llama-3.2-1b --rate-scale 4 --requests 100 || status=1
   one_run mamba-calls "$traces/calls.jsonl" --model mamba-1.4b --rate-scale 4 --requests 200 --set engine.max_model_len=8192 ||
     status=1
-  gzip -9 "$out"/validate/*/steps.csv
+  gzip -9f "$out"/validate/*/steps.csv
+  tar -C "$out/validate" -czf "$out/validate.tar.gz" .
   return $status
 }
 
