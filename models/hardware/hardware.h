@@ -41,6 +41,8 @@ typedef struct {
   double quantize_share;  /* GEMM of 8-bit operands: of the peak memory bandwidth, while activations
                              are  scaled; 0: as bandwidth_share */
   double ramp_seconds;    /* GEMM: what a stream of weights loses until it runs at its full rate */
+  double vector_share;    /* GEMM of one or two rows by a kernel of its own: of the peak memory
+                             bandwidth; 0: there is none */
   /* Attention. */
   KvAttentionKernel kernel;
   double block_seconds;   /* start and end of a thread block: a tile and head, or a sequence and KV
@@ -82,6 +84,36 @@ typedef enum {
 
 extern const char *const kv_kernel_family_names[];
 
+/* What a technique's own kernels take on a device, as far as steps tell: seconds for each ... */
+typedef enum {
+  KV_TECHNIQUE_CHUNK,     /* layer of a prompt's chunk */
+  KV_TECHNIQUE_TOKEN,     /* layer of a token of such a chunk */
+  KV_TECHNIQUE_PROMPT,    /* layer of a prompt that a chunk completes */
+  KV_TECHNIQUE_CONTEXT,   /* byte of the whole cache of a chunk's context, its own tokens counted */
+  KV_TECHNIQUE_ATTENTION, /* second of prefill attention */
+  KV_TECHNIQUE_STEP,      /* layer of a step with decoding sequences */
+  KV_TECHNIQUE_SEQUENCE,  /* layer of a decoding sequence */
+  KV_TECHNIQUE_CACHE,     /* byte of the whole cache of a decoding sequence */
+  KV_N_TECHNIQUE_PARTS,
+} KvTechniquePart;
+
+/* Bytes are those that the cache would have in bf16, of all layers. These stand in the place of the
+ * work that the technique's plan gives for the step's critical path on the GPU; what attention
+ * reads stays priced by the plan. */
+typedef struct {
+  char id[32]; /* of the technique; "fp8": of a cache of that type without one; "recurrent": of
+                  layers that keep a state */
+  double seconds[KV_N_TECHNIQUE_PARTS];
+} KvTechniqueTimes;
+
+enum { KV_MAX_TECHNIQUE_TIMES = 24 };
+
+/* As files name the parts, and the unit there. */
+extern const struct KvTechniquePartName {
+  const char *key;
+  double unit;
+} kv_technique_parts[KV_N_TECHNIQUE_PARTS];
+
 typedef struct {
   char *id, *name, *vendor, *architecture, *source;
   double memory_bytes; /* as the driver shows it, which is GiB where the name says GB */
@@ -97,6 +129,8 @@ typedef struct {
   double host_memory_share; /* of that memory which belongs to one GPU */
   double launch_seconds;    /* one kernel launch from a stream, eager */
   double graph_node_seconds; /* one kernel inside a CUDA graph */
+  double gap_seconds; /* between kernels of different kinds, beyond what the efficiencies hold:
+                         those of repeats of one kernel have less */
   double idle_watts_share, decode_watts_share,
       prefill_watts_share;         /* of TDP, at full load of that kind */
   double flop_joules, byte_joules; /* of a bf16 FLOP at the full clock, of a byte from memory; 0:
@@ -105,6 +139,8 @@ typedef struct {
   char *price_source, *power_source;
   gboolean calibrated;
   KvEfficiency efficiency[KV_N_KERNELS][KV_N_DTYPES];
+  KvTechniqueTimes techniques[KV_MAX_TECHNIQUE_TIMES];
+  guint n_techniques;
   guint tile_m, tile_n;         /* output tile of the large GEMM kernel, for wave quantization */
   gboolean scaled_tile_by_rows; /* GEMMs of scaled 8-bit operands: tile chosen by the rows alone */
   double own_all_reduce_bytes[3]; /* engines reduce smaller messages of 2, up to 4, more GPUs by
@@ -155,6 +191,13 @@ KvPlatform *kv_platform_load(const char *name, GError **error);
 KvPlatform *kv_platform_parse(const char *name, const char *text, gsize length, GError **error);
 void kv_platform_free(KvPlatform *platform);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(KvPlatform, kv_platform_free)
+
+/* The device's times of that technique, or NULL. */
+const KvTechniqueTimes *kv_device_technique(const KvDevice *device, const char *id);
+
+/* Give `device` what `from` has of measured times: efficiencies, launches, gaps, techniques, and
+ * whether power limits are priced apart. */
+void kv_device_take_times(KvDevice *device, const KvDevice *from);
 
 KvDevice *kv_device_load(const char *name, GError **error);
 void kv_device_free(KvDevice *device);

@@ -85,6 +85,24 @@ gpointer kv_hardware_member(const KvHardwareKind *kind, KvJson *json, json_t *ob
   return thing;
 }
 
+const KvTechniqueTimes *kv_device_technique(const KvDevice *device, const char *id) {
+  for (guint i = 0; i < device->n_techniques; i++)
+    if (strcmp(device->techniques[i].id, id) == 0)
+      return &device->techniques[i];
+  return NULL;
+}
+
+void kv_device_take_times(KvDevice *device, const KvDevice *from) {
+  memcpy(device->efficiency, from->efficiency, sizeof device->efficiency);
+  memcpy(device->techniques, from->techniques, sizeof device->techniques);
+  device->n_techniques = from->n_techniques;
+  device->launch_seconds = from->launch_seconds;
+  device->graph_node_seconds = from->graph_node_seconds;
+  device->gap_seconds = from->gap_seconds;
+  device->flop_joules = from->flop_joules;
+  device->byte_joules = from->byte_joules;
+}
+
 KvDevice *kv_device_load(const char *name, GError **error) {
   return kv_hardware_load(&kv_device_kind, name, error);
 }

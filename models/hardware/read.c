@@ -97,6 +97,7 @@ static const struct {
     {"pack_us", MEMBER(pack_seconds), MICRO, 0, MOST},
     {"fill_share", MEMBER(fill_share), 1, 1e-3, 10},
     {"ramp_us", MEMBER(ramp_seconds), MICRO, 0, MOST},
+    {"vector_share", MEMBER(vector_share), 1, 1e-6, 1},
     {"softmax_dims", MEMBER(softmax_dims), 1, 0, 1000},
     {"tail_waves", MEMBER(tail_waves), 1, 0, 100},
     {"lone_factor", MEMBER(lone_factor), 1, 1e-3, 100},
@@ -277,6 +278,40 @@ static void read_efficiencies(KvJson *json, json_t *object, KvDevice *device) {
   }
 }
 
+const struct KvTechniquePartName kv_technique_parts[] = {
+    [KV_TECHNIQUE_CHUNK] = {"chunk_us", MICRO},
+    [KV_TECHNIQUE_TOKEN] = {"token_us", MICRO},
+    [KV_TECHNIQUE_PROMPT] = {"prompt_us", MICRO},
+    [KV_TECHNIQUE_CONTEXT] = {"context_us_per_MB", MICRO / 1e6},
+    [KV_TECHNIQUE_ATTENTION] = {"attention_share", 1},
+    [KV_TECHNIQUE_STEP] = {"step_us", MICRO},
+    [KV_TECHNIQUE_SEQUENCE] = {"sequence_us", MICRO},
+    [KV_TECHNIQUE_CACHE] = {"cache_us_per_MB", MICRO / 1e6},
+};
+
+/* Ids of techniques are not checked here: who asks for one knows its own. */
+static void read_techniques(KvJson *json, json_t *object, KvDevice *device) {
+  const char *known[KV_N_TECHNIQUE_PARTS + 1] = {NULL}, *id;
+  json_t *list = kv_json_object(json, object, "techniques", FALSE), *one;
+  for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++)
+    known[p] = kv_technique_parts[p].key;
+  json_object_foreach(list, id, one) {
+    KvTechniqueTimes times = {0};
+    if (device->n_techniques == KV_MAX_TECHNIQUE_TIMES || strlen(id) >= sizeof times.id) {
+      kv_json_fail(json, list, id, "'%s' is one technique too many or no id, expected at most %d",
+                   id, KV_MAX_TECHNIQUE_TIMES);
+      return;
+    }
+    if (!kv_json_object(json, list, id, TRUE))
+      return;
+    kv_json_only(json, one, known);
+    g_strlcpy(times.id, id, sizeof times.id);
+    for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++)
+      times.seconds[p] = number(json, one, known[p], 0, kv_technique_parts[p].unit);
+    device->techniques[device->n_techniques++] = times;
+  }
+}
+
 static void read_peaks(KvJson *json, json_t *object, KvDevice *device) {
   json_t *peaks = kv_json_object(json, object, "dense_TFLOPs", TRUE);
   if (!peaks)
@@ -400,8 +435,10 @@ static const char *const device_fields[] = {
     "price",
     "launch_us",
     "graph_node_us",
+    "gap_us",
     "tile",
     "efficiency",
+    "techniques",
     "efficiency_source",
     "calibrated",
     "extra",
@@ -456,10 +493,12 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   default_efficiency(device, &achievable, generation);
   borrow_efficiency(device, &achievable, generation);
   read_efficiencies(json, object, device);
+  read_techniques(json, object, device);
   device->launch_seconds =
       number(json, object, "launch_us", number(defaults, rules, "launch_us", 6, 1), MICRO);
   device->graph_node_seconds =
       number(json, object, "graph_node_us", number(defaults, rules, "graph_node_us", 1, 1), MICRO);
+  device->gap_seconds = number(json, object, "gap_us", 0, MICRO);
   read_tile(json, object, generation, device);
   read_power(json, object, generation, device);
   read_price(json, object, device);

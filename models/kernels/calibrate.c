@@ -11,6 +11,8 @@
 #include "sim/base/error.h"
 #include "sim/base/json.h"
 #include "sim/base/output.h"
+#include "sim/validate/calibration_runs.h"
+#include "sim/validate/step_fit.h"
 
 /* Enough rows of a kind that a fit of a few parameters no longer changes. */
 enum { ROWS_PER_KIND = 2500 };
@@ -45,6 +47,7 @@ typedef struct {
   char **from, **files;
   char *device, *out, *source, *like;
   char *table; /* to write what is measured to */
+  char *runs;  /* folder of step logs, written where something is measured */
   gboolean steps, measure;
 } Options;
 
@@ -56,6 +59,7 @@ static void options_clear(Options *options) {
   g_free(options->source);
   g_free(options->like);
   g_free(options->table);
+  g_free(options->runs);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
@@ -79,6 +83,10 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
        "Measure the GPU of this machine by the reference engine's kernels, and fit that", NULL},
       {"table", 0, 0, G_OPTION_ARG_FILENAME, &options->table,
        "Keep what --measure measures, as a table for --from", "TABLE"},
+      {"runs", 0, 0, G_OPTION_ARG_FILENAME, &options->runs,
+       "Fit whole steps and techniques too, from the step logs in FOLDER; with --measure, made new "
+       "there",
+       "FOLDER"},
       {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &options->files, NULL, NULL},
       {NULL}};
   g_autoptr(GOptionContext) context = g_option_context_new("[TABLE…]");
@@ -88,7 +96,7 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
   g_option_context_set_description(
       context,
       "Example:\n  kvsim calibrate --device h200 --from ceilings.json steps.json -o h200.json\n"
-      "  kvsim calibrate --measure --table kernels.csv -o this-gpu.json\n");
+      "  kvsim calibrate --measure --table kernels.csv --runs runs -o this-gpu.json\n");
   g_option_context_add_main_entries(context, entries, NULL);
   g_autoptr(GError) problem = NULL;
   if (!g_option_context_parse(context, argc, argv, &problem)) {
@@ -153,8 +161,29 @@ static const char *device_of(const char *name, GError **error) {
   return NULL;
 }
 
-/* Measure this GPU into the table at `path`. */
+/* A folder that is named must be new or empty, so that no log of another GPU is taken for one of
+ * this. */
+static gboolean make_folder(const char *path, GError **error) {
+  if (g_mkdir_with_parents(path, 0777) != 0) {
+    g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+                "%s: no such folder can be made, expected --runs "
+                "with one that can",
+                path);
+    return FALSE;
+  }
+  g_autoptr(GDir) directory = g_dir_open(path, 0, error);
+  if (directory && g_dir_read_name(directory)) {
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE, "%s: not empty, expected a new folder for --runs",
+                path);
+    return FALSE;
+  }
+  return directory != NULL;
+}
+
+/* Measure this GPU into the table at `path`, and runs if they are asked for. */
 static gboolean measure(Options *options, const char *path, GError **error) {
+  if (options->runs && !make_folder(options->runs, error))
+    return FALSE;
   KvOutput *output = kv_output_open(path, error);
   if (!output)
     return FALSE;
@@ -180,7 +209,8 @@ static gboolean measure(Options *options, const char *path, GError **error) {
     return FALSE;
   if (!options->device)
     options->device = g_strdup(device_of(name, error));
-  return options->device != NULL;
+  return options->device && (!options->runs || kv_calibration_runs_measure("cuda", options->device,
+                                                                           options->runs, error));
 }
 
 /* Measure, and read what came out; the table stays if the user named one. */
@@ -225,6 +255,7 @@ static const struct {
     MEMBER("pack_us", pack_seconds, 1e-6, DECODE),
     MEMBER("fill_share", fill_share, 1, GEMM | DECODE | MOE),
     MEMBER("ramp_us", ramp_seconds, 1e-6, GEMM),
+    MEMBER("vector_share", vector_share, 1, GEMM),
     MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE | MOE),
     MEMBER("softmax_dims", softmax_dims, 1, PREFILL),
     MEMBER("tail_waves", tail_waves, 1, PREFILL),
@@ -416,6 +447,37 @@ static void calibrate_all(KvDevice *device, const GArray *observations, const ch
     print_steps(observations, predicted);
 }
 
+static json_t *technique_document(const KvTechniqueTimes *times) {
+  json_t *object = json_object();
+  for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++)
+    if (times->seconds[p] > 0.0)
+      put(object, kv_technique_parts[p].key, times->seconds[p] / kv_technique_parts[p].unit);
+  return object;
+}
+
+/* Fit what whole steps tell, print how well, and put it into the document. */
+static gboolean calibrate_steps(KvDevice *device, const Options *options, json_t *document,
+                                GError **error) {
+  g_autoptr(GPtrArray) logs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_step_log_free);
+  GString *report = g_string_new(NULL);
+  device->n_techniques = 0;
+  gboolean fitted = kv_calibration_runs_read(options->runs, options->device, logs, error) &&
+                    kv_step_fit(device, logs, report, error);
+  if (fitted) {
+    json_t *techniques = json_object();
+    for (guint i = 0; i < device->n_techniques; i++)
+      json_object_set_new(techniques, device->techniques[i].id,
+                          technique_document(&device->techniques[i]));
+    json_object_set_new(document, "techniques", techniques);
+    put(document, "gap_us", 1e6 * device->gap_seconds);
+    store(document, KV_KERNEL_GEMM, KV_DTYPE_BF16,
+          &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16]);
+    g_print("%s", report->str);
+  }
+  g_string_free(report, TRUE);
+  return fitted;
+}
+
 static gboolean is_fa2(KvAttentionKernel kernel) {
   return kernel == KV_ATTENTION_KERNEL_FA2 || kernel == KV_ATTENTION_KERNEL_FA2_SMALL;
 }
@@ -530,7 +592,12 @@ static gboolean run(Options *options, GError **error) {
       put(document, "launch_us", 1e6 * launches.launch_seconds);
     if (launches.graph_node_seconds > 0.0)
       put(document, "graph_node_us", 1e6 * launches.graph_node_seconds);
-    fine = !options->out || write_device(options, document, names->str, error);
+    if (launches.launch_seconds > 0.0)
+      device->launch_seconds = launches.launch_seconds;
+    if (launches.graph_node_seconds > 0.0)
+      device->graph_node_seconds = launches.graph_node_seconds;
+    fine = !options->runs || calibrate_steps(device, options, document, error);
+    fine = fine && (!options->out || write_device(options, document, names->str, error));
   }
   json_decref(document);
   kv_device_free(device);

@@ -216,6 +216,7 @@ static void add_scan(KvPlan *plan, const KvLayerGroup *group) {
   const KvAttention *a = &group->attention;
   double layers = group->count, I = a->inner, e = 2.0; /* activations */
   const KvWork scan = {.name = "selective scan of the prompt",
+                       .technique = "recurrent",
                        .moment = KV_MOMENT_PREFILL_TOKEN,
                        .flops = layers * (9.0 * a->state_dim + 2.0 * a->conv_width) * I,
                        .bytes = layers * 5.0 * I * e,
@@ -223,6 +224,7 @@ static void add_scan(KvPlan *plan, const KvLayerGroup *group) {
                        .critical = TRUE};
   /* Reading and writing the state is the cache's own. */
   const KvWork update = {.name = "update the state",
+                         .technique = "recurrent",
                          .moment = KV_MOMENT_DECODE_STEP,
                          .flops = layers * (6.0 * a->state_dim + 2.0 * a->conv_width) * I,
                          .bytes = layers * 5.0 * I * e,
@@ -238,6 +240,7 @@ KvPlan *kv_plan_new(const KvModel *model, KvDtype dtype) {
   plan->caches = g_array_new(FALSE, TRUE, sizeof(KvCache));
   plan->readers = g_array_new(FALSE, TRUE, sizeof(KvReader));
   plan->work = g_array_new(FALSE, TRUE, sizeof(KvWork));
+  plan->techniques = g_ptr_array_new();
   plan->element_bytes = e;
   plan->shareable = TRUE;
   plan->share_multiple = 1;
@@ -274,6 +277,7 @@ void kv_plan_free(KvPlan *plan) {
   g_array_unref(plan->caches);
   g_array_unref(plan->readers);
   g_array_unref(plan->work);
+  g_ptr_array_unref(plan->techniques);
   g_free(plan);
 }
 

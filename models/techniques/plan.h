@@ -157,7 +157,9 @@ extern const char *const kv_moment_names[];
  * is not critical runs beside the step: it costs only what it lasts longer than the step's own part
  * of that processor. */
 typedef struct {
-  const char *name; /* static, e.g. "quantize keys" */
+  const char *name;      /* static, e.g. "quantize keys" */
+  const char *technique; /* id of whose it is, set by kv_stack_apply(); "recurrent": of the model's
+                            own layers that keep a state */
   KvMoment moment;
   double flops, flops_per_token;
   double bytes, bytes_per_token;
@@ -185,9 +187,10 @@ typedef struct {
 } KvWeights;
 
 typedef struct {
-  GArray *caches;  /* of KvCache */
-  GArray *readers; /* of KvReader */
-  GArray *work;    /* of KvWork */
+  GArray *caches;        /* of KvCache */
+  GArray *readers;       /* of KvReader */
+  GArray *work;          /* of KvWork */
+  GPtrArray *techniques; /* ids of those that made it, in order; not owned */
   KvWeights weights;
   double element_bytes;       /* e: of the uncompressed cache */
   gboolean shareable;         /* equal prefixes have equal caches, so blocks can be shared */

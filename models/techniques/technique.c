@@ -543,6 +543,17 @@ gboolean kv_stack_tune(KvStack *stack, const KvModel *model, const KvPlatform *p
   return TRUE;
 }
 
+static gboolean change_plan(const KvTechniqueUse *use, const KvModel *model, KvPlan *plan,
+                            GError **error) {
+  guint before = plan->work->len;
+  g_ptr_array_add(plan->techniques, (gpointer)use->technique->id);
+  if (use->technique->plan && !use->technique->plan(use, model, plan, error))
+    return FALSE;
+  for (guint i = before; i < plan->work->len; i++)
+    g_array_index(plan->work, KvWork, i).technique = use->technique->id;
+  return TRUE;
+}
+
 KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEngineConfig *config,
                        GError **error) {
   const KvTechniqueUse *uses = (const KvTechniqueUse *)stack->uses->data;
@@ -552,7 +563,7 @@ KvPlan *kv_stack_apply(const KvStack *stack, KvModel *model, KvDtype dtype, KvEn
       return NULL;
   g_autoptr(KvPlan) plan = kv_plan_new(model, dtype);
   for (guint i = 0; i < n; i++)
-    if (uses[i].technique->plan && !uses[i].technique->plan(&uses[i], model, plan, error))
+    if (!change_plan(&uses[i], model, plan, error))
       return NULL;
   for (guint i = 0; i < n; i++)
     if (uses[i].technique->engine && !uses[i].technique->engine(&uses[i], model, config, error))

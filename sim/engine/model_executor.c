@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "sim/engine/memory.h"
+#include "sim/engine/timed_techniques.h"
 #include "sim/engine/transfer.h"
 
 enum { MEMO_TOKENS = 16384, MAX_KERNELS = 32 };
@@ -63,6 +64,7 @@ typedef struct {
   double prompt_share, last_share; /* of the tokens being priced: of prompts, and their last ones */
   KvAttentionWork *chunk_work; /* by group of layers: the prompt chunks of the step priced last */
   double slack[2];             /* of the step priced last, if it had sequences on the host */
+  KvTimedTechniques timed;
   KvTransfers *transfers;
   GArray *trace; /* of KvPricedKernel while kernels are listed, else NULL */
 } Model;
@@ -707,11 +709,20 @@ static KvCost work_cost(const Model *m, const KvWork *work, double bytes, double
 
 /* The stack's own work in this step. `at` is the repeat. Returns the seconds of work beside the
  * step, the longest of the processors'. */
-static double price_work(Model *m, Dense *dense, const KvStep *step, double at) {
+static double price_work(Model *m, Dense *dense, const KvStep *step, double at,
+                         double prefill_attention_seconds) {
   double beside[KV_PROCESSOR_STORAGE + 1] = {0};
+  if (m->timed.n > 0)
+    add_line(m, dense, KV_COMPONENT_TECHNIQUE, no_fit, "techniques, as timed", 1.0,
+             (KvCost){.seconds = kv_timed_techniques_seconds(&m->timed, step, at,
+                                                             prefill_attention_seconds),
+                      .bound = KV_BOUND_MEMORY},
+             NULL);
   for (guint i = 0; i < m->plan->work->len; i++) {
     const KvWork *work = &g_array_index(m->plan->work, KvWork, i);
     double times = 0.0, context = 0.0;
+    if (kv_timed_techniques_cover(&m->timed, work))
+      continue;
     for (guint c = 0; c < step->n_chunks && work->moment != KV_MOMENT_DECODE_STEP; c++) {
       const KvChunk *chunk = &step->chunks[c];
       if (work->moment == KV_MOMENT_PREFILL_END && !chunk->last)
@@ -1034,7 +1045,10 @@ static double repeat_seconds(Model *m, const KvStep *step, const Priced *priced,
                              Attention *attention, Dense *work, double *transfer, double *launch) {
   *attention = step->decode.n ? price_attention(m, step, at) : (Attention){0};
   *work = (Dense){.known = TRUE};
-  double beside = m->plan->work->len ? price_work(m, work, step, at) : 0.0;
+  double beside =
+      m->plan->work->len || m->timed.n
+          ? price_work(m, work, step, at, priced->rest.seconds[KV_COMPONENT_PREFILL_ATTENTION])
+          : 0.0;
   double kernels = priced->layers->kernels + priced->head->kernels + priced->rest.kernels +
                    work->kernels + attention->launches;
   double gpu = priced->layers->total_seconds + priced->head->total_seconds +
@@ -1388,6 +1402,7 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
   m->memo = g_new0(Memo, 1);
   m->memo->references = 1;
   m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
+  kv_timed_techniques_init(&m->timed, &m->unlimited, model, plan);
   m->transfers = kv_transfers_new();
   for (guint c = 0; c < curves->n_channels; c++) {
     double slope;
@@ -1411,6 +1426,7 @@ KvExecutor *kv_model_executor_twin(KvExecutor *like) {
   g_return_val_if_fail(like->class == &kv_model_executor_class, NULL);
   Model *m = g_memdup2(like, sizeof *m);
   m->device = &m->unlimited;
+  kv_timed_techniques_init(&m->timed, m->device, m->model, m->plan);
   m->memo->references++;
   m->chunk_work = g_new0(KvAttentionWork, m->model->n_groups);
   m->transfers = kv_transfers_new();

@@ -87,9 +87,15 @@ static void price_copies(KvStepLog *log, KvExecutor *model) {
 }
 
 gboolean kv_step_log_price(KvStepLog *log, GError **error) {
+  return kv_step_log_price_by(log, NULL, error);
+}
+
+gboolean kv_step_log_price_by(KvStepLog *log, const KvDevice *device, GError **error) {
   g_autoptr(KvSetup) setup = kv_setup_new(log->scenario, FALSE, error);
   if (!setup)
     return FALSE;
+  if (device)
+    kv_device_take_times(setup->platform->device, device);
   KvExecutor *model =
       kv_model_executor_new(setup->model, setup->plan, &setup->curves, setup->platform,
                             &setup->scenario->engine, setup->scenario->tensor_parallel);

@@ -58,6 +58,8 @@ gboolean kv_step_log_write(const KvStepLog *log, const char *path, GError **erro
 
 /* Price every step and copy by the log's scenario. */
 gboolean kv_step_log_price(KvStepLog *log, GError **error);
+/* The same by the times that `device` gives, on the platform of the scenario. */
+gboolean kv_step_log_price_by(KvStepLog *log, const KvDevice *device, GError **error);
 
 /* What a step is called in tables. */
 typedef enum { KV_STEP_DECODE, KV_STEP_PREFILL, KV_STEP_MIXED, KV_N_STEP_KINDS } KvStepKind;

@@ -1,0 +1,260 @@
+#include "sim/validate/step_fit.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "sim/base/error.h"
+
+/* --- which logs ------------------------------------------------------------------------------ */
+
+/* What the log's steps tell of: "" of the unchanged engine, else as in KvTechniqueTimes. */
+static gboolean subject_of(const KvStepLog *log, const char **subject, GError **error) {
+  const KvScenario *s = log->scenario;
+  g_autoptr(KvStack) stack = kv_stack_parse(s->use, error);
+  g_autoptr(KvModel) model = stack ? kv_model_load(s->model, error) : NULL;
+  if (!model)
+    return FALSE;
+  gboolean recurrent = FALSE;
+  for (guint g = 0; g < model->n_groups; g++)
+    recurrent |= model->groups[g].attention.inner > 0;
+  guint told = stack->uses->len + (s->cache_dtype == KV_DTYPE_FP8) + recurrent;
+  if (told > 1) {
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT,
+                "steps of %s with '%s': several techniques at once, expected one, to tell what it "
+                "takes",
+                s->model, s->use);
+    return FALSE;
+  }
+  *subject = stack->uses->len ? g_array_index(stack->uses, KvTechniqueUse, 0).technique->id
+             : recurrent      ? "recurrent"
+             : told           ? "fp8"
+                              : "";
+  return TRUE;
+}
+
+/* --- one number after another ---------------------------------------------------------------- */
+
+/* An error of this size weighs as its square; larger ones less and less. */
+static const double usual_error = 0.02;
+
+static double huber(double error) {
+  double x = error / usual_error;
+  return sqrt(1.0 + x * x) - 1.0;
+}
+
+static gboolean loss_of(const KvDevice *device, GPtrArray *logs, double *loss, GError **error) {
+  *loss = 0.0;
+  for (guint l = 0; l < logs->len; l++) {
+    KvStepLog *log = g_ptr_array_index(logs, l);
+    if (!kv_step_log_price_by(log, device, error))
+      return FALSE;
+    for (guint i = 0; i < log->steps->len; i++) {
+      const KvLoggedStep *step = &g_array_index(log->steps, KvLoggedStep, i);
+      if (step->measured_seconds > 0.0 && step->predicted_seconds > 0.0)
+        *loss += huber(log1p(step->predicted_seconds / step->measured_seconds - 1.0));
+    }
+  }
+  return TRUE;
+}
+
+/* The least loss for *value between the bounds, by golden sections. */
+static gboolean search(KvDevice *device, GPtrArray *logs, double *value, double low, double high,
+                       GError **error) {
+  const double golden = 0.6180339887498949;
+  double at[2], loss[2];
+  for (guint i = 0; i < 2; i++) {
+    *value = at[i] = i ? low + golden * (high - low) : high - golden * (high - low);
+    if (!loss_of(device, logs, &loss[i], error))
+      return FALSE;
+  }
+  for (guint round = 0; round < 18; round++) {
+    guint worse = loss[0] < loss[1];
+    if (worse) {
+      high = at[1];
+      at[1] = at[0];
+      loss[1] = loss[0];
+      at[0] = high - golden * (high - low);
+    } else {
+      low = at[0];
+      at[0] = at[1];
+      loss[0] = loss[1];
+      at[1] = low + golden * (high - low);
+    }
+    *value = at[!worse];
+    if (!loss_of(device, logs, &loss[!worse], error))
+      return FALSE;
+  }
+  *value = 0.5 * (low + high);
+  return TRUE;
+}
+
+static gboolean fit_engine(KvDevice *device, GPtrArray *logs, GError **error) {
+  KvEfficiency *gemm = &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
+  const double widest_gap = 5e-6;
+  gemm->vector_share = gemm->bandwidth_share;
+  for (guint round = 0; round < 4; round++)
+    if (!search(device, logs, &device->gap_seconds, 0.0, widest_gap, error) ||
+        !search(device, logs, &gemm->vector_share, 0.5, 1.0, error))
+      return FALSE;
+  return TRUE;
+}
+
+/* --- a technique ----------------------------------------------------------------------------- */
+
+/* A step: what is measured beyond the rest of it, and what each part adds for a second of it; all
+ * over what is measured. */
+typedef struct {
+  double beyond, part[KV_N_TECHNIQUE_PARTS];
+} Row;
+
+static gboolean price_all(const KvDevice *device, GPtrArray *logs, GError **error) {
+  for (guint l = 0; l < logs->len; l++)
+    if (!kv_step_log_price_by(g_ptr_array_index(logs, l), device, error))
+      return FALSE;
+  return TRUE;
+}
+
+/* Add the prices to a column of the rows: part -1 to `beyond`, negative. */
+static void note_prices(GPtrArray *logs, GArray *rows, gint part, double unit) {
+  guint r = 0;
+  for (guint l = 0; l < logs->len; l++) {
+    const KvStepLog *log = g_ptr_array_index(logs, l);
+    for (guint i = 0; i < log->steps->len; i++, r++) {
+      const KvLoggedStep *step = &g_array_index(log->steps, KvLoggedStep, i);
+      Row *row = &g_array_index(rows, Row, r);
+      if (part < 0)
+        row->beyond = 1.0 - step->predicted_seconds / step->measured_seconds;
+      else /* beyond what it is without */
+        row->part[part] =
+            (step->predicted_seconds / step->measured_seconds - 1.0 + row->beyond) / unit;
+    }
+  }
+}
+
+/* Prices are linear in the parts' seconds, so each is tried alone. */
+static gboolean fill_rows(KvDevice *device, KvTechniqueTimes *times, GPtrArray *logs, GArray *rows,
+                          GError **error) {
+  guint n = 0;
+  for (guint l = 0; l < logs->len; l++)
+    n += ((const KvStepLog *)g_ptr_array_index(logs, l))->steps->len;
+  g_array_set_size(rows, n);
+  if (!price_all(device, logs, error))
+    return FALSE;
+  note_prices(logs, rows, -1, 0.0);
+  for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++) {
+    double unit = kv_technique_parts[p].unit;
+    times->seconds[p] = unit;
+    if (!price_all(device, logs, error))
+      return FALSE;
+    note_prices(logs, rows, (gint)p, unit);
+    times->seconds[p] = 0.0;
+  }
+  return TRUE;
+}
+
+static double beyond_fit(const Row *row, const double *seconds) {
+  double beyond = row->beyond;
+  for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++)
+    beyond -= row->part[p] * seconds[p];
+  return beyond;
+}
+
+/* Least weighted squares with no part below 0: one part after another until none moves. Rows that
+ * are far off weigh less. */
+static void solve(const GArray *rows, double *seconds) {
+  enum { ROUNDS = 400 };
+  for (guint round = 0; round < ROUNDS; round++)
+    for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++) {
+      double square = 0.0, product = 0.0;
+      for (guint i = 0; i < rows->len; i++) {
+        const Row *row = &g_array_index(rows, Row, i);
+        double x = beyond_fit(row, seconds) / usual_error, weight = 1.0 / sqrt(1.0 + x * x);
+        square += weight * row->part[p] * row->part[p];
+        product += weight * row->part[p] * x * usual_error;
+      }
+      if (square > 0.0)
+        seconds[p] = fmax(0.0, seconds[p] + product / square);
+    }
+}
+
+static gboolean fit_technique(KvDevice *device, const char *id, GPtrArray *logs, GError **error) {
+  KvTechniqueTimes *times = (KvTechniqueTimes *)kv_device_technique(device, id);
+  if (!times) {
+    if (device->n_techniques == KV_MAX_TECHNIQUE_TIMES) {
+      g_set_error(error, KV_ERROR, KV_ERROR_INPUT, "%s: one technique too many, expected %d", id,
+                  KV_MAX_TECHNIQUE_TIMES);
+      return FALSE;
+    }
+    times = &device->techniques[device->n_techniques++];
+  }
+  *times = (KvTechniqueTimes){0};
+  g_strlcpy(times->id, id, sizeof times->id);
+  g_autoptr(GArray) rows = g_array_new(FALSE, TRUE, sizeof(Row));
+  double seconds[KV_N_TECHNIQUE_PARTS] = {0};
+  if (!fill_rows(device, times, logs, rows, error))
+    return FALSE;
+  solve(rows, seconds);
+  memcpy(times->seconds, seconds, sizeof seconds);
+  return TRUE;
+}
+
+/* --- all ------------------------------------------------------------------------------------- */
+
+static void describe(GString *report, const KvDevice *device, const char *id, GPtrArray *logs) {
+  g_autoptr(KvStepLog) all = kv_step_log_new("");
+  for (guint l = 0; l < logs->len; l++) {
+    const KvStepLog *log = g_ptr_array_index(logs, l);
+    g_array_append_vals(all->steps, log->steps->data, log->steps->len);
+  }
+  g_autoptr(GArray) accuracy = kv_step_log_accuracy(all);
+  g_string_append_printf(report, "  %-16s", *id ? id : "the engine");
+  for (guint i = 0; i < accuracy->len; i++) {
+    const KvOperationAccuracy *row = &g_array_index(accuracy, KvOperationAccuracy, i);
+    if (strcmp(row->name, "all steps") == 0)
+      g_string_append_printf(report, " %6u %8.1f %% %7.1f %% %+7.1f %%  ", row->n,
+                             100.0 * row->median, 100.0 * row->p95, 100.0 * row->bias);
+  }
+  const KvTechniqueTimes *times = *id ? kv_device_technique(device, id) : NULL;
+  for (guint p = 0; times && p < KV_N_TECHNIQUE_PARTS; p++)
+    if (times->seconds[p] > 0.0)
+      g_string_append_printf(report, " %s %.4g", kv_technique_parts[p].key,
+                             times->seconds[p] / kv_technique_parts[p].unit);
+  if (!times)
+    g_string_append_printf(report, " gap_us %.4g vector_share %.4g", 1e6 * device->gap_seconds,
+                           device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share);
+  g_string_append_c(report, '\n');
+}
+
+static gboolean fit_subject(KvDevice *device, const char *subject, GPtrArray *logs, GString *report,
+                            GError **error) {
+  gboolean fitted =
+      *subject ? fit_technique(device, subject, logs, error) : fit_engine(device, logs, error);
+  if (!fitted || !price_all(device, logs, error))
+    return FALSE;
+  describe(report, device, subject, logs);
+  return TRUE;
+}
+
+gboolean kv_step_fit(KvDevice *device, GPtrArray *logs, GString *report, GError **error) {
+  g_autoptr(GPtrArray) subjects = g_ptr_array_new(); /* "" first: the others build on it */
+  g_autoptr(GHashTable) groups =
+      g_hash_table_new_full(g_str_hash, g_str_equal, NULL, (GDestroyNotify)g_ptr_array_unref);
+  g_string_append_printf(report, "\n  %-16s %6s %10s %9s %9s\n", "steps of", "n", "median", "p95",
+                         "bias");
+  for (guint l = 0; l < logs->len; l++) {
+    const char *subject;
+    if (!subject_of(g_ptr_array_index(logs, l), &subject, error))
+      return FALSE;
+    if (!g_hash_table_contains(groups, subject)) {
+      g_hash_table_insert(groups, (gpointer)subject, g_ptr_array_new());
+      g_ptr_array_insert(subjects, *subject ? -1 : 0, (gpointer)subject);
+    }
+    g_ptr_array_add(g_hash_table_lookup(groups, subject), g_ptr_array_index(logs, l));
+  }
+  for (guint i = 0; i < subjects->len; i++) {
+    const char *subject = g_ptr_array_index(subjects, i);
+    if (!fit_subject(device, subject, g_hash_table_lookup(groups, subject), report, error))
+      return FALSE;
+  }
+  return TRUE;
+}

@@ -1,0 +1,16 @@
+/* What only whole steps tell of a device: the gaps between kernels of different kinds, the rate of
+ * products of one or two rows (whose weights come while the kernel before them runs), and what
+ * techniques' own kernels take. Fitted to step logs of the reference engine, after the kernels
+ * themselves were fitted to times of theirs. */
+#ifndef KV_SIM_VALIDATE_STEP_FIT_H
+#define KV_SIM_VALIDATE_STEP_FIT_H
+
+#include "models/hardware/hardware.h"
+#include "sim/validate/step_log.h"
+
+/* Fit `logs` (of KvStepLog), and append a row for each fit to `report`. Logs without a technique
+ * fit the device's gap_seconds and the vector_share of its bf16 products; those with one (or an fp8
+ * cache, or recurrent layers) the device's times of it, beside what the others gave. */
+gboolean kv_step_fit(KvDevice *device, GPtrArray *logs, GString *report, GError **error);
+
+#endif
