@@ -134,6 +134,10 @@ const KvScenarioField kv_scenario_fields[] = {
      "CPU time to launch a kernel outside CUDA graphs; the slower of CPU and GPU decides"},
     {"engine", "per_sequence_seconds", KV_FIELD_REAL, ENGINE(per_sequence_seconds), 0, 1, NULL,
      "CPU time of a step per sequence in it"},
+    {"engine", "as_executed", KV_FIELD_FLAG, ENGINE(as_executed), 0, 0, NULL,
+     "price what the reference engine does where that is not what the systems do: finished rows of a "
+     "static batch are left out, GPU batches of a block go through a layer together, token tables "
+     "stay on the GPU"},
     {"engine", "step_by_step", KV_FIELD_FLAG, ENGINE(step_by_step), 0, 0, NULL,
      "debugging: price every step by itself"},
     {"engine", "static_batch", KV_FIELD_COUNT, ENGINE(static_batch), 0, 1e6, NULL,

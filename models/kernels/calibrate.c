@@ -447,6 +447,23 @@ static void calibrate_all(KvDevice *device, const GArray *observations, const ch
     print_steps(observations, predicted);
 }
 
+/* The reference engine's kernels are measured with pauses, so at the full clock: the power limit is
+ * priced by the energies of the device's generation. */
+static gboolean price_limit_apart(KvDevice *device, json_t *document, GError **error) {
+  json_t *power = json_object_get(document, "power");
+  json_object_del(power, "flop_pJ");
+  json_object_del(power, "energy_basis");
+  char *text = json_dumps(document, JSON_COMPACT);
+  KvPlatform *platform = kv_platform_parse(device->id, text, strlen(text), error);
+  free(text);
+  if (!platform)
+    return FALSE;
+  device->flop_joules = platform->device->flop_joules;
+  device->byte_joules = platform->device->byte_joules;
+  kv_platform_free(platform);
+  return TRUE;
+}
+
 static json_t *technique_document(const KvTechniqueTimes *times) {
   json_t *object = json_object();
   for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++)
@@ -587,15 +604,18 @@ static gboolean run(Options *options, GError **error) {
   json_t *document = device_document(options->device, error);
   gboolean fine = document != NULL;
   if (fine) {
-    calibrate_all(device, observations, names->str, options->steps, document);
-    if (launches.launch_seconds > 0.0)
+    if (launches.launch_seconds > 0.0) {
       put(document, "launch_us", 1e6 * launches.launch_seconds);
-    if (launches.graph_node_seconds > 0.0)
-      put(document, "graph_node_us", 1e6 * launches.graph_node_seconds);
-    if (launches.launch_seconds > 0.0)
       device->launch_seconds = launches.launch_seconds;
-    if (launches.graph_node_seconds > 0.0)
+    }
+    if (launches.graph_node_seconds > 0.0) {
+      put(document, "graph_node_us", 1e6 * launches.graph_node_seconds);
       device->graph_node_seconds = launches.graph_node_seconds;
+      fine = price_limit_apart(device, document, error);
+    }
+  }
+  if (fine) {
+    calibrate_all(device, observations, names->str, options->steps, document);
     fine = !options->runs || calibrate_steps(device, options, document, error);
     fine = fine && (!options->out || write_device(options, document, names->str, error));
   }

@@ -47,8 +47,12 @@ static gboolean run_round(Round *r, GError **error) {
 
 static gboolean time_round(Round *r, double *seconds, GError **error) {
   KvCudaDevice *device = r->timer->device;
-  return (!r->graph || run_round(r, error)) && kv_cuda_clock_start(device, error) &&
-         run_round(r, error) && kv_cuda_clock_stop(device, seconds, error);
+  gint64 begin = g_get_monotonic_time();
+  gboolean timed = (!r->graph || run_round(r, error)) && kv_cuda_clock_start(device, error) &&
+                   run_round(r, error) && kv_cuda_clock_stop(device, seconds, error);
+  if (timed && r->timer->rested)
+    g_usleep((gulong)(g_get_monotonic_time() - begin));
+  return timed;
 }
 
 static gboolean time_rounds(Round *r, double *seconds, GError **error) {

@@ -18,6 +18,8 @@ typedef struct {
   KvCudaDevice *device;
   KvCudaGemm *gemm;
   double warm_seconds; /* of work before rounds are timed: under load clocks fall; 0: one round */
+  gboolean rested; /* the GPU pauses for as long as it worked, so that its power limit, which lowers
+                      the clocks of long work, stays out of short work's times */
   gboolean replayed; /* a round is one graph, queued behind another of the same: no launch from the
                         host is in it */
 } KvCudaTimer;

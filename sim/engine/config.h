@@ -66,6 +66,8 @@ typedef struct {
                                      inputs' copies, samples; negative: the scheduler's */
   double eager_kernel_seconds;    /* CPU time to launch one kernel of a step that no graph holds */
   double per_sequence_seconds;    /* CPU time of a step that grows with the sequences in it */
+  gboolean as_executed;           /* where the reference engine does otherwise than the systems it
+                                     follows (docs/reference-engine.md), price what it does */
   gboolean step_by_step;          /* debugging: never decide more than one step at a time */
   guint static_batch;             /* sequences a static batch takes; 0: as memory allows */
   guint gpu_batch, n_gpu_batches; /* FlexGen: a block is gpu_batch * n_gpu_batches sequences */

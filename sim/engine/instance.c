@@ -969,7 +969,7 @@ static gboolean decide(KvInstance *instance, gboolean *decided, GError **error) 
     KvDecodeBatch set;
     kv_decode_set_batch(instance->decode, &set);
     batch->decode_n = set.n;
-    batch->padding = instance->held_rows->len;
+    batch->padding = instance->config->as_executed ? 0 : instance->held_rows->len;
     batch->context_tokens = set.context_tokens;
     batch->longest_tokens = set.longest_tokens;
     if (instance->reads_shared_once)

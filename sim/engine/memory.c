@@ -37,13 +37,18 @@ double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan) {
                                       : kv_dtype_weight_bytes(dtype);
 }
 
+static double token_tables(const KvModel *model) {
+  return (double)model->vocab * model->embedding_dim * (model->tied_embeddings ? 1.0 : 2.0);
+}
+
+double kv_memory_table_bytes(const KvModel *model, const KvPlan *plan) {
+  return token_tables(model) * MAX(plan->weights.bytes_per_parameter, 2.0);
+}
+
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan) {
   double all = (double)kv_model_parameters(model), experts = expert_weights(model);
-  double tables =
-      (double)model->vocab * model->embedding_dim * (model->tied_embeddings ? 1.0 : 2.0);
-  double each = plan->weights.bytes_per_parameter;
-  return (all - experts - tables) * each + tables * MAX(each, 2.0) +
-         experts * kv_memory_expert_bytes(model, plan);
+  return (all - experts - token_tables(model)) * plan->weights.bytes_per_parameter +
+         kv_memory_table_bytes(model, plan) + experts * kv_memory_expert_bytes(model, plan);
 }
 
 /* Of one GPU: experts are spread over every GPU that shares them. */
@@ -96,6 +101,9 @@ gboolean kv_memory_divide(const KvModel *model, const KvPlan *plan, KvDemand *de
   double usable = platform->device->memory_bytes * config->memory_utilization;
   memory->weight_bytes =
       own_weight_bytes(model, plan, config, tensor_parallel) * plan->weights.share[KV_TIER_HBM];
+  if (config->as_executed)
+    memory->weight_bytes +=
+        kv_memory_table_bytes(model, plan) / tp * (1.0 - plan->weights.share[KV_TIER_HBM]);
   memory->activation_bytes = activation_bytes(model, config, tensor_parallel);
   memory->framework_bytes = FRAMEWORK_BYTES + FRAMEWORK_SHARE * platform->device->memory_bytes;
   memory->cache_bytes =

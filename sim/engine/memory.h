@@ -18,6 +18,8 @@
 /* Bytes of all weights under the plan. A quantized checkpoint leaves the token tables in 16 bits; a
  * published one may store its experts smaller than the rest. */
 double kv_memory_weight_bytes(const KvModel *model, const KvPlan *plan);
+/* Of them, the token tables. */
+double kv_memory_table_bytes(const KvModel *model, const KvPlan *plan);
 /* Bytes of one weight of a routed expert, scales counted. */
 KvDtype kv_memory_expert_dtype(const KvModel *model, const KvPlan *plan);
 double kv_memory_expert_bytes(const KvModel *model, const KvPlan *plan);

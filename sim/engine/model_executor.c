@@ -979,7 +979,7 @@ static void price_fixed_part(Model *m, const KvStep *step, Priced *priced) {
   guint64 size = priced->graph ? captured_size(tokens) : tokens;
   if (m->uneven)
     set_shares(m, step, tokens);
-  if (strcmp(m->config->scheduler, "flexgen") == 0)
+  if (strcmp(m->config->scheduler, "flexgen") == 0 && !m->config->as_executed)
     priced->layers = layers_in_parts(m, tokens, m->config->n_gpu_batches, &priced->layers_scratch);
   else if (m->ranks > 1.0 && !m->config->pad_ranks)
     priced->layers = layers_unpadded(m, step, size, &priced->layers_scratch);
@@ -1415,6 +1415,8 @@ KvExecutor *kv_model_executor_new(const KvModel *model, const KvPlan *plan,
     }
   }
   double weights = kv_memory_weight_bytes(model, plan);
+  if (config->as_executed)
+    weights -= kv_memory_table_bytes(model, plan);
   for (guint t = KV_TIER_DRAM; t < KV_N_TIERS; t++)
     m->streamed_bytes[t] = plan->weights.share[t] * weights / m->tp;
   find_streams(m);

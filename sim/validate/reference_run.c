@@ -59,6 +59,7 @@ static KvScenario *scenario_to_simulate(const KvSetup *setup, GError **error) {
   s->engine.per_sequence_seconds = 0.0;
   s->engine.eager_kernel_seconds = launch_seconds;
   s->engine.cuda_graph_prompts = FALSE;
+  s->engine.as_executed = TRUE;
   return g_steal_pointer(&s);
 }
 
