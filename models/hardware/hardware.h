@@ -124,10 +124,12 @@ typedef struct {
   double fp32_flops;              /* plain vector units */
   double link_Bps;                /* to the peer GPUs, one direction; 0 if there is no such link */
   char *link, *host_link;         /* ids of links; link is NULL if there is none */
-  double host_link_Bps;     /* one GPU's share of its host link; 0 if that is the link's own rate */
-  char *host_memory;        /* id of the host memory it is sold with (Grace), or NULL */
-  double host_memory_share; /* of that memory which belongs to one GPU */
-  double launch_seconds;    /* one kernel launch from a stream, eager */
+  double host_link_Bps; /* one GPU's share of its host link; 0 if that is the link's own rate */
+  double drive_read_Bps, drive_write_Bps, drive_latency_seconds; /* of the drive of the machine that
+                                  it was measured in; 0: that of the usual server */
+  char *host_memory;         /* id of the host memory it is sold with (Grace), or NULL */
+  double host_memory_share;  /* of that memory which belongs to one GPU */
+  double launch_seconds;     /* one kernel launch from a stream, eager */
   double graph_node_seconds; /* one kernel inside a CUDA graph */
   double gap_seconds; /* between kernels of different kinds, beyond what the efficiencies hold:
                          those of repeats of one kernel have less */

@@ -135,6 +135,11 @@ static void complete(KvPlatform *p, double host_memory_GB) {
   if (!p->ssd) {
     p->ssd = built_in(&kv_storage_kind, rule_text(server, "ssd"));
     multiply(p->ssd, n * rule(rules, "ssds_per_gpu"));
+    if (p->device->drive_read_Bps > 0) {
+      p->ssd->read_Bps = p->device->drive_read_Bps;
+      p->ssd->write_Bps = p->device->drive_write_Bps;
+      p->ssd->latency_seconds = p->device->drive_latency_seconds;
+    }
   }
   if (!p->csd) /* no usual server has one: it stands in where a stack attends in storage */
     p->csd = built_in(&kv_storage_kind, rule_text(rules, "csd"));

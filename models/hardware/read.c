@@ -427,6 +427,7 @@ static const char *const device_fields[] = {
     "gpu_link_GBps",
     "host_link",
     "host_link_GBps",
+    "drive",
     "host_memory_share",
     "host_memory",
     "value_basis",
@@ -445,6 +446,17 @@ static const char *const device_fields[] = {
     "note",
     NULL,
 };
+
+static void read_drive(KvJson *json, json_t *object, KvDevice *device) {
+  static const char *const known[] = {"read_GBps", "write_GBps", "latency_us", NULL};
+  json_t *drive = kv_json_object(json, object, "drive", FALSE);
+  if (!drive)
+    return;
+  kv_json_only(json, drive, known);
+  device->drive_read_Bps = number(json, drive, "read_GBps", KV_JSON_REQUIRED, GIGA);
+  device->drive_write_Bps = number(json, drive, "write_GBps", KV_JSON_REQUIRED, GIGA);
+  device->drive_latency_seconds = number(json, drive, "latency_us", 0, MICRO);
+}
 
 static void check_links(KvJson *json, json_t *object, const KvDevice *device) {
   const struct {
@@ -481,6 +493,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   device->link = text(json, object, "gpu_link", NULL);
   device->host_link = text(json, object, "host_link", "pcie4-x16");
   device->host_link_Bps = number(json, object, "host_link_GBps", 0, GIGA);
+  read_drive(json, object, device);
   device->host_memory = text(json, object, "host_memory", NULL);
   device->host_memory_share = share(json, object, "host_memory_share", 1);
   const KvCatalogueEntry *link =

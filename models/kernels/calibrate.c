@@ -116,14 +116,22 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
   return !missing;
 }
 
-/* Append the tables' observations and names; what they say of launches goes to `launches`. */
+/* Append the tables' observations and names; what they say of launches and of a drive goes to
+ * `launches`. */
 static gboolean read_tables(char **paths, GArray *observations, GString *names, KvDevice *launches,
                             GError **error) {
   for (guint i = 0; paths && paths[i]; i++) {
     double launch, node;
+    KvObservedDrive drive;
     if (!kv_observations_read(paths[i], observations, error) ||
-        !kv_observations_launches(paths[i], &launch, &node, error))
+        !kv_observations_launches(paths[i], &launch, &node, error) ||
+        !kv_observations_drive(paths[i], &drive, error))
       return FALSE;
+    if (drive.read_Bps > 0.0 && drive.write_Bps > 0.0) {
+      launches->drive_read_Bps = drive.read_Bps;
+      launches->drive_write_Bps = drive.write_Bps;
+      launches->drive_latency_seconds = drive.latency_seconds;
+    }
     launches->launch_seconds = launch > 0.0 ? launch : launches->launch_seconds;
     launches->graph_node_seconds = node > 0.0 ? node : launches->graph_node_seconds;
     g_autofree char *name = g_path_get_basename(paths[i]);
@@ -464,6 +472,16 @@ static gboolean price_limit_apart(KvDevice *device, json_t *document, GError **e
   return TRUE;
 }
 
+static void put_drive(json_t *document, const KvDevice *measured) {
+  if (measured->drive_read_Bps <= 0.0)
+    return;
+  json_t *drive = json_object();
+  put(drive, "read_GBps", 1e-9 * measured->drive_read_Bps);
+  put(drive, "write_GBps", 1e-9 * measured->drive_write_Bps);
+  put(drive, "latency_us", 1e6 * measured->drive_latency_seconds);
+  json_object_set_new(document, "drive", drive);
+}
+
 static json_t *technique_document(const KvTechniqueTimes *times) {
   json_t *object = json_object();
   for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++)
@@ -604,6 +622,7 @@ static gboolean run(Options *options, GError **error) {
   json_t *document = device_document(options->device, error);
   gboolean fine = document != NULL;
   if (fine) {
+    put_drive(document, &launches);
     if (launches.launch_seconds > 0.0) {
       put(document, "launch_us", 1e6 * launches.launch_seconds);
       device->launch_seconds = launches.launch_seconds;

@@ -88,6 +88,14 @@ gboolean kv_observations_read(const char *path, GArray *observations, GError **e
 gboolean kv_observations_launches(const char *path, double *launch_seconds, double *node_seconds,
                                   GError **error);
 
+/* What such a table says of the machine's drive, from its least and its largest transfers; 0s if it
+ * says nothing. */
+typedef struct {
+  double read_Bps, write_Bps, latency_seconds; /* of a read */
+} KvObservedDrive;
+
+gboolean kv_observations_drive(const char *path, KvObservedDrive *drive, GError **error);
+
 /* One format of table. */
 typedef struct {
   const char *name, *description;

@@ -3,7 +3,8 @@
  * sequences of `chunk` new tokens after `past`; heads, kv_heads, head_dim; bytes of the cache read,
  * scales counted, if they are not dtype's; kernel is whose), or element-wise (bytes read and
  * written). What fits nothing is kept beside: copy inside, copy to the GPU, copy from the GPU
- * (bytes), launch, graph node. Times are microseconds, warm, of operands that no cache holds. */
+ * and drive read, drive write (bytes), launch, graph node. Times are microseconds, warm, of
+ * operands that no cache holds. */
 #include "models/kernels/observation.h"
 
 #include <string.h>
@@ -70,8 +71,9 @@ static gboolean read_operands(const KvColumns *table, KvObservation *row, GError
 }
 
 /* Measured too, and fitting nothing. */
-static const char *const beside[] = {"copy inside", "copy to the GPU", "copy from the GPU",
-                                     "launch",      "graph node",      NULL};
+static const char *const beside[] = {
+    "copy inside", "copy to the GPU", "copy from the GPU", "launch",
+    "graph node",  "drive read",      "drive write",       NULL};
 
 static gboolean is_fitted(KvObserved kind) {
   return kind == KV_OBSERVED_GEMM || kind == KV_OBSERVED_ELEMENTWISE ||
@@ -88,10 +90,11 @@ static gboolean read_row(const char *path, const KvColumns *table, GArray *obser
   if (g_strv_contains(beside, operation))
     return TRUE;
   if (!is_fitted(row.kind) || row.dtype >= KV_N_DTYPES) {
-    kv_error_at(error, path, 0,
-                "operation '%s' of type '%s' is none that is measured, expected gemm, prefill "
-                "attention, decode attention, element-wise, a copy, launch or graph node",
-                operation, dtype);
+    kv_error_at(
+        error, path, 0,
+        "operation '%s' of type '%s' is none that is measured, expected gemm, prefill "
+        "attention, decode attention, element-wise, a copy, a drive's, launch or graph node",
+        operation, dtype);
     return FALSE;
   }
   if (!kv_columns_positive(table, "us", &row.seconds, error) || !read_operands(table, &row, error))
@@ -137,6 +140,54 @@ gboolean kv_observations_launches(const char *path, double *launch_seconds, doub
   if (problem)
     g_propagate_error(error, problem);
   return !problem;
+}
+
+/* Transfers of one kind: the least and the largest. */
+typedef struct {
+  double bytes[2], seconds[2];
+} Transfers;
+
+static void note_transfer(Transfers *t, double bytes, double seconds) {
+  for (guint end = 0; end < 2; end++)
+    if (t->bytes[end] <= 0.0 || (end ? bytes > t->bytes[end] : bytes < t->bytes[end])) {
+      t->bytes[end] = bytes;
+      t->seconds[end] = seconds;
+    }
+}
+
+static double transfer_rate(const Transfers *t) {
+  double seconds = t->seconds[1] - t->seconds[0];
+  return seconds > 0.0 ? (t->bytes[1] - t->bytes[0]) / seconds : 0.0;
+}
+
+gboolean kv_observations_drive(const char *path, KvObservedDrive *drive, GError **error) {
+  Transfers reads = {0}, writes = {0};
+  *drive = (KvObservedDrive){0};
+  if (!accepts(path))
+    return TRUE;
+  g_autoptr(KvColumns) table = kv_columns_open(path, error);
+  GError *problem = NULL;
+  if (!table)
+    return FALSE;
+  while (!problem && kv_columns_next(table, &problem)) {
+    const char *operation = kv_columns_text(table, "kvsim_operation");
+    Transfers *of = strcmp(operation, "drive read") == 0    ? &reads
+                    : strcmp(operation, "drive write") == 0 ? &writes
+                                                            : NULL;
+    double bytes, us;
+    if (of && kv_columns_positive(table, "bytes", &bytes, &problem) &&
+        kv_columns_positive(table, "us", &us, &problem))
+      note_transfer(of, bytes, 1e-6 * us);
+  }
+  if (problem) {
+    g_propagate_error(error, problem);
+    return FALSE;
+  }
+  drive->read_Bps = transfer_rate(&reads);
+  drive->write_Bps = transfer_rate(&writes);
+  if (drive->read_Bps > 0.0)
+    drive->latency_seconds = MAX(0.0, reads.seconds[0] - reads.bytes[0] / drive->read_Bps);
+  return TRUE;
 }
 
 const KvTableReader kv_table_kvsim = {

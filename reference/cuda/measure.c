@@ -1,6 +1,7 @@
 #include "reference/cuda/measure.h"
 
 #include "reference/cuda/timing.h"
+#include "reference/host/file_store.h"
 #include "sim/base/error.h"
 
 /* What is measured, and where it is written. */
@@ -166,6 +167,47 @@ static gboolean measure_copies(Measuring *m, GError **error) {
   return TRUE;
 }
 
+/* The drive, as the tier on it is used: one block at a time, and many. */
+enum { DRIVE_BLOCK_BYTES = 192 << 10, DRIVE_BLOCKS = 128, DRIVE_ROUNDS = 5 };
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return x < y ? -1 : x > y;
+}
+
+static gboolean measure_transfers(Measuring *m, KvFileStore *store, char *memory, guint n,
+                                  gboolean write, GError **error) {
+  g_autofree KvFileTransfer *transfers = g_new(KvFileTransfer, n);
+  double seconds[DRIVE_ROUNDS];
+  for (guint i = 0; i < n; i++)
+    transfers[i] = (KvFileTransfer){write, i, memory + i * kv_file_store_slot_bytes(store)};
+  for (guint r = 0; r < DRIVE_ROUNDS; r++) {
+    gint64 begin = g_get_monotonic_time();
+    kv_file_store_begin(store, transfers, n);
+    if (!kv_file_store_wait(store, error))
+      return FALSE;
+    seconds[r] = 1e-6 * (double)(g_get_monotonic_time() - begin);
+  }
+  qsort(seconds, DRIVE_ROUNDS, sizeof *seconds, by_value);
+  put_bytes(m, write ? "drive write" : "drive read", (double)n * DRIVE_BLOCK_BYTES,
+            seconds[DRIVE_ROUNDS / 2]);
+  return TRUE;
+}
+
+static gboolean measure_drive(Measuring *m, GError **error) {
+  g_autoptr(KvFileStore) store =
+      kv_file_store_new(NULL, DRIVE_BLOCK_BYTES, 16, DRIVE_BLOCKS, error);
+  if (!store)
+    return FALSE;
+  gsize bytes = DRIVE_BLOCKS * kv_file_store_slot_bytes(store);
+  char *memory = g_aligned_alloc0(1, bytes, 4096);
+  gboolean done = TRUE;
+  for (guint way = 0; way < 4 && done; way++) /* what is read was written */
+    done = measure_transfers(m, store, memory, way % 2 ? DRIVE_BLOCKS : 1, way < 2, error);
+  g_aligned_free(memory);
+  return done;
+}
+
 static gboolean measure_launches(Measuring *m, GError **error) {
   static const char *const operations[] = {"launch", "graph node"};
   for (guint graph = 0; graph < G_N_ELEMENTS(operations); graph++) {
@@ -186,7 +228,7 @@ gboolean kv_cuda_measure(KvOutput *table, char **name, GError **error) {
   kv_output_print(table, "%s", header);
   gboolean done = (m.timer.device = kv_cuda_device_open(error)) &&
                   (m.timer.gemm = kv_cuda_gemm_new(error)) && measure_launches(&m, error) &&
-                  measure_copies(&m, error);
+                  measure_copies(&m, error) && measure_drive(&m, error);
   m.timer.warm_seconds = warm_seconds;
   m.timer.replayed = TRUE;
   m.timer.rested = TRUE;

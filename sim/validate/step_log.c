@@ -72,17 +72,11 @@ static gboolean price_step(const KvStepLog *log, const KvPlanCurves *curves, KvE
   return TRUE;
 }
 
-/* The copies one after another, each alone on its link. */
+/* Each alone on its link. */
 static void price_copies(KvStepLog *log, KvExecutor *model) {
-  double now = 0.0;
   for (guint i = 0; i < log->copies->len; i++) {
     KvLoggedCopy *logged = &g_array_index(log->copies, KvLoggedCopy, i);
-    KvCopy done;
-    model->class->copy(model, &logged->copy, now);
-    double end = model->class->next_copy(model);
-    model->class->pop_copy(model, end, &done);
-    logged->predicted_seconds = end - now;
-    now = end;
+    logged->predicted_seconds = model->class->copy_seconds(model, &logged->copy);
   }
 }
 

@@ -175,6 +175,39 @@ static const char calibrated_text[] =
     "            \"residual\": 0.04},"
     "   \"fp8\": {\"flops_share\": 0.5}}}}";
 
+/* What steps tell of a device, and the drive of the machine that it was measured in. */
+static void test_times_of_a_file(void) {
+  static const char text[] =
+      "{\"id\": \"x\", \"memory_GB\": 24, \"memory_GBps\": 1000, \"sm_count\": 80,"
+      " \"dense_TFLOPs\": {\"bf16\": 100}, \"gap_us\": 0.75,"
+      " \"drive\": {\"read_GBps\": 2, \"write_GBps\": 1, \"latency_us\": 90},"
+      " \"techniques\": {\"kivi\": {\"step_us\": 4, \"cache_us_per_MB\": 0.5, \"attention_share\": 0.1},"
+      "                  \"fp8\": {\"chunk_us\": 2.5}}}";
+  g_autoptr(GError) error = NULL;
+  g_autoptr(KvPlatform) p = kv_platform_parse("x.json", text, strlen(text), &error);
+  g_assert_no_error(error);
+  const KvDevice *d = p->device;
+  assert_close(d->gap_seconds, 0.75e-6);
+  assert_close(p->ssd->read_Bps, 2e9);
+  assert_close(p->ssd->write_Bps, 1e9);
+  assert_close(p->ssd->latency_seconds, 90e-6);
+  g_assert_cmpuint(d->n_techniques, ==, 2);
+  const KvTechniqueTimes *kivi = kv_device_technique(d, "kivi");
+  assert_close(kivi->seconds[KV_TECHNIQUE_STEP], 4e-6);
+  assert_close(kivi->seconds[KV_TECHNIQUE_CACHE], 0.5e-12);
+  assert_close(kivi->seconds[KV_TECHNIQUE_ATTENTION], 0.1);
+  g_assert_cmpfloat(kivi->seconds[KV_TECHNIQUE_CHUNK], ==, 0);
+  assert_close(kv_device_technique(d, "fp8")->seconds[KV_TECHNIQUE_CHUNK], 2.5e-6);
+  g_assert_null(kv_device_technique(d, "h2o"));
+  /* Only times are taken over. */
+  g_autoptr(KvPlatform) h100 = load("h100-sxm");
+  double memory = h100->device->memory_Bps;
+  kv_device_take_times(h100->device, d);
+  assert_close(h100->device->gap_seconds, 0.75e-6);
+  g_assert_nonnull(kv_device_technique(h100->device, "kivi"));
+  assert_close(h100->device->memory_Bps, memory);
+}
+
 static void test_efficiency_of_a_file(void) {
   g_autoptr(GError) error = NULL;
   g_autoptr(KvPlatform) p =
@@ -309,6 +342,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/hardware/links-of-special-devices", test_links_of_special_devices);
   g_test_add_func("/hardware/default-efficiency", test_default_efficiency_follows_the_device);
   g_test_add_func("/hardware/efficiency-of-a-file", test_efficiency_of_a_file);
+  g_test_add_func("/hardware/device/times", test_times_of_a_file);
   g_test_add_func("/hardware/power-and-price", test_power_and_price);
   g_test_add_func("/hardware/examples", test_examples);
   g_test_add_func("/hardware/documents", test_documents);

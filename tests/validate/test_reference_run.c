@@ -289,7 +289,11 @@ static void copies_are_logged(void) {
   }
   g_assert_true(out && in);
   g_assert_true(kv_step_log_price(run->log, &error));
-  g_assert_cmpfloat(g_array_index(run->log->copies, KvLoggedCopy, 0).predicted_seconds, >, 0.0);
+  const double quickest = 64e9; /* any link of the platform */
+  for (guint i = 0; i < run->log->copies->len; i++) {
+    const KvLoggedCopy *copy = &g_array_index(run->log->copies, KvLoggedCopy, i);
+    g_assert_cmpfloat(copy->predicted_seconds, >, copy->copy.bytes / quickest);
+  }
 }
 
 /* measured.json is a measured run like any other. */
