@@ -101,8 +101,8 @@ typedef enum {
  * work that the technique's plan gives for the step's critical path on the GPU; what attention
  * reads stays priced by the plan. */
 typedef struct {
-  char id[32]; /* of the technique; "fp8": of a cache of that type without one; "recurrent": of
-                  layers that keep a state */
+  char id[32]; /* of the technique; "fp8": of a cache of that type without one; of layers that keep
+                  a state: "recurrent", or latents: "latent" */
   double seconds[KV_N_TECHNIQUE_PARTS];
 } KvTechniqueTimes;
 

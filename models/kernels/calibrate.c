@@ -505,8 +505,9 @@ static gboolean calibrate_steps(KvDevice *device, const Options *options, json_t
                           technique_document(&device->techniques[i]));
     json_object_set_new(document, "techniques", techniques);
     put(document, "gap_us", 1e6 * device->gap_seconds);
-    store(document, KV_KERNEL_GEMM, KV_DTYPE_BF16,
-          &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16]);
+    static const KvKernelFamily families[] = {KV_KERNEL_GEMM, KV_KERNEL_MOE};
+    for (guint i = 0; i < G_N_ELEMENTS(families); i++)
+      store(document, families[i], KV_DTYPE_BF16, &device->efficiency[families[i]][KV_DTYPE_BF16]);
     g_print("%s", report->str);
   }
   g_string_free(report, TRUE);

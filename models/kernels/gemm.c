@@ -157,3 +157,8 @@ KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes
                       double k, double n) {
   return kv_gemm_grouped(device, dtype, weight_bytes, 1, m, k, n);
 }
+
+KvCost kv_kernel_gemm_each(const KvDevice *device, KvDtype dtype, double weight_bytes,
+                           double groups, double m, double k, double n) {
+  return kv_gemm_grouped(device, dtype, weight_bytes, groups, m, k, n);
+}

@@ -43,6 +43,10 @@ double kv_smooth_max(double a, double b, double p);
 KvCost kv_kernel_gemm(const KvDevice *device, KvDtype dtype, double weight_bytes, double m,
                       double k, double n);
 
+/* `groups` such products in one launch, each with a matrix of its own. */
+KvCost kv_kernel_gemm_each(const KvDevice *device, KvDtype dtype, double weight_bytes,
+                           double groups, double m, double k, double n);
+
 /* FLOP/s that the attention kernel's products reach in long work. */
 double kv_kernel_attention_flops(const KvDevice *device, KvDtype dtype);
 

@@ -117,7 +117,7 @@ one_run() {
   local name=$1 trace=$2
   shift 2
   [[ $name =~ ^(${KV_RUNS-.*})$ ]] || return 0
-  ours timeout 75 "$bundle/kvsim" validate "$trace" --executor cuda --platform h200 "$@" -o "$out/validate/$name" \
+  ours timeout 75 "$bundle/kvsim" validate "$trace" --executor cuda --platform "$platform" "$@" -o "$out/validate/$name" \
     >"$out/validate/$name.txt" 2>&1
   local result=$?
   echo "--- $name: status $result"
@@ -126,7 +126,8 @@ one_run() {
 }
 
 validate() {
-  local status=0 traces=$out/validate/traces
+  local status=0 traces=$out/validate/traces platform=h200
+  [ ! -f "$out/h200-kvsim.json" ] || platform=$out/h200-kvsim.json # calibrated before
   mkdir -p "$traces" && cp "$bundle/calls.jsonl" "$bundle/chat.jsonl" "$traces" || return 1
   "$bundle/kvsim" trace generate --requests=40 --rate=2 --input=lognormal:3000:2000 --answers=lognormal:150:80 \
     --block-tokens=64 --seed=5 -o "$traces/long.jsonl" || return 1
@@ -199,8 +200,12 @@ for part; do
     agreements >"$out/agreement.jsonl" 2>>"$out/techniques.log" && [ $worked -eq 0 ] ;;
   run) ours timeout 120 "$bundle/kvsim" run "$bundle/chat.jsonl" --executor cuda --requests 40 --model qwen2.5-0.5b \
     --set engine.num_blocks=4096 --json -n >"$out/run.json" 2>"$out/run.log" ;;
-  calibrate) ours timeout 240 "$bundle/kvsim" calibrate --measure --table "$out/kernels.csv" -o "$out/h200-kvsim.json" \
-    >"$out/calibrate.log" 2>&1 ;;
+  calibrate) rm -rf "$out/calibration"
+    ours timeout 400 "$bundle/kvsim" calibrate --measure --table "$out/kernels.csv" --runs "$out/calibration" \
+      -o "$out/h200-kvsim.json" >"$out/calibrate.log" 2>&1
+    worked=$?
+    gzip -9f "$out"/calibration/*.csv
+    tar -C "$out" -czf "$out/calibration.tar.gz" calibration && [ $worked -eq 0 ] ;;
   validate) mkdir -p "$out/validate" && validate >"$out/validate.log" 2>&1 ;;
   *) echo "no part $part: tests, sanitize, logits, bench, techniques, run, calibrate or validate"; exit 2 ;;
   esac

@@ -143,6 +143,26 @@ static double tokens_through(const Model *m, const KvLayerGroup *group, double t
   return tokens * (1.0 - m->prompt_share + prompts) / MAX(1, group->stride_tokens);
 }
 
+/* Queries are multiplied into the latents' space, and what comes out of it, head by head: no keys
+ * or values are made of latents, neither for prompts. */
+static void price_absorption(Model *m, Dense *dense, const KvAttention *a, double layers,
+                             double heads, double tokens) {
+  const struct {
+    KvComponent component;
+    const char *name;
+    double k, n;
+  } products[] = {
+      {KV_COMPONENT_QKV, "queries into latents", a->head_dim - a->rope_head_dim, a->kv_lora_rank},
+      {KV_COMPONENT_OUTPUT_PROJECTION, "outputs from latents", a->kv_lora_rank, a->value_head_dim}};
+  for (guint i = 0; i < G_N_ELEMENTS(products); i++)
+    add_line(m, dense, products[i].component, (Fit){KV_KERNEL_GEMM, m->plan->weights.dtype},
+             products[i].name, layers,
+             kv_kernel_gemm_each(m->device, m->plan->weights.dtype,
+                                 m->plan->weights.bytes_per_parameter, heads, tokens, products[i].k,
+                                 products[i].n),
+             NULL);
+}
+
 /* Projections of attention: the formulas of each kind stand beside its GEMMs. */
 static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group, double tokens) {
   const KvAttention *a = &group->attention;
@@ -162,8 +182,11 @@ static void price_projections(Model *m, Dense *dense, const KvLayerGroup *group,
       add_gemm(m, dense, KV_COMPONENT_QKV, "q and kv down-projection", layers, tokens, hidden,
                query + a->kv_lora_rank + a->rope_head_dim);
     }
-    add_gemm(m, dense, KV_COMPONENT_QKV, "kv up-projection", layers, tokens, a->kv_lora_rank,
-             heads * (a->head_dim - a->rope_head_dim + a->value_head_dim));
+    if (m->config->as_executed)
+      price_absorption(m, dense, a, layers, heads, tokens);
+    else
+      add_gemm(m, dense, KV_COMPONENT_QKV, "kv up-projection", layers, tokens, a->kv_lora_rank,
+               heads * (a->head_dim - a->rope_head_dim + a->value_head_dim));
   } else if (a->kind != KV_ATTENTION_NONE) {
     add_gemm(m, dense, KV_COMPONENT_QKV, "qkv projection", layers, tokens, hidden,
              (heads + kv_heads) * a->head_dim + kv_heads * a->value_head_dim);
@@ -317,11 +340,14 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
     const KvAttention *a = &group->attention;
     KvAttentionWork *work = &m->chunk_work[g];
     gboolean latent = a->kind == KV_ATTENTION_LATENT; /* un-absorbed in prefill: full heads */
+    gboolean absorbed = latent && m->config->as_executed;
     *work = (KvAttentionWork){.latent = latent};
     if (a->kind == KV_ATTENTION_NONE)
       continue;
     double heads = MAX(1.0, (double)a->n_heads / m->tp);
-    double kv_heads = latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
+    double kv_heads = absorbed ? 1.0 : latent ? heads : MAX(1.0, (double)a->n_kv_heads / m->tp);
+    double key_dim = absorbed ? a->kv_lora_rank + a->rope_head_dim : a->head_dim;
+    double value_dim = absorbed ? a->kv_lora_rank : a->value_head_dim;
     double element_bytes = latent ? m->activation_bytes : m->plan->element_bytes;
     double passes = 1.0 + group->extra_prefill_passes, stride = MAX(1, group->stride_tokens);
     gboolean any = FALSE;
@@ -336,12 +362,12 @@ static void price_prefill(Model *m, Dense *dense, const KvStep *step) {
       }
       any = TRUE;
       kv_kernel_add_prefill_attention(
-          m->device, KV_DTYPE_BF16, tokens, past, heads, kv_heads, a->head_dim, a->value_head_dim,
+          m->device, KV_DTYPE_BF16, tokens, past, heads, kv_heads, key_dim, value_dim,
           a->kind == KV_ATTENTION_SLIDING ? a->window_tokens : 0.0, element_bytes, work);
     }
     if (!any)
       continue;
-    if (latent)
+    if (latent && !absorbed)
       price_widening(m, dense, group, step);
     keep_one_rank(m, step, work);
     KvCost cost = kv_kernel_attention_call(m->device, KV_DTYPE_BF16, work);

@@ -11,11 +11,12 @@ static void add(KvTimedTechniques *timed, const KvDevice *device, const char *id
 void kv_timed_techniques_init(KvTimedTechniques *timed, const KvDevice *device,
                               const KvModel *model, const KvPlan *plan) {
   *timed = (KvTimedTechniques){0};
-  gboolean recurrent = FALSE;
+  gboolean recurrent = FALSE, latent = FALSE;
   for (guint g = 0; g < model->n_groups; g++) {
     const KvAttention *a = &model->groups[g].attention;
     timed->layers += model->groups[g].count;
     recurrent |= a->inner > 0;
+    latent |= a->kind == KV_ATTENTION_LATENT;
     if (a->kind != KV_ATTENTION_NONE)
       timed->token_bytes +=
           2.0 * model->groups[g].count * a->n_kv_heads * (a->head_dim + a->value_head_dim);
@@ -26,6 +27,8 @@ void kv_timed_techniques_init(KvTimedTechniques *timed, const KvDevice *device,
     add(timed, device, "fp8");
   if (recurrent)
     add(timed, device, "recurrent");
+  if (latent)
+    add(timed, device, "latent");
 }
 
 gboolean kv_timed_techniques_cover(const KvTimedTechniques *timed, const KvWork *work) {

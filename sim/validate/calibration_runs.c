@@ -9,7 +9,8 @@
 #include "traces/generate.h"
 #include "traces/writer.h"
 
-static const char model[] = "kvsim-calibration-2b", recurrent[] = "mamba-790m";
+static const char model[] = "kvsim-calibration-2b", experts[] = "kvsim-calibration-moe",
+                  recurrent[] = "mamba-790m";
 
 /* What is asked of the engine beside the model: assignments as of --set, with spaces between. */
 static const struct {
@@ -25,6 +26,8 @@ static const struct {
     {"quest", model, "quest:token_budget=384", ""},
     {"minicache", model, "minicache", "engine.prefix_caching=false"},
     {"palu", model, "palu", ""},
+    {"latent", model, "mla:dcq=0", ""},
+    {"experts", experts, "", ""},
     {"recurrent", recurrent, "", ""},
 };
 

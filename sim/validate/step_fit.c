@@ -7,28 +7,37 @@
 
 /* --- which logs ------------------------------------------------------------------------------ */
 
-/* What the log's steps tell of: "" of the unchanged engine, else as in KvTechniqueTimes. */
+/* What the log's steps tell of: "" of the unchanged engine, "experts" of mixtures of them, else as
+ * in KvTechniqueTimes. */
 static gboolean subject_of(const KvStepLog *log, const char **subject, GError **error) {
-  const KvScenario *s = log->scenario;
-  g_autoptr(KvStack) stack = kv_stack_parse(s->use, error);
-  g_autoptr(KvModel) model = stack ? kv_model_load(s->model, error) : NULL;
-  if (!model)
+  g_autoptr(KvSetup) setup = kv_setup_new(log->scenario, FALSE, error);
+  const char *told[8];
+  guint n = 0;
+  if (!setup)
     return FALSE;
-  gboolean recurrent = FALSE;
-  for (guint g = 0; g < model->n_groups; g++)
-    recurrent |= model->groups[g].attention.inner > 0;
-  guint told = stack->uses->len + (s->cache_dtype == KV_DTYPE_FP8) + recurrent;
-  if (told > 1) {
+  for (guint g = 0; g < setup->model->n_groups && n == 0; g++) {
+    const KvLayerGroup *group = &setup->model->groups[g];
+    if (group->attention.inner > 0)
+      told[n++] = "recurrent";
+    if (group->attention.kind == KV_ATTENTION_LATENT)
+      told[n++] = "latent";
+    if (group->mlp.n_experts > 0)
+      told[n++] = "experts";
+  }
+  if (log->scenario->cache_dtype == KV_DTYPE_FP8)
+    told[n++] = "fp8";
+  for (guint i = 0; i < setup->stack->uses->len && n < G_N_ELEMENTS(told); i++) {
+    const KvTechnique *technique = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
+    if (!technique->arch) /* what makes another model is in the model */
+      told[n++] = technique->id;
+  }
+  if (n > 1) {
     g_set_error(error, KV_ERROR, KV_ERROR_INPUT,
-                "steps of %s with '%s': several techniques at once, expected one, to tell what it "
-                "takes",
-                s->model, s->use);
+                "steps of %s with '%s': %s and %s at once, expected one, to tell what it takes",
+                log->scenario->model, log->scenario->use, told[0], told[1]);
     return FALSE;
   }
-  *subject = stack->uses->len ? g_array_index(stack->uses, KvTechniqueUse, 0).technique->id
-             : recurrent      ? "recurrent"
-             : told           ? "fp8"
-                              : "";
+  *subject = n ? told[0] : "";
   return TRUE;
 }
 
@@ -85,6 +94,17 @@ static gboolean search(KvDevice *device, GPtrArray *logs, double *value, double 
       return FALSE;
   }
   *value = 0.5 * (low + high);
+  return TRUE;
+}
+
+/* What a launch of experts costs, and how quickly their weights come. */
+static gboolean fit_experts(KvDevice *device, GPtrArray *logs, GError **error) {
+  KvEfficiency *moe = &device->efficiency[KV_KERNEL_MOE][KV_DTYPE_BF16];
+  const double costliest = 6e-5;
+  for (guint round = 0; round < 4; round++)
+    if (!search(device, logs, &moe->fixed_seconds, 0.0, costliest, error) ||
+        !search(device, logs, &moe->bandwidth_share, 0.2, 1.0, error))
+      return FALSE;
   return TRUE;
 }
 
@@ -215,11 +235,15 @@ static void describe(GString *report, const KvDevice *device, const char *id, GP
                              100.0 * row->median, 100.0 * row->p95, 100.0 * row->bias);
   }
   const KvTechniqueTimes *times = *id ? kv_device_technique(device, id) : NULL;
+  const KvEfficiency *moe = &device->efficiency[KV_KERNEL_MOE][KV_DTYPE_BF16];
   for (guint p = 0; times && p < KV_N_TECHNIQUE_PARTS; p++)
     if (times->seconds[p] > 0.0)
       g_string_append_printf(report, " %s %.4g", kv_technique_parts[p].key,
                              times->seconds[p] / kv_technique_parts[p].unit);
-  if (!times)
+  if (strcmp(id, "experts") == 0)
+    g_string_append_printf(report, " fixed_us %.4g bandwidth_share %.4g", 1e6 * moe->fixed_seconds,
+                           moe->bandwidth_share);
+  else if (!times)
     g_string_append_printf(report, " gap_us %.4g vector_share %.4g", 1e6 * device->gap_seconds,
                            device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share);
   g_string_append_c(report, '\n');
@@ -227,8 +251,9 @@ static void describe(GString *report, const KvDevice *device, const char *id, GP
 
 static gboolean fit_subject(KvDevice *device, const char *subject, GPtrArray *logs, GString *report,
                             GError **error) {
-  gboolean fitted =
-      *subject ? fit_technique(device, subject, logs, error) : fit_engine(device, logs, error);
+  gboolean fitted = strcmp(subject, "experts") == 0 ? fit_experts(device, logs, error)
+                    : *subject                      ? fit_technique(device, subject, logs, error)
+                                                    : fit_engine(device, logs, error);
   if (!fitted || !price_all(device, logs, error))
     return FALSE;
   describe(report, device, subject, logs);

@@ -10,7 +10,8 @@
 
 /* Fit `logs` (of KvStepLog), and append a row for each fit to `report`. Logs without a technique
  * fit the device's gap_seconds and the vector_share of its bf16 products; those with one (or an fp8
- * cache, or recurrent layers) the device's times of it, beside what the others gave. */
+ * cache, layers that keep a state or latents) the device's times of it, beside what the others
+ * gave; those of mixtures of experts their fixed_seconds and bandwidth_share. */
 gboolean kv_step_fit(KvDevice *device, GPtrArray *logs, GString *report, GError **error);
 
 #endif

@@ -137,7 +137,7 @@ static void two_techniques_are_refused(void) {
   g_autoptr(GError) error = NULL;
   g_ptr_array_add(logs, made_by(device, "use=snapkv:budget=256 precision.cache=fp8"));
   g_assert_false(kv_step_fit(device, logs, report, &error));
-  g_assert_nonnull(strstr(error->message, "several techniques at once, expected one"));
+  g_assert_nonnull(strstr(error->message, "fp8 and snapkv at once, expected one"));
   g_string_free(report, TRUE);
   kv_device_free(device);
 }
