@@ -54,9 +54,12 @@ static float *download(KvCudaCompressed *c, const KvBf16 *from, gsize n, GError 
   return x;
 }
 
-/* The model's matrices of one layer on the host, and their factors. */
+/* The model's matrices of one layer on the host, and their factors; all NULL of a layer that is
+ * left as it is. */
 typedef struct {
   float *key, *value, *output, *value_bias, *output_bias;
+  KvHostRanks ranks;
+  KvHostProjections from;
   KvHostFactors factors;
 } Loaded;
 
@@ -66,10 +69,9 @@ static void loaded_clear(Loaded *x) {
     g_free(arrays[i]);
   kv_host_factors_clear(&x->factors);
 }
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Loaded, loaded_clear)
 
-static gboolean factor(KvCudaCompressed *c, Loaded *x, const KvCudaLayer *layer,
-                       const KvHostRanks *ranks, GError **error) {
+static gboolean load_matrices(KvCudaCompressed *c, Loaded *x, const KvCudaLayer *layer,
+                              GError **error) {
   const KvAttention *a = &layer->attention;
   gsize D = c->weights->hidden, q = (gsize)a->n_heads * a->head_dim;
   gsize kv = (gsize)a->n_kv_heads * a->head_dim;
@@ -79,15 +81,19 @@ static gboolean factor(KvCudaCompressed *c, Loaded *x, const KvCudaLayer *layer,
       (layer->qkv_bias && !(x->value_bias = download(c, layer->qkv_bias + q + kv, kv, error))) ||
       (layer->output_bias && !(x->output_bias = download(c, layer->output_bias, D, error))))
     return FALSE;
-  const KvHostProjections from = {.inputs = c->weights->hidden,
-                                  .n_heads = a->n_heads,
-                                  .key = x->key,
-                                  .value = x->value,
-                                  .output = x->output,
-                                  .value_bias = x->value_bias,
-                                  .output_bias = x->output_bias};
-  kv_host_factors_init(&x->factors, ranks, &from);
+  x->from = (KvHostProjections){.inputs = c->weights->hidden,
+                                .n_heads = a->n_heads,
+                                .key = x->key,
+                                .value = x->value,
+                                .output = x->output,
+                                .value_bias = x->value_bias,
+                                .output_bias = x->output_bias};
   return TRUE;
+}
+
+static void factor(gpointer data, gpointer user) {
+  Loaded *x = data;
+  kv_host_factors_init(&x->factors, &x->ranks, &x->from);
 }
 
 /* basis[groups][rank][heads d], in the order of the tensor cores. */
@@ -152,17 +158,16 @@ static gboolean check_ranks(const KvCudaLowRank *r, GError **error) {
   return fits;
 }
 
-static gboolean make_layer(KvCudaCompressed *c, guint l, GError **error) {
+static gboolean load_layer(KvCudaCompressed *c, guint l, Loaded *x, GError **error) {
   Layer *to = &((Palu *)c->state)->layers[l];
   const KvCudaLayer *layer = &c->weights->layers[l];
   const KvAttention *a = &layer->attention;
   const KvCudaPages *pages = &c->cache->layers[l];
   gsize q = (gsize)a->n_heads * a->head_dim, kv = (gsize)a->n_kv_heads * a->head_dim;
-  g_auto(Loaded) x = {0};
-  KvHostRanks r;
-  to->thin = kv_host_low_rank_ranks(&r, &c->settings->palu, a, l, c->weights->n_layers);
+  to->thin = kv_host_low_rank_ranks(&x->ranks, &c->settings->palu, a, l, c->weights->n_layers);
   if (!to->thin)
     return TRUE;
+  const KvHostRanks r = x->ranks;
   to->cache = (KvCudaLowRank){.pool = pages->pool,
                               .block_elements = pages->block_elements,
                               .value_offset = pages->value_offset,
@@ -174,12 +179,38 @@ static gboolean make_layer(KvCudaCompressed *c, guint l, GError **error) {
                               .value_rank = r.value_rank,
                               .key_bias = layer->qkv_bias ? layer->qkv_bias + q : NULL,
                               .value_bias = layer->qkv_bias ? layer->qkv_bias + q + kv : NULL};
-  return check_ranks(&to->cache, error) && factor(c, &x, layer, &r, error) &&
-         (to->cache.key_basis = upload_basis(c, &r, x.factors.key_basis, r.key_rank, error)) &&
-         (to->cache.value_basis =
-              upload_basis(c, &r, x.factors.value_basis, r.value_rank, error)) &&
-         upload_inputs(c, layer, &x.factors, &to->own, error) &&
-         upload_output(c, &x.factors, a->n_heads, &to->own, error);
+  return check_ranks(&to->cache, error) && load_matrices(c, x, layer, error);
+}
+
+static gboolean upload_layer(KvCudaCompressed *c, guint l, const Loaded *x, GError **error) {
+  Layer *to = &((Palu *)c->state)->layers[l];
+  const KvCudaLayer *layer = &c->weights->layers[l];
+  const KvHostFactors *f = &x->factors;
+  return !to->thin || ((to->cache.key_basis =
+                            upload_basis(c, &x->ranks, f->key_basis, x->ranks.key_rank, error)) &&
+                       (to->cache.value_basis = upload_basis(c, &x->ranks, f->value_basis,
+                                                             x->ranks.value_rank, error)) &&
+                       upload_inputs(c, layer, f, &to->own, error) &&
+                       upload_output(c, f, layer->attention.n_heads, &to->own, error));
+}
+
+/* A layer has few groups: several are factored side by side, to keep all processors busy. */
+enum { TOGETHER = 8 };
+
+static gboolean make_layers(KvCudaCompressed *c, guint first, guint n, Loaded *x, GError **error) {
+  const Layer *layers = ((Palu *)c->state)->layers;
+  for (guint i = 0; i < n; i++)
+    if (!load_layer(c, first + i, &x[i], error))
+      return FALSE;
+  GThreadPool *pool = g_thread_pool_new(factor, NULL, (gint)n, FALSE, NULL);
+  for (guint i = 0; i < n; i++)
+    if (layers[first + i].thin)
+      g_thread_pool_push(pool, &x[i], NULL);
+  g_thread_pool_free(pool, FALSE, TRUE);
+  for (guint i = 0; i < n; i++)
+    if (!upload_layer(c, first + i, &x[i], error))
+      return FALSE;
+  return TRUE;
 }
 
 static gboolean make(KvCudaCompressed *c, GError **error) {
@@ -188,10 +219,14 @@ static gboolean make(KvCudaCompressed *c, GError **error) {
   p->layers = g_new0(Layer, p->n_layers);
   p->memory = g_ptr_array_new_with_free_func(kv_cuda_free);
   kv_cuda_workspace_init(&p->workspace, c, TRUE);
-  for (guint l = 0; l < p->n_layers; l++)
-    if (!make_layer(c, l, error))
-      return FALSE;
-  return kv_cuda_wait(c->device, error);
+  gboolean made = TRUE;
+  for (guint l = 0; l < p->n_layers && made; l += TOGETHER) {
+    Loaded loaded[TOGETHER] = {0};
+    made = make_layers(c, l, MIN(TOGETHER, p->n_layers - l), loaded, error);
+    for (guint i = 0; i < TOGETHER; i++)
+      loaded_clear(&loaded[i]);
+  }
+  return made && kv_cuda_wait(c->device, error);
 }
 
 static void release(KvCudaCompressed *c) {
