@@ -28,7 +28,7 @@ static gboolean subject_of(const KvStepLog *log, const char **subject, GError **
     told[n++] = "fp8";
   for (guint i = 0; i < setup->stack->uses->len && n < G_N_ELEMENTS(told); i++) {
     const KvTechnique *technique = g_array_index(setup->stack->uses, KvTechniqueUse, i).technique;
-    if (!technique->arch) /* what makes another model is in the model */
+    if (!technique->arch || n == 0) /* else what it makes of the model tells */
       told[n++] = technique->id;
   }
   if (n > 1) {
