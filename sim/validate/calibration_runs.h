@@ -1,6 +1,6 @@
 /* Short runs of the reference engine that a device is calibrated with: a model that is none of the
- * published ones, as it is and under each technique, and a recurrent one, each on a made trace of
- * few sequences at a time and one of many. */
+ * published ones, as it is and under each technique, and a recurrent one, each on made traces of
+ * few sequences at a time, of many and of long ones. */
 #ifndef KV_SIM_VALIDATE_CALIBRATION_RUNS_H
 #define KV_SIM_VALIDATE_CALIBRATION_RUNS_H
 

@@ -43,6 +43,27 @@ static gboolean subject_of(const KvStepLog *log, const char **subject, GError **
 
 /* --- one number after another ---------------------------------------------------------------- */
 
+/* A batch that decodes for long is many steps of nearly one shape: n of them weigh as sqrt(n). */
+static gint64 shape_of(const KvLoggedStep *step) {
+  return ((gint64)step->n_decode << 32) | (step->n_chunks ? step->first_chunk + 1 : 0);
+}
+
+/* The weight of each of the log's steps; newly allocated. */
+static double *weights_of(const KvStepLog *log) {
+  g_autoptr(GHashTable) counts = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+  double *weights = g_new(double, log->steps->len + 1);
+  for (guint pass = 0; pass < 2; pass++)
+    for (guint i = 0; i < log->steps->len; i++) {
+      gint64 shape = shape_of(&g_array_index(log->steps, KvLoggedStep, i));
+      guint count = GPOINTER_TO_UINT(g_hash_table_lookup(counts, &shape));
+      if (pass == 0)
+        g_hash_table_insert(counts, g_memdup2(&shape, sizeof shape), GUINT_TO_POINTER(count + 1));
+      else
+        weights[i] = 1.0 / sqrt(count);
+    }
+  return weights;
+}
+
 /* An error of this size weighs as its square; larger ones less and less. */
 static const double usual_error = 0.02;
 
@@ -57,10 +78,11 @@ static gboolean loss_of(const KvDevice *device, GPtrArray *logs, double *loss, G
     KvStepLog *log = g_ptr_array_index(logs, l);
     if (!kv_step_log_price_by(log, device, error))
       return FALSE;
+    g_autofree double *weights = weights_of(log);
     for (guint i = 0; i < log->steps->len; i++) {
       const KvLoggedStep *step = &g_array_index(log->steps, KvLoggedStep, i);
       if (step->measured_seconds > 0.0 && step->predicted_seconds > 0.0)
-        *loss += huber(log1p(step->predicted_seconds / step->measured_seconds - 1.0));
+        *loss += weights[i] * huber(log1p(step->predicted_seconds / step->measured_seconds - 1.0));
     }
   }
   return TRUE;
@@ -124,7 +146,7 @@ static gboolean fit_engine(KvDevice *device, GPtrArray *logs, GError **error) {
 /* A step: what is measured beyond the rest of it, and what each part adds for a second of it; all
  * over what is measured. */
 typedef struct {
-  double beyond, part[KV_N_TECHNIQUE_PARTS];
+  double weight, beyond, part[KV_N_TECHNIQUE_PARTS];
 } Row;
 
 static gboolean price_all(const KvDevice *device, GPtrArray *logs, GError **error) {
@@ -161,6 +183,12 @@ static gboolean fill_rows(KvDevice *device, KvTechniqueTimes *times, GPtrArray *
   if (!price_all(device, logs, error))
     return FALSE;
   note_prices(logs, rows, -1, 0.0);
+  for (guint l = 0, r = 0; l < logs->len; l++) {
+    const KvStepLog *log = g_ptr_array_index(logs, l);
+    g_autofree double *weights = weights_of(log);
+    for (guint i = 0; i < log->steps->len; i++)
+      g_array_index(rows, Row, r++).weight = weights[i];
+  }
   for (guint p = 0; p < KV_N_TECHNIQUE_PARTS; p++) {
     double unit = kv_technique_parts[p].unit;
     times->seconds[p] = unit;
@@ -188,7 +216,7 @@ static void solve(const GArray *rows, double *seconds) {
       double square = 0.0, product = 0.0;
       for (guint i = 0; i < rows->len; i++) {
         const Row *row = &g_array_index(rows, Row, i);
-        double x = beyond_fit(row, seconds) / usual_error, weight = 1.0 / sqrt(1.0 + x * x);
+        double x = beyond_fit(row, seconds) / usual_error, weight = row->weight / sqrt(1.0 + x * x);
         square += weight * row->part[p] * row->part[p];
         product += weight * row->part[p] * x * usual_error;
       }
