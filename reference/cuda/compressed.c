@@ -36,6 +36,17 @@ KvCudaCompressed *kv_cuda_compressed_new(KvCudaDevice *device, const KvCudaWeigh
   return NULL;
 }
 
+static void free_lanes(KvCudaCompressed *c) {
+  for (guint i = 0; i < KV_CUDA_LANES; i++) {
+    if (c->lanes[i])
+      (void)cudaStreamDestroy(c->lanes[i]);
+    if (c->joined[i])
+      (void)cudaEventDestroy(c->joined[i]);
+  }
+  if (c->forked)
+    (void)cudaEventDestroy(c->forked);
+}
+
 void kv_cuda_compressed_free(KvCudaCompressed *c) {
   if (!c)
     return;
@@ -46,6 +57,7 @@ void kv_cuda_compressed_free(KvCudaCompressed *c) {
     c->format->forget(c, owner);
   if (c->format->release)
     c->format->release(c);
+  free_lanes(c);
   g_hash_table_unref(c->owners);
   kv_cuda_free(c->scratch);
   g_free(c);
@@ -96,6 +108,32 @@ gboolean kv_cuda_format_scratch(KvCudaCompressed *c, gsize bytes, const char *wh
   if (!kv_cuda_format_grow(c, &c->scratch, 0, 2 * bytes, what, error))
     return FALSE;
   c->scratch_bytes = 2 * bytes;
+  return TRUE;
+}
+
+static gboolean make_lane(KvCudaCompressed *c, guint i, GError **error) {
+  return c->lanes[i] ||
+         (KV_CUDA_OK(cudaStreamCreateWithFlags(&c->lanes[i], cudaStreamNonBlocking), error) &&
+          KV_CUDA_OK(cudaEventCreateWithFlags(&c->joined[i], cudaEventDisableTiming), error));
+}
+
+gboolean kv_cuda_format_fork(KvCudaCompressed *c, guint n, GError **error) {
+  if ((!c->forked &&
+       !KV_CUDA_OK(cudaEventCreateWithFlags(&c->forked, cudaEventDisableTiming), error)) ||
+      !KV_CUDA_OK(cudaEventRecord(c->forked, c->device->stream), error))
+    return FALSE;
+  for (guint i = 0; i < n; i++)
+    if (!make_lane(c, i, error) ||
+        !KV_CUDA_OK(cudaStreamWaitEvent(c->lanes[i], c->forked, 0), error))
+      return FALSE;
+  return TRUE;
+}
+
+gboolean kv_cuda_format_join(KvCudaCompressed *c, guint n, GError **error) {
+  for (guint i = 0; i < n; i++)
+    if (!KV_CUDA_OK(cudaEventRecord(c->joined[i], c->lanes[i]), error) ||
+        !KV_CUDA_OK(cudaStreamWaitEvent(c->device->stream, c->joined[i], 0), error))
+      return FALSE;
   return TRUE;
 }
 

@@ -11,8 +11,9 @@
 
 #include "reference/cuda/compressed.h"
 
-/* KV_CUDA_FORMAT_ROWS: most sequences that decode together. */
-enum { KV_CUDA_FORMAT_ROWS = 8192 };
+/* KV_CUDA_FORMAT_ROWS: most sequences that decode together. KV_CUDA_LANES: layers that are worked
+ * on side by side after a pass, where they do not depend on each other. */
+enum { KV_CUDA_FORMAT_ROWS = 8192, KV_CUDA_LANES = 8 };
 
 typedef struct {
   gsize owner_bytes; /* of what is kept of a sequence, zeroed at first */
@@ -67,7 +68,9 @@ struct KvCudaCompressed {
   guint n_spans;
   void *scratch; /* of finish(), grown by kv_cuda_format_scratch() */
   gsize scratch_bytes;
-  gboolean warm; /* some prompt was finished: its kernels are loaded */
+  gboolean warm;                     /* some prompt was finished: its kernels are loaded */
+  cudaStream_t lanes[KV_CUDA_LANES]; /* made when they are first used */
+  cudaEvent_t forked, joined[KV_CUDA_LANES];
 };
 
 /* What is kept of a sequence, made if it is new; and without making it, NULL if there is none. */
@@ -79,6 +82,10 @@ gpointer kv_cuda_format_find(const KvCudaCompressed *c, guint64 owner);
 gboolean kv_cuda_format_grow(KvCudaCompressed *c, void *memory, gsize old, gsize bytes,
                              const char *what, GError **error);
 gboolean kv_cuda_format_scratch(KvCudaCompressed *c, gsize bytes, const char *what, GError **error);
+
+/* The first n lanes begin where the device's stream is; and it goes on when they are done. */
+gboolean kv_cuda_format_fork(KvCudaCompressed *c, guint n, GError **error);
+gboolean kv_cuda_format_join(KvCudaCompressed *c, guint n, GError **error);
 
 /* Blocks that a span's table covers. */
 guint kv_cuda_format_blocks(const KvCudaCompressed *c, const KvHostSpan *span);

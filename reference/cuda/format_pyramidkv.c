@@ -181,7 +181,7 @@ static gboolean cut_layers(KvCudaCompressed *c, const KvHostSpan *span, const Kv
     if (starts)
       target = (KvCudaCutTarget){kv_host_pyramid_budget(y->pyramid, l), all_parts(c, l),
                                  cut->tables + kv_cuda_format_blocks(c, span) + starts[l]};
-    if (!KV_CUDA_OK(kv_cuda_cut_layer(c, span, cut, l, &target, FALSE), error))
+    if (!KV_CUDA_OK(kv_cuda_cut_layer(c, span, cut, l, &target, FALSE, c->device->stream), error))
       return FALSE;
   }
   return TRUE;
@@ -195,13 +195,15 @@ static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index,
   g_autofree guint32 *starts = applies ? g_new(guint32, c->weights->n_layers) : NULL;
   g_autoptr(GArray) tables = applies ? layer_tables(c, span, starts) : NULL;
   KvCudaCut cut;
+  guint lanes = 1; /* layers take each other's parts, so one follows the other */
   KvCudaCutTarget flat = {.budget = kept};
   if (kept == span->prompt_tokens)
     return TRUE;
   if (!kv_cuda_cut_begin(c, span, applies ? kv_host_pyramid_budget(y->pyramid, 0) : kept,
                          tables ? (const guint32 *)(const void *)tables->data : NULL,
-                         tables ? tables->len : 0, &cut, error) ||
-      (!c->warm && !KV_CUDA_OK(kv_cuda_cut_layer(c, span, &cut, 0, &flat, TRUE), error)) ||
+                         tables ? tables->len : 0, &cut, &lanes, error) ||
+      (!c->warm &&
+       !KV_CUDA_OK(kv_cuda_cut_layer(c, span, &cut, 0, &flat, TRUE, c->device->stream), error)) ||
       !kv_cuda_clock_start(c->device, error) || !cut_layers(c, span, &cut, starts, error) ||
       !kv_cuda_clock_stop(c->device, seconds, error))
     return FALSE;

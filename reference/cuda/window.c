@@ -95,27 +95,35 @@ static gsize lay_out(const KvCudaCompressed *c, const KvHostSpan *span, guint bu
   return used;
 }
 
+/* Of the scratch of layers that are cut side by side. */
+static const gsize most_scratch_bytes = (gsize)256 << 20;
+
 gboolean kv_cuda_cut_begin(KvCudaCompressed *c, const KvHostSpan *span, guint budget,
-                           const guint32 *tables, gsize n, KvCudaCut *cut, GError **error) {
+                           const guint32 *tables, gsize n, KvCudaCut *cuts, guint *lanes,
+                           GError **error) {
   gsize own = kv_cuda_format_blocks(c, span);
-  gsize bytes = lay_out(c, span, budget, own + n, NULL, cut);
+  gsize bytes = lay_out(c, span, budget, own + n, NULL, &cuts[0]);
   g_autofree guint32 *words = g_new(guint32, own + n);
   memcpy(words, span->block_table, own * sizeof *words);
   if (n)
     memcpy(words + own, tables, n * sizeof *words);
-  if (!kv_cuda_format_scratch(c, bytes, "choosing the tokens of a prompt", error))
+  *lanes = (guint)CLAMP(most_scratch_bytes / bytes, 1, *lanes);
+  if (!kv_cuda_format_scratch(c, *lanes * bytes, "choosing the tokens of a prompt", error))
     return FALSE;
-  (void)lay_out(c, span, budget, own + n, c->scratch, cut);
-  return kv_cuda_upload(c->device, cut->tables, words, (own + n) * sizeof *words, error);
+  for (guint i = 0; i < *lanes; i++) {
+    (void)lay_out(c, span, budget, own + n, (char *)c->scratch + i * bytes, &cuts[i]);
+    cuts[i].tables = cuts[0].tables;
+  }
+  return kv_cuda_upload(c->device, cuts[0].tables, words, (own + n) * sizeof *words, error);
 }
 
 cudaError_t kv_cuda_cut_layer(KvCudaCompressed *c, const KvHostSpan *span, const KvCudaCut *cut,
-                              guint layer, const KvCudaCutTarget *target, gboolean dry) {
+                              guint layer, const KvCudaCutTarget *target, gboolean dry,
+                              cudaStream_t stream) {
   const KvHostCompression *k = c->settings;
   const KvCudaPages *pages = &c->cache->layers[layer];
   const KvCudaWindow *window = kv_cuda_format_find(c, span->owner);
   guint prompt = span->prompt_tokens, tokens = span->past + span->n_tokens;
-  cudaStream_t stream = c->device->stream;
   cudaError_t status = kv_cuda_vote(cut->votes, window->queries[layer], pages, cut->tables, prompt,
                                     c->weights->layers[layer].attention.n_heads, k->window,
                                     cut->vote_scratch, stream);

@@ -34,11 +34,14 @@ typedef struct {
 } KvCudaCutTarget;
 
 /* Scratch for layers that keep up to `budget` tokens, with the n words of `tables` uploaded behind
- * the prompt's blocks. */
+ * the prompt's blocks: one for each of *lanes layers that are cut side by side, or of fewer if they
+ * are large. */
 gboolean kv_cuda_cut_begin(KvCudaCompressed *c, const KvHostSpan *span, guint budget,
-                           const guint32 *tables, gsize n, KvCudaCut *cut, GError **error);
+                           const guint32 *tables, gsize n, KvCudaCut *cuts, guint *lanes,
+                           GError **error);
 /* Vote, choose, gather, scatter; if `dry`, what changes nothing of it. */
 cudaError_t kv_cuda_cut_layer(KvCudaCompressed *c, const KvHostSpan *span, const KvCudaCut *cut,
-                              guint layer, const KvCudaCutTarget *target, gboolean dry);
+                              guint layer, const KvCudaCutTarget *target, gboolean dry,
+                              cudaStream_t stream);
 
 #endif

@@ -9,14 +9,15 @@
 #include "traces/generate.h"
 #include "traces/writer.h"
 
-static const char model[] = "kvsim-calibration-2b", experts[] = "kvsim-calibration-moe",
-                  recurrent[] = "mamba-790m";
+static const char model[] = "kvsim-calibration-2b", small[] = "kvsim-calibration-300m",
+                  experts[] = "kvsim-calibration-moe", recurrent[] = "mamba-790m";
 
 /* What is asked of the engine beside the model: assignments as of --set, with spaces between. */
 static const struct {
   const char *name, *model, *use, *settings;
 } runs[] = {
     {"exact", model, "", ""},
+    {"exact-small", small, "", ""},
     {"fp8", model, "", "precision.cache=fp8"},
     {"kivi-2bit", model, "kivi:bits=2", "engine.block_tokens=32 engine.prefix_caching=false"},
     {"kivi-4bit", model, "kivi:bits=4", "engine.block_tokens=32 engine.prefix_caching=false"},
