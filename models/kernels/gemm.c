@@ -105,17 +105,21 @@ static double sustained_slowdown(const KvEfficiency *efficiency, double m) {
   return 1 + (1 / efficiency->sustained_share - 1) * limited;
 }
 
+/* A stream comes up to its rate only while it lasts: the library's products of 3 rows on an H200
+ * read the weights of a layer of 3072 x 5120 at 3.1 TB/s, of a head of 3072 x 100352 at 4.3 TB/s.
+ */
+static double ramped(const KvEfficiency *efficiency, double seconds) {
+  const double length = 3.5;
+  double ramp = efficiency->ramp_seconds;
+  return ramp > 0 ? seconds + ramp * seconds / (seconds + length * ramp) : seconds;
+}
+
 /* Few rows: weights stream past them, by a block for `narrow` columns. Where those are too few to
- * draw the whole bandwidth, the depth is split over more of them and a second kernel adds up. A
- * stream comes up to its rate only while it lasts: the library's products of 3 rows on an H200 read
- * the weights of a layer of 3072 x 5120 at 3.1 TB/s, of a head of 3072 x 100352 at 4.3 TB/s. */
+ * draw the whole bandwidth, the depth is split over more of them and a second kernel adds up. */
 static double stream_seconds(const KvDevice *device, const KvEfficiency *efficiency, double groups,
                              double m, double n, double bytes) {
-  const double narrow = 64, ramp_length = 3.5;
-  double ramp = efficiency->ramp_seconds;
-  double seconds = bytes / (device->memory_Bps * efficiency->bandwidth_share);
-  if (ramp > 0)
-    seconds += ramp * seconds / (seconds + ramp_length * ramp);
+  const double narrow = 64;
+  double seconds = ramped(efficiency, bytes / (device->memory_Bps * efficiency->bandwidth_share));
   if (efficiency->fill_share <= 0)
     return seconds;
   double large_m = device->tile_m > 0 ? device->tile_m : 128;
@@ -124,9 +128,17 @@ static double stream_seconds(const KvDevice *device, const KvEfficiency *efficie
   return MIN(seconds * lone, seconds + efficiency->combine_seconds);
 }
 
-/* One and two rows have kernels of their own, which spread the weights over the whole device. */
-static gboolean is_vector(const KvEfficiency *efficiency, double m) {
-  return efficiency->vector_share > 0 && m <= 2;
+/* One and two rows have a kernel of their own, which spreads the weights over the whole device;
+ * with two it loses half of what it gains: decode steps of three models on an H200 take as long
+ * with two sequences as the mean of those with one and with three. */
+static double few_seconds(const KvDevice *device, const KvEfficiency *efficiency, double groups,
+                          double m, double n, double bytes, double stream_bytes) {
+  const double most_rows = 2;
+  double stream = stream_seconds(device, efficiency, groups, m, n, stream_bytes);
+  if (efficiency->vector_share <= 0 || m > most_rows)
+    return stream;
+  double vector = bytes / (device->memory_Bps * efficiency->vector_share);
+  return m > 1 ? (vector + stream) / 2 : vector;
 }
 
 KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_bytes, double groups,
@@ -144,9 +156,7 @@ KvCost kv_gemm_grouped(const KvDevice *device, KvDtype dtype, double weight_byte
   double large_n = device->tile_n > 0 ? device->tile_n : 128;
   double reloaded = groups * MIN(m, large_m) * k * operand_bytes * n / large_n;
   double bytes_seconds =
-      is_vector(efficiency, m)
-          ? bytes / (device->memory_Bps * efficiency->vector_share)
-          : stream_seconds(device, efficiency, groups, m, n, bytes + reload_cost * reloaded);
+      few_seconds(device, efficiency, groups, m, n, bytes, bytes + reload_cost * reloaded);
   double fixed_seconds =
       efficiency->fixed_seconds + quantize_seconds(device, efficiency, dtype, groups * m * k);
   return kv_roofline_close(fixed_seconds, flops_seconds, bytes_seconds, efficiency->sharpness,
