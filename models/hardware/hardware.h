@@ -131,8 +131,9 @@ typedef struct {
   double host_memory_share;  /* of that memory which belongs to one GPU */
   double launch_seconds;     /* one kernel launch from a stream, eager */
   double graph_node_seconds; /* one kernel inside a CUDA graph */
-  double gap_seconds; /* between kernels of different kinds, beyond what the efficiencies hold:
-                         those of repeats of one kernel have less */
+  double gap_seconds, stream_gap_seconds; /* between kernels of different kinds, in a graph and on a
+                                             stream, beyond what the efficiencies hold: those of
+                                             repeats of one kernel have less */
   double idle_watts_share, decode_watts_share,
       prefill_watts_share;         /* of TDP, at full load of that kind */
   double flop_joules, byte_joules; /* of a bf16 FLOP at the full clock, of a byte from memory; 0:

@@ -99,6 +99,7 @@ void kv_device_take_times(KvDevice *device, const KvDevice *from) {
   device->launch_seconds = from->launch_seconds;
   device->graph_node_seconds = from->graph_node_seconds;
   device->gap_seconds = from->gap_seconds;
+  device->stream_gap_seconds = from->stream_gap_seconds;
   device->flop_joules = from->flop_joules;
   device->byte_joules = from->byte_joules;
 }

@@ -437,6 +437,7 @@ static const char *const device_fields[] = {
     "launch_us",
     "graph_node_us",
     "gap_us",
+    "stream_gap_us",
     "tile",
     "efficiency",
     "techniques",
@@ -512,6 +513,7 @@ KvDevice *kv_device_read(KvJson *json, json_t *object) {
   device->graph_node_seconds =
       number(json, object, "graph_node_us", number(defaults, rules, "graph_node_us", 1, 1), MICRO);
   device->gap_seconds = number(json, object, "gap_us", 0, MICRO);
+  device->stream_gap_seconds = number(json, object, "stream_gap_us", 0, MICRO);
   read_tile(json, object, generation, device);
   read_power(json, object, generation, device);
   read_price(json, object, device);

@@ -63,6 +63,10 @@ static void options_clear(Options *options) {
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
+static gboolean has_tables(const Options *options) {
+  return options->from || options->files;
+}
+
 static gboolean parse(Options *options, int *argc, char ***argv, GError **error) {
   const GOptionEntry entries[] = {
       {"from", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &options->from,
@@ -80,7 +84,9 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
        "(DEVICE itself for its own)",
        "D"},
       {"measure", 0, 0, G_OPTION_ARG_NONE, &options->measure,
-       "Measure the GPU of this machine by the reference engine's kernels, and fit that", NULL},
+       "Measure the GPU of this machine by the reference engine's kernels, and fit that; with "
+       "tables and --runs, the runs alone",
+       NULL},
       {"table", 0, 0, G_OPTION_ARG_FILENAME, &options->table,
        "Keep what --measure measures, as a table for --from", "TABLE"},
       {"runs", 0, 0, G_OPTION_ARG_FILENAME, &options->runs,
@@ -104,7 +110,8 @@ static gboolean parse(Options *options, int *argc, char ***argv, GError **error)
                 problem->message);
     return FALSE;
   }
-  if (options->measure)
+  gboolean runs_alone = options->measure && has_tables(options) && options->runs;
+  if (options->measure && !runs_alone)
     return TRUE;
   const char *missing = !options->device                    ? "--device"
                         : !options->from && !options->files ? "--from (or --measure)"
@@ -188,10 +195,13 @@ static gboolean make_folder(const char *path, GError **error) {
   return directory != NULL;
 }
 
-/* Measure this GPU into the table at `path`, and runs if they are asked for. */
+static gboolean measure_runs(const Options *options, GError **error) {
+  return make_folder(options->runs, error) &&
+         kv_calibration_runs_measure("cuda", options->device, options->runs, error);
+}
+
+/* Measure this GPU into the table at `path`. */
 static gboolean measure(Options *options, const char *path, GError **error) {
-  if (options->runs && !make_folder(options->runs, error))
-    return FALSE;
   KvOutput *output = kv_output_open(path, error);
   if (!output)
     return FALSE;
@@ -505,6 +515,7 @@ static gboolean calibrate_steps(KvDevice *device, const Options *options, json_t
                           technique_document(&device->techniques[i]));
     json_object_set_new(document, "techniques", techniques);
     put(document, "gap_us", 1e6 * device->gap_seconds);
+    put(document, "stream_gap_us", 1e6 * device->stream_gap_seconds);
     static const KvKernelFamily families[] = {KV_KERNEL_GEMM, KV_KERNEL_MOE};
     for (guint i = 0; i < G_N_ELEMENTS(families); i++)
       store(document, families[i], KV_DTYPE_BF16, &device->efficiency[families[i]][KV_DTYPE_BF16]);
@@ -596,7 +607,9 @@ static gboolean run(Options *options, GError **error) {
   g_autoptr(GArray) observations = g_array_new(FALSE, FALSE, sizeof(KvObservation));
   g_autoptr(GString) names = g_string_new(NULL);
   KvDevice launches = {0};
-  if ((options->measure && !measure_table(options, observations, names, &launches, error)) ||
+  gboolean kernels = options->measure && !(has_tables(options) && options->runs);
+  if ((kernels && !measure_table(options, observations, names, &launches, error)) ||
+      (options->measure && options->runs && !measure_runs(options, error)) ||
       !read_tables(options->from, observations, names, &launches, error) ||
       !read_tables(options->files, observations, names, &launches, error))
     return FALSE;

@@ -27,7 +27,7 @@ static const struct {
     {"quest", model, "quest:token_budget=384", ""},
     {"minicache", model, "minicache", "engine.prefix_caching=false"},
     {"palu", model, "palu", ""},
-    {"latent", model, "mla:dcq=0", ""},
+    {"latent", small, "mla:dcq=0", ""},
     {"experts", experts, "", ""},
     {"recurrent", recurrent, "", ""},
 };

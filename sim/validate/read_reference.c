@@ -62,6 +62,7 @@ static gboolean read_scenario(KvMeasuredRun *run, const char *path, json_t *scen
   free(text);
   /* The reference engine's clock is the GPU's: no host's time lies between its steps. */
   run->scenario->engine.between_steps_seconds = 0.0;
+  run->scenario->engine.as_executed = TRUE;
   if (parsed && options->platform) {
     g_free(run->scenario->platform);
     run->scenario->platform = g_strdup(options->platform);

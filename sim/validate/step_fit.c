@@ -130,14 +130,29 @@ static gboolean fit_experts(KvDevice *device, GPtrArray *logs, GError **error) {
   return TRUE;
 }
 
+/* Search one value after another until none moves: gaps and ramps make up for each other for long.
+ */
 static gboolean fit_engine(KvDevice *device, GPtrArray *logs, GError **error) {
+  enum { MOST_ROUNDS = 30 };
+  const double settled = 2e-3;
   KvEfficiency *gemm = &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
-  const double widest_gap = 5e-6;
+  const struct {
+    double *value, low, high;
+  } searched[] = {{&device->gap_seconds, 0.0, 5e-6},
+                  {&device->stream_gap_seconds, 0.0, 5e-6},
+                  {&gemm->vector_share, 0.5, 1.0},
+                  {&gemm->ramp_seconds, 1e-7, 4e-5}};
   gemm->vector_share = gemm->bandwidth_share;
-  for (guint round = 0; round < 4; round++)
-    if (!search(device, logs, &device->gap_seconds, 0.0, widest_gap, error) ||
-        !search(device, logs, &gemm->vector_share, 0.5, 1.0, error))
-      return FALSE;
+  gboolean moved = TRUE;
+  for (guint round = 0; round < MOST_ROUNDS && moved; round++) {
+    moved = FALSE;
+    for (guint i = 0; i < G_N_ELEMENTS(searched); i++) {
+      double before = *searched[i].value;
+      if (!search(device, logs, searched[i].value, searched[i].low, searched[i].high, error))
+        return FALSE;
+      moved |= fabs(*searched[i].value - before) > settled * searched[i].high;
+    }
+  }
   return TRUE;
 }
 
@@ -263,7 +278,8 @@ static void describe(GString *report, const KvDevice *device, const char *id, GP
                              100.0 * row->median, 100.0 * row->p95, 100.0 * row->bias);
   }
   const KvTechniqueTimes *times = *id ? kv_device_technique(device, id) : NULL;
-  const KvEfficiency *moe = &device->efficiency[KV_KERNEL_MOE][KV_DTYPE_BF16];
+  const KvEfficiency *moe = &device->efficiency[KV_KERNEL_MOE][KV_DTYPE_BF16],
+                     *gemm = &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
   for (guint p = 0; times && p < KV_N_TECHNIQUE_PARTS; p++)
     if (times->seconds[p] > 0.0)
       g_string_append_printf(report, " %s %.4g", kv_technique_parts[p].key,
@@ -272,8 +288,9 @@ static void describe(GString *report, const KvDevice *device, const char *id, GP
     g_string_append_printf(report, " fixed_us %.4g bandwidth_share %.4g", 1e6 * moe->fixed_seconds,
                            moe->bandwidth_share);
   else if (!times)
-    g_string_append_printf(report, " gap_us %.4g vector_share %.4g", 1e6 * device->gap_seconds,
-                           device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share);
+    g_string_append_printf(report, " gap_us %.4g stream_gap_us %.4g vector_share %.4g ramp_us %.4g",
+                           1e6 * device->gap_seconds, 1e6 * device->stream_gap_seconds,
+                           gemm->vector_share, 1e6 * gemm->ramp_seconds);
   g_string_append_c(report, '\n');
 }
 

@@ -123,6 +123,7 @@ static gboolean read_head(KvStepLog *log, const char *path, const char *line, co
   log->scenario = kv_scenario_new();
   gboolean parsed = kv_scenario_parse(log->scenario, path, text, strlen(text), error);
   free(text);
+  log->scenario->engine.as_executed = TRUE; /* also of logs that are older than the setting */
   if (parsed && platform) {
     g_free(log->scenario->platform);
     log->scenario->platform = g_strdup(platform);

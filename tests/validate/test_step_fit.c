@@ -65,15 +65,22 @@ static void assert_within(double value, double expected, double share) {
 
 static void gaps_and_vectors_are_found(void) {
   KvDevice *truth = h200(), *device = h200();
+  KvEfficiency *gemm = &truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
   truth->gap_seconds = 0.9e-6;
-  truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share = 0.93;
+  truth->stream_gap_seconds = 1.6e-6;
+  gemm->vector_share = 0.93;
+  gemm->ramp_seconds = 6e-6;
   g_autoptr(GPtrArray) logs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_step_log_free);
   GString *report = g_string_new(NULL);
   g_autoptr(GError) error = NULL;
   g_ptr_array_add(logs, made_by(truth, ""));
+  g_ptr_array_add(logs, made_by(truth, "model=llama-3.1-8b"));
   g_assert_true(kv_step_fit(device, logs, report, &error));
-  assert_within(device->gap_seconds, 0.9e-6, 0.01);
-  assert_within(device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share, 0.93, 0.01);
+  const KvEfficiency *found = &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
+  assert_within(device->gap_seconds, 0.9e-6, 0.05);
+  assert_within(device->stream_gap_seconds, 1.6e-6, 0.05);
+  assert_within(found->vector_share, 0.93, 0.01);
+  assert_within(found->ramp_seconds, 6e-6, 0.05);
   g_assert_nonnull(strstr(report->str, "the engine"));
   g_string_free(report, TRUE);
   kv_device_free(truth);
@@ -93,8 +100,9 @@ static void techniques_are_found(void) {
                {"fp8", KV_TECHNIQUE_SEQUENCE, 4e-7},
                {"fp8", KV_TECHNIQUE_CONTEXT, 2e-13}};
   KvDevice *truth = h200(), *device = h200();
-  truth->gap_seconds = device->gap_seconds = 0.5e-6;
+  truth->gap_seconds = truth->stream_gap_seconds = 0.5e-6;
   truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share = 0.9;
+  truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].ramp_seconds = 4e-6;
   for (guint i = 0; i < 2; i++)
     g_strlcpy(truth->techniques[truth->n_techniques++].id, i ? "fp8" : "snapkv",
               sizeof truth->techniques[0].id);
