@@ -40,8 +40,9 @@ static double kept_energy(const float *basis, const float *rows, guint width, gu
 /* --- the decomposition ----------------------------------------------------------------------- */
 
 static void test_a_basis_is_orthonormal(void) {
-  static const guint shapes[][3] = {{1, 1, 1},   {1, 7, 1},   {2, 3, 2},    {3, 9, 2},
-                                    {16, 4, 16}, {33, 50, 9}, {64, 200, 64}};
+  static const guint shapes[][3] = {{1, 1, 1},     {1, 7, 1},       {2, 3, 2},
+                                    {3, 9, 2},     {16, 4, 16},     {33, 50, 9},
+                                    {64, 200, 64}, {150, 300, 150}, {150, 40, 70}};
   KvRandom random;
   kv_random_seed(&random, 3, 0);
   for (guint s = 0; s < G_N_ELEMENTS(shapes); s++) {
