@@ -12,7 +12,7 @@
 #include <cooperative_groups.h>
 
 #include "reference/cuda/launch.cuh"
-#include "reference/cuda/mma.cuh"
+#include "reference/cuda/merge.cuh"
 #include "reference/cuda/shared.cuh"
 
 enum { WARPS = 4, TILE = 16, STAGES = 3, HEADS = 16 }; /* HEADS: rows of the product */
@@ -25,20 +25,17 @@ struct Decode {
   KvCudaPages pages;
   KvCudaTables tables;
   const uint32_t *contexts, *split_tokens;
-  uint32_t n_heads, group, window, max_splits;
-  float scale;        /* of a score, as a power of two: log2(e) / sqrt(d) */
-  uint32_t *counters; /* [S][gridDim.y] blocks that have finished */
-  float2 *sums;       /* [S][H][splits]: largest score and sum of exponentials */
-  float *partial;     /* [S][H][splits][d]: not divided by that sum */
+  uint32_t group, window;
+  float scale; /* of a score, as a power of two: log2(e) / sqrt(d) */
+  Pieces pieces;
   /* Of sequences that share leading tokens: those, and where their parts are. */
   const uint32_t *first_tokens, *part_starts;
   SharedParts parts;
 };
 
 /* A block's part of the work. */
-struct Piece {
-  uint32_t sequence, kv_head, first_head, heads, split, splits;
-  uint32_t context;
+struct Piece : Place {
+  uint32_t kv_head, context;
   uint32_t start;      /* first token that is attended to at all */
   uint32_t begin, end; /* tokens of this piece, begin a multiple of TILE */
   const uint32_t *table;
@@ -110,9 +107,6 @@ static __device__ __forceinline__ void load_tile(Stage<d> &stage, const Decode &
   }
 }
 
-/* The running softmax of a warp: rows g and g + 8 of lane / 4. */
-template <int d> struct Running { float o[d / 8][4], largest[2], sum[2]; };
-
 /* s[2][4]: scores of one tile, columns 8 n + ... */
 template <int d>
 static __device__ __forceinline__ void score_tile(float (&s)[2][4], const Stage<d> &stage,
@@ -128,8 +122,9 @@ static __device__ __forceinline__ void score_tile(float (&s)[2][4], const Stage<
 
 /* Scale, mask and exponentiate the scores of the tile at t, and bring `run` to the new maximum. */
 template <int d>
-static __device__ __forceinline__ void soften(float (&s)[2][4], Running<d> &run, const Decode &p,
-                                              const Piece &piece, uint32_t t, int lane) {
+static __device__ __forceinline__ void soften(float (&s)[2][4], RunningRows<d> &run,
+                                              const Decode &p, const Piece &piece, uint32_t t,
+                                              int lane) {
   float largest[2] = {run.largest[0], run.largest[1]};
 #pragma unroll
   for (int n = 0; n < 2; n++)
@@ -165,7 +160,7 @@ static __device__ __forceinline__ void soften(float (&s)[2][4], Running<d> &run,
 
 /* o += p . values. */
 template <int d>
-static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s)[2][4],
+static __device__ __forceinline__ void mix_tile(RunningRows<d> &run, const float (&s)[2][4],
                                                 const Stage<d> &stage, int lane) {
   const uint32_t a[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]),
                          pack_bf16(s[1][0], s[1][1]), pack_bf16(s[1][2], s[1][3])};
@@ -181,8 +176,9 @@ static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s
 /* All tiles of this warp. Tables, and all tokens of a context but its last, are older than the
  * kernel before this one: the first tiles are on their way before that one is known to be done. */
 template <int d>
-static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring, const Decode &p,
-                                                 const Piece &piece, int warp, int lane) {
+static __device__ __forceinline__ void run_tiles(RunningRows<d> &run, Stage<d> *ring,
+                                                 const Decode &p, const Piece &piece, int warp,
+                                                 int lane) {
   const uint32_t stride = WARPS * TILE, shift = p.pages.block_shift;
   const uint32_t *table = piece.table;
   uint32_t loaded = piece.begin + warp * TILE; /* the next tile to load, and its tokens' blocks */
@@ -224,128 +220,14 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring
   copies_wait<0>();
 }
 
-/* What the warps of a block hand over: o[HEADS][d], and of each row its largest score and sum. */
-template <int d> struct Merge {
-  float o[WARPS][HEADS][d], largest[WARPS][HEADS], sum[WARPS][HEADS];
-};
-
-template <int d>
-static __device__ __forceinline__ void hand_over(Merge<d> &merge, const Running<d> &run, int warp,
-                                                 int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int head = lane / 4 + half * 8;
-    float sum = row_sum(run.sum[half]);
-#pragma unroll
-    for (int n = 0; n < d / 8; n++)
-      *(float2 *)&merge.o[warp][head][n * 8 + lane % 4 * 2] =
-          make_float2(run.o[n][half * 2], run.o[n][half * 2 + 1]);
-    if (lane % 4 == 0) {
-      merge.largest[warp][head] = run.largest[half];
-      merge.sum[warp][head] = sum;
-    }
-  }
-}
-
-static __device__ __forceinline__ void store_4(KvBf16 *out, float4 v, float divisor) {
-  float factor = 1.0f / divisor;
-  *(uint2 *)out =
-      make_uint2(pack_bf16(v.x * factor, v.y * factor), pack_bf16(v.z * factor, v.w * factor));
-}
-
-static __device__ __forceinline__ void add_scaled(float4 &total, float4 v, float weight) {
-  total.x += v.x * weight;
-  total.y += v.y * weight;
-  total.z += v.z * weight;
-  total.w += v.w * weight;
-}
-
 /* What the tokens that the sequence shares gave the head, after its own. */
 template <int d>
-static __device__ __forceinline__ void add_shared(float4 &total, float &largest, float &sum,
-                                                  const Decode &p, const Piece &piece, uint32_t row,
-                                                  uint32_t column) {
+static __device__ __forceinline__ void add_shared(Part<4> &to, const Decode &p, const Piece &piece,
+                                                  uint32_t row, uint32_t column) {
   for (uint32_t i = p.part_starts[piece.sequence]; i < p.part_starts[piece.sequence + 1]; i++) {
-    uint64_t slot = (uint64_t)i * p.n_heads + piece.first_head + row;
-    float2 part = __ldcg(&p.parts.sums[slot]);
-    float4 o = __ldcg((const float4 *)&p.parts.outputs[slot * d + column]);
-    float higher = fmaxf(largest, part.x), kept = power_of_2(largest - higher);
-    float weight = power_of_2(part.x - higher);
-    total = make_float4(total.x * kept, total.y * kept, total.z * kept, total.w * kept);
-    add_scaled(total, o, weight);
-    sum = sum * kept + part.y * weight;
-    largest = higher;
-  }
-}
-
-/* Merge the warps: the result, if the context is in one piece, or this piece's share of it. */
-template <int d, bool shares>
-static __device__ void merge_warps(const Merge<d> &merge, const Decode &p, const Piece &piece) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * (d / 4); i += WARPS * 32) {
-    uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
-    float largest = -INFINITY, sum = 0.0f;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-      largest = fmaxf(largest, merge.largest[w][row]);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      float weight = power_of_2(merge.largest[w][row] - largest); /* 0 of a warp without tiles */
-      sum += merge.sum[w][row] * weight;
-      add_scaled(total, *(const float4 *)&merge.o[w][row][column], weight);
-    }
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
-    if (piece.splits == 1) {
-      if (shares)
-        add_shared<d>(total, largest, sum, p, piece, row, column);
-      store_4(p.out + head * d + column, total, sum);
-    } else {
-      uint64_t slot = head * p.max_splits + piece.split;
-      __stcg((float4 *)&p.partial[slot * d + column], total);
-      if (column == 0)
-        __stcg(&p.sums[slot], make_float2(largest, sum));
-    }
-  }
-}
-
-/* TRUE in every thread of the block that finishes this context last. */
-static __device__ bool is_last(const Decode &p, const Piece &piece) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *counter = &p.counters[piece.sequence * gridDim.y + blockIdx.y];
-    last = atomicAdd(counter, 1) == piece.splits - 1;
-    if (last)
-      *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
-template <int d, bool shares>
-static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * (d / 4); i += WARPS * 32) {
-    uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
-    const float2 *sums = p.sums + head * p.max_splits;
-    const float *partial = p.partial + head * p.max_splits * d + column;
-    float largest = -INFINITY, sum = 0.0f;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++)
-      largest = fmaxf(largest, __ldcg(&sums[s]).x);
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++) {
-      float2 part = __ldcg(&sums[s]);
-      float weight = power_of_2(part.x - largest);
-      sum += part.y * weight;
-      add_scaled(total, __ldcg((const float4 *)&partial[(uint64_t)s * d]), weight);
-    }
-    if (shares)
-      add_shared<d>(total, largest, sum, p, piece, row, column);
-    store_4(p.out + head * d + column, total, sum);
+    uint64_t slot = (uint64_t)i * p.pieces.n_heads + piece.first_head + row;
+    add_part(to, __ldcg((const float4 *)&p.parts.outputs[slot * d + column]),
+             __ldcg(&p.parts.sums[slot]));
   }
 }
 
@@ -356,23 +238,14 @@ template <int d> struct Share {
 };
 
 template <int d>
-static __device__ void share_piece(Share<d> &share, const Merge<d> &merge, uint32_t heads) {
+static __device__ void share_piece(Share<d> &share, const Merge<d, WARPS, HEADS> &merge,
+                                   uint32_t heads) {
   for (uint32_t i = threadIdx.x; i < heads * (d / 4); i += WARPS * 32) {
     uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
-    float largest = -INFINITY, sum = 0.0f;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-      largest = fmaxf(largest, merge.largest[w][row]);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      float weight = power_of_2(merge.largest[w][row] - largest);
-      sum += merge.sum[w][row] * weight;
-      add_scaled(total, *(const float4 *)&merge.o[w][row][column], weight);
-    }
-    *(float4 *)&share.o[row][column] = total;
+    Part<4> part = part_of_warps<4>(merge, row, column);
+    *(float4 *)&share.o[row][column] = *(const float4 *)part.o;
     if (column == 0)
-      share.sums[row] = make_float2(largest, sum);
+      share.sums[row] = make_float2(part.largest, part.sum);
   }
 }
 
@@ -383,29 +256,15 @@ static __device__ void merge_cluster(Share<d> &share, const Decode &p, const Pie
   for (uint32_t i = piece.split * WARPS * 32 + threadIdx.x; i < piece.heads * (d / 4);
        i += gridDim.x * WARPS * 32) {
     uint32_t row = i / (d / 4), column = i % (d / 4) * 4;
-    float largest = -INFINITY, sum = 0.0f;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    Part<4> part = no_part<4>();
     for (uint32_t s = 0; s < piece.splits; s++) {
       const Share<d> &other = *cluster.map_shared_rank(&share, s);
-      float2 part = other.sums[row];
-      float4 o = *(const float4 *)&other.o[row][column];
-      float higher = fmaxf(largest, part.x), kept = power_of_2(largest - higher);
-      float weight = power_of_2(part.x - higher);
-      total = make_float4(total.x * kept, total.y * kept, total.z * kept, total.w * kept);
-      add_scaled(total, o, weight);
-      sum = sum * kept + part.y * weight;
-      largest = higher;
+      add_part(part, *(const float4 *)&other.o[row][column], other.sums[row]);
     }
     if (shares)
-      add_shared<d>(total, largest, sum, p, piece, row, column);
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
-    store_4(p.out + head * d + column, total, sum);
+      add_shared<d>(part, p, piece, row, column);
+    store_result(p.out + head_of(p.pieces, piece, row) * d + column, part);
   }
-}
-
-static __device__ void store_nothing(const Decode &p, const Piece &piece, uint32_t d) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32)
-    p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * d + i] = 0;
 }
 
 /* The block's piece of the context, its warps' shares in `merge`. */
@@ -413,17 +272,11 @@ template <int d>
 static __device__ __forceinline__ void run_piece(char *shared, const Decode &p,
                                                  const Piece &piece) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Running<d> run;
-#pragma unroll
-  for (int n = 0; n < d / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      run.o[n][i] = 0.0f;
-  run.largest[0] = run.largest[1] = -INFINITY;
-  run.sum[0] = run.sum[1] = 0.0f;
+  RunningRows<d> run;
+  start<d>(run);
   run_tiles<d>(run, (Stage<d> *)shared + warp * STAGES, p, piece, warp, lane);
   __syncthreads(); /* the rings become the hand-over */
-  hand_over<d>(*(Merge<d> *)shared, run, warp, lane);
+  hand_over(*(Merge<d, WARPS, HEADS> *)shared, run, warp, lane);
   __syncthreads();
 }
 
@@ -435,13 +288,17 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention(const Deco
   if (!piece_of_block<shares>(p, piece)) {
     await_previous();
     if (piece.splits == 0 && piece.split == 0) /* an empty context */
-      store_nothing(p, piece, d);
+      store_nothing(p.out, p.pieces, piece, d);
     return;
   }
   run_piece<d>(shared, p, piece);
-  merge_warps<d, shares>(*(Merge<d> *)shared, p, piece);
-  if (piece.splits > 1 && is_last(p, piece))
-    merge_pieces<d, shares>(p, piece);
+  auto finish = [&](Part<4> &part, uint32_t row, uint32_t column) {
+    if (shares)
+      add_shared<d>(part, p, piece, row, column);
+  };
+  merge_warps<4>(p.out, *(Merge<d, WARPS, HEADS> *)shared, p.pieces, piece, finish);
+  if (piece.splits > 1 && is_last(p.pieces, piece))
+    merge_pieces<4, WARPS * 32>(p.out, p.pieces, piece, d, finish);
 }
 
 /* The same grid, the blocks of a context a cluster: they merge through each other's shared memory,
@@ -450,15 +307,15 @@ template <int d, bool shares>
 static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(const Decode p) {
   extern __shared__ __align__(16) char shared[];
   cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
-  Share<d> &share = *(Share<d> *)(shared + sizeof(Merge<d>));
+  Share<d> &share = *(Share<d> *)(shared + sizeof(Merge<d, WARPS, HEADS>));
   Piece piece;
   if (piece_of_block<shares>(p, piece)) {
     run_piece<d>(shared, p, piece);
-    share_piece<d>(share, *(Merge<d> *)shared, piece.heads);
+    share_piece<d>(share, *(Merge<d, WARPS, HEADS> *)shared, piece.heads);
   } else {
     await_previous();
     if (piece.splits == 0 && piece.split == 0) /* an empty context */
-      store_nothing(p, piece, d);
+      store_nothing(p.out, p.pieces, piece, d);
   }
   cluster.sync();
   if (piece.splits > 0)
@@ -469,13 +326,14 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_attention_cluster(co
 template <int d, bool shares>
 static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
   const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
-  static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
-  static_assert(sizeof(Merge<d>) % 16 == 0, "what follows it is aligned");
+  static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d, WARPS, HEADS>),
+                "the hand-over fits");
+  static_assert(sizeof(Merge<d, WARPS, HEADS>) % 16 == 0, "what follows it is aligned");
   /* A larger cluster waits for room on so many neighbouring multiprocessors: from four blocks on,
    * merging through memory is quicker. */
   const bool clustered = grid.x > 1 && grid.x <= 3;
-  const int needed = clustered && bytes < (int)(sizeof(Merge<d>) + sizeof(Share<d>))
-                         ? (int)(sizeof(Merge<d>) + sizeof(Share<d>))
+  const int needed = clustered && bytes < (int)(sizeof(Merge<d, WARPS, HEADS>) + sizeof(Share<d>))
+                         ? (int)(sizeof(Merge<d, WARPS, HEADS>) + sizeof(Share<d>))
                          : bytes;
   auto kernel = clustered ? decode_attention_cluster<d, shares> : decode_attention<d, shares>;
   static bool ready[2]; /* one GPU, one thread */
@@ -494,13 +352,9 @@ static uint32_t head_groups(uint32_t n_heads, uint32_t n_kv_heads) {
   return (n_heads / n_kv_heads + HEADS - 1) / HEADS;
 }
 
-static uint64_t sums_bytes(uint32_t sequences, uint32_t n_heads, uint32_t max_splits) {
-  return ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256;
-}
-
 uint64_t kv_cuda_decode_scratch_bytes(uint32_t sequences, uint32_t n_heads, uint32_t head_dim,
                                       uint32_t max_splits) {
-  return sums_bytes(sequences, n_heads, max_splits) +
+  return piece_sums_bytes(sequences, n_heads, max_splits) +
          (uint64_t)sequences * n_heads * max_splits * head_dim * sizeof(float);
 }
 
@@ -525,18 +379,8 @@ uint32_t kv_cuda_decode_max_splits(uint32_t sequences, uint32_t n_kv_heads,
 
 template <bool shares>
 static cudaError_t launch_heads(const Decode &p, dim3 grid, cudaStream_t stream) {
-  switch (p.pages.head_dim) {
-  case 64:
-    return launch<64, shares>(p, grid, stream);
-  case 80:
-    return launch<80, shares>(p, grid, stream);
-  case 96:
-    return launch<96, shares>(p, grid, stream);
-  case 128:
-    return launch<128, shares>(p, grid, stream);
-  default:
-    return cudaErrorInvalidValue;
-  }
+  return for_head_dim(p.pages.head_dim,
+                      [&](auto d) { return launch<d.value, shares>(p, grid, stream); });
 }
 
 static Decode decode_of(KvBf16 *out, const KvBf16 *q, uint64_t row_stride, const KvCudaPages *pages,
@@ -551,13 +395,9 @@ static Decode decode_of(KvBf16 *out, const KvBf16 *q, uint64_t row_stride, const
   p.tables = *tables;
   p.contexts = contexts;
   p.split_tokens = split_tokens;
-  p.n_heads = n_heads;
   p.group = n_heads / pages->n_kv_heads;
-  p.max_splits = max_splits;
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
-  p.counters = counters;
-  p.sums = (float2 *)scratch;
-  p.partial = (float *)((char *)scratch + sums_bytes(sequences, n_heads, max_splits));
+  p.pieces = pieces_in(scratch, counters, sequences, n_heads, max_splits);
   return p;
 }
 

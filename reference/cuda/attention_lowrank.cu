@@ -14,7 +14,7 @@
  * kv_host_low_rank_attention().
  */
 #include "reference/cuda/low_rank.h"
-#include "reference/cuda/mma.cuh"
+#include "reference/cuda/merge.cuh"
 
 enum { WARPS = 8, TILE = 32, HEADS = 16, STAGES = 2, THREADS = WARPS * 32 };
 enum { SCORES = TILE + 8 }; /* a row of scores or weights in shared memory */
@@ -122,21 +122,17 @@ struct Decode {
   KvCudaTables tables;
   const uint32_t *contexts, *split_tokens;
   const float2 *angles;
-  uint32_t n_heads, group; /* group: query heads of a KV head */
-  uint32_t joint_heads;    /* KV heads of a block */
-  uint32_t parts;          /* blocks of a group */
-  uint32_t max_splits;
+  uint32_t group;       /* query heads of a KV head */
+  uint32_t joint_heads; /* KV heads of a block */
+  uint32_t parts;       /* blocks of a group */
   bool basis_is_shared;
   float scale;
-  uint32_t *counters; /* [S][groups * parts] */
-  float2 *sums;       /* [S][H][splits]: largest score and sum of exponentials */
-  float *partial;     /* [S][H][splits][value_rank] */
+  Pieces pieces; /* of value_rank columns */
 };
 
 /* A block's part of the work: query heads first_head ... of KV heads first_kv ... */
-struct Piece {
-  uint32_t sequence, cache_group, first_kv, kv_heads, first_head, heads;
-  uint32_t split, splits, begin, end;
+struct Piece : Place {
+  uint32_t cache_group, first_kv, kv_heads, begin, end;
   const uint32_t *table;
 };
 
@@ -369,8 +365,8 @@ static __device__ __forceinline__ void store_piece(const float (&o)[most][2][4],
     uint32_t row = lane / 4 + 8 * r;
     if (row >= piece.heads)
       continue;
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
-    uint64_t slot = head * p.max_splits + piece.split;
+    uint64_t head = head_of(p.pieces, piece, row);
+    uint64_t slot = head * p.pieces.most + piece.split;
     float factor = 1.0f / sum[row];
 #pragma unroll
     for (int n = 0; n < most; n++) {
@@ -384,50 +380,11 @@ static __device__ __forceinline__ void store_piece(const float (&o)[most][2][4],
         if (piece.splits == 1)
           *(uint32_t *)(p.out + head * rank + column) = pack_bf16(x * factor, z * factor);
         else
-          __stcg((float2 *)&p.partial[slot * rank + column], make_float2(x, z));
+          __stcg((float2 *)&p.pieces.outputs[slot * rank + column], make_float2(x, z));
       }
     }
     if (piece.splits > 1 && warp == 0 && lane % 4 == 0)
-      __stcg(&p.sums[slot], make_float2(largest[row], sum[row]));
-  }
-}
-
-/* TRUE in every thread of the block that finishes this context last. */
-static __device__ bool is_last(const Decode &p, const Piece &piece) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *counter = &p.counters[piece.sequence * gridDim.y + blockIdx.y];
-    last = atomicAdd(counter, 1) == piece.splits - 1;
-    if (last)
-      *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
-static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
-  const uint32_t rank = p.cache.value_rank;
-  for (uint32_t i = threadIdx.x; i < piece.heads * (rank / 2); i += THREADS) {
-    uint32_t column = i % (rank / 2) * 2;
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + i / (rank / 2);
-    const float2 *sums = p.sums + head * p.max_splits;
-    const float *partial = p.partial + head * p.max_splits * rank + column;
-    float largest = -INFINITY, sum = 0.0f, x = 0.0f, z = 0.0f;
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++)
-      largest = fmaxf(largest, __ldcg(&sums[s]).x);
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++) {
-      float2 part = __ldcg(&sums[s]), o = __ldcg((const float2 *)&partial[(uint64_t)s * rank]);
-      float weight = power_of_2(part.x - largest);
-      sum += part.y * weight;
-      x += o.x * weight;
-      z += o.y * weight;
-    }
-    *(uint32_t *)(p.out + head * rank + column) = pack_bf16(x / sum, z / sum);
+      __stcg(&p.pieces.sums[slot], make_float2(largest[row], sum[row]));
   }
 }
 
@@ -492,16 +449,15 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_low_rank(const Decod
   Piece piece;
   if (!piece_of_block(p, piece)) {
     if (piece.splits == 0 && piece.split == 0) /* an empty context */
-      for (uint32_t i = threadIdx.x; i < piece.heads * rank; i += THREADS)
-        p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * rank + i] = 0;
+      store_nothing(p.out, p.pieces, piece, rank);
     return;
   }
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float o[most][2][4] = {};
   run_tiles<joint, most>(o, shared, y, p, piece, warp, lane);
   store_piece<most>(o, shared, y, p, piece, warp, lane);
-  if (piece.splits > 1 && is_last(p, piece))
-    merge_pieces(p, piece);
+  if (piece.splits > 1 && is_last(p.pieces, piece))
+    merge_pieces<2, THREADS>(p.out, p.pieces, piece, rank, Finished());
 }
 
 /* KV heads of a block, and blocks of a group. */
@@ -567,17 +523,11 @@ cudaError_t kv_cuda_decode_attention_low_rank(KvBf16 *out, const KvBf16 *q, uint
   p.contexts = contexts;
   p.split_tokens = split_tokens;
   p.angles = angles;
-  p.n_heads = n_heads;
   p.joint_heads = joint_heads(*cache, p.group);
   p.parts = parts_of(*cache, p.group);
-  p.max_splits = max_splits;
   p.basis_is_shared = layout_of(*cache, p.joint_heads).bytes <= KV_CUDA_LOW_RANK_SHARED - 1024;
   p.scale = 1.4426950408889634f / sqrtf((float)cache->head_dim);
-  p.counters = counters;
-  p.sums = (float2 *)scratch;
-  p.partial =
-      (float *)((char *)scratch +
-                ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256);
+  p.pieces = pieces_in(scratch, counters, sequences, n_heads, max_splits);
   const uint32_t bytes = layout_of(*cache, p.basis_is_shared ? p.joint_heads : 0).bytes;
   const uint32_t pairs = cache->head_dim / 16;
   dim3 grid(max_splits, cache->groups * p.parts, sequences);

@@ -8,8 +8,9 @@
  */
 #include <cuda_fp16.h>
 
+#include "reference/cuda/launch.cuh"
+#include "reference/cuda/merge.cuh"
 #include "reference/cuda/merging.h"
-#include "reference/cuda/mma.cuh"
 
 enum { WARPS = 4, TILE = 16, STAGES = 3, HEADS = 16 };
 static_assert(KV_CUDA_SPLIT_UNIT == WARPS * TILE, "a piece is whole tiles of every warp");
@@ -24,15 +25,13 @@ struct Decode {
   const KvCudaKept *kept;
   const KvBf16 *staged;
   const uint32_t *contexts, *split_tokens;
-  uint32_t n_heads, group, max_splits;
+  uint32_t group;
   float scale;
-  uint32_t *counters; /* [S][gridDim.y] */
-  float2 *sums;       /* [S][H][splits]: largest score and sum of exponentials */
-  float *partial;     /* [S][H][splits][d] */
+  Pieces pieces;
 };
 
-struct Piece {
-  uint32_t sequence, kv_head, first_head, heads, split, splits, context, begin, end;
+struct Piece : Place {
+  uint32_t kv_head, context, begin, end;
   const uint32_t *table;
   KvCudaKept kept;
 };
@@ -153,9 +152,6 @@ static __device__ __forceinline__ void load_queries(uint32_t (&a)[d / 16][4], co
     }
 }
 
-/* The running softmax of a warp: rows g and g + 8 of lane / 4. */
-template <int d> struct Running { float o[d / 8][4], largest[2], sum[2]; };
-
 /* s[2][4]: scores of one tile, columns 8 n + ... */
 template <int d>
 static __device__ __forceinline__ void score_tile(float (&s)[2][4], const Stage<d> &stage,
@@ -171,7 +167,7 @@ static __device__ __forceinline__ void score_tile(float (&s)[2][4], const Stage<
 
 /* Scale, mask and exponentiate the scores of the tile at t, and bring `run` to the new maximum. */
 template <int d>
-static __device__ __forceinline__ void soften(float (&s)[2][4], Running<d> &run,
+static __device__ __forceinline__ void soften(float (&s)[2][4], RunningRows<d> &run,
                                               const Stage<d> &stage, const Decode &p,
                                               const Piece &piece, uint32_t t, int lane) {
   float largest[2] = {run.largest[0], run.largest[1]};
@@ -210,7 +206,7 @@ static __device__ __forceinline__ void soften(float (&s)[2][4], Running<d> &run,
 
 /* o += weights . values. */
 template <int d>
-static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s)[2][4],
+static __device__ __forceinline__ void mix_tile(RunningRows<d> &run, const float (&s)[2][4],
                                                 const Stage<d> &stage, int lane) {
   const uint32_t a[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]),
                          pack_bf16(s[1][0], s[1][1]), pack_bf16(s[1][2], s[1][3])};
@@ -225,8 +221,9 @@ static __device__ __forceinline__ void mix_tile(Running<d> &run, const float (&s
 
 /* All tiles of this warp. */
 template <int d>
-static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring, const Decode &p,
-                                                 const Piece &piece, int warp, int lane) {
+static __device__ __forceinline__ void run_tiles(RunningRows<d> &run, Stage<d> *ring,
+                                                 const Decode &p, const Piece &piece, int warp,
+                                                 int lane) {
   const uint32_t stride = WARPS * TILE;
   uint32_t queries[d / 16][4], loaded = piece.begin + warp * TILE; /* the next tile to load */
   Lookup next = look_up(p, piece, loaded, block_at(p, piece, loaded, lane), lane);
@@ -259,93 +256,6 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, Stage<d> *ring
   copies_wait<0>();
 }
 
-/* --- merging the parts ------------------------------------------------------------------------ */
-
-template <int d> struct Merge {
-  float o[WARPS][HEADS][d], largest[WARPS][HEADS], sum[WARPS][HEADS];
-};
-
-template <int d>
-static __device__ __forceinline__ void hand_over(Merge<d> &merge, const Running<d> &run, int warp,
-                                                 int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int head = lane / 4 + half * 8;
-    float sum = row_sum(run.sum[half]);
-#pragma unroll
-    for (int n = 0; n < d / 8; n++)
-      *(float2 *)&merge.o[warp][head][n * 8 + lane % 4 * 2] =
-          make_float2(run.o[n][half * 2], run.o[n][half * 2 + 1]);
-    if (lane % 4 == 0) {
-      merge.largest[warp][head] = run.largest[half];
-      merge.sum[warp][head] = sum;
-    }
-  }
-}
-
-/* Merge the warps: the result, if the context is in one piece, or this piece's share of it. */
-template <int d>
-static __device__ void merge_warps(const Merge<d> &merge, const Decode &p, const Piece &piece) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32) {
-    uint32_t row = i / d, column = i % d;
-    float largest = -INFINITY, sum = 0.0f, total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-      largest = fmaxf(largest, merge.largest[w][row]);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      float weight = power_of_2(merge.largest[w][row] - largest); /* 0 of a warp without tiles */
-      sum += merge.sum[w][row] * weight;
-      total += merge.o[w][row][column] * weight;
-    }
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
-    if (piece.splits == 1) {
-      p.out[head * d + column] = to_bf16(total / sum);
-    } else {
-      uint64_t slot = head * p.max_splits + piece.split;
-      __stcg(&p.partial[slot * d + column], total);
-      if (column == 0)
-        __stcg(&p.sums[slot], make_float2(largest, sum));
-    }
-  }
-}
-
-/* TRUE in every thread of the block that finishes this context last. */
-static __device__ bool is_last(const Decode &p, const Piece &piece) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *counter = &p.counters[piece.sequence * gridDim.y + blockIdx.y];
-    last = atomicAdd(counter, 1) == piece.splits - 1;
-    if (last)
-      *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
-template <int d> static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32) {
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + i / d;
-    const float2 *sums = p.sums + head * p.max_splits;
-    const float *partial = p.partial + head * p.max_splits * d + i % d;
-    float largest = -INFINITY, sum = 0.0f, total = 0.0f;
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++)
-      largest = fmaxf(largest, __ldcg(&sums[s]).x);
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++) {
-      float2 part = __ldcg(&sums[s]);
-      float weight = power_of_2(part.x - largest);
-      sum += part.y * weight;
-      total += __ldcg(&partial[(uint64_t)s * d]) * weight;
-    }
-    p.out[head * d + i % d] = to_bf16(total / sum);
-  }
-}
-
 /* grid (splits, Hkv * groups of HEADS query heads, S) */
 template <int d>
 static __global__ void __launch_bounds__(WARPS * 32) decode_merged(const Decode p) {
@@ -353,32 +263,26 @@ static __global__ void __launch_bounds__(WARPS * 32) decode_merged(const Decode 
   Piece piece;
   if (!piece_of_block(p, piece)) {
     if (piece.splits == 0 && piece.split == 0) /* an empty context */
-      for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32)
-        p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * d + i] = 0;
+      store_nothing(p.out, p.pieces, piece, d);
     return;
   }
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Running<d> run;
-#pragma unroll
-  for (int n = 0; n < d / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      run.o[n][i] = 0.0f;
-  run.largest[0] = run.largest[1] = -INFINITY;
-  run.sum[0] = run.sum[1] = 0.0f;
+  RunningRows<d> run;
+  start<d>(run);
   run_tiles<d>(run, (Stage<d> *)shared + warp * STAGES, p, piece, warp, lane);
   __syncthreads(); /* the rings become the hand-over */
-  Merge<d> &merge = *(Merge<d> *)shared;
-  hand_over<d>(merge, run, warp, lane);
+  auto &merge = *(Merge<d, WARPS, HEADS> *)shared;
+  hand_over(merge, run, warp, lane);
   __syncthreads();
-  merge_warps<d>(merge, p, piece);
-  if (piece.splits > 1 && is_last(p, piece))
-    merge_pieces<d>(p, piece);
+  merge_warps<1>(p.out, merge, p.pieces, piece, Finished());
+  if (piece.splits > 1 && is_last(p.pieces, piece))
+    merge_pieces<1, WARPS * 32>(p.out, p.pieces, piece, d, Finished());
 }
 
 template <int d> static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
   const int bytes = sizeof(Stage<d>) * WARPS * STAGES;
-  static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d>), "the hand-over fits");
+  static_assert(sizeof(Stage<d>) * WARPS * STAGES >= sizeof(Merge<d, WARPS, HEADS>),
+                "the hand-over fits");
   static_assert(sizeof(Stage<d>) % 16 == 0, "rows are aligned");
   static bool ready; /* one GPU, one thread */
   if (!ready) {
@@ -410,26 +314,9 @@ cudaError_t kv_cuda_decode_attention_merged(
   p.staged = staged;
   p.contexts = contexts;
   p.split_tokens = split_tokens;
-  p.n_heads = n_heads;
   p.group = n_heads / merged->n_kv_heads;
-  p.max_splits = max_splits;
   p.scale = 1.4426950408889634f / sqrtf((float)merged->head_dim);
-  p.counters = counters;
-  p.sums = (float2 *)scratch;
-  p.partial =
-      (float *)((char *)scratch +
-                ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256);
+  p.pieces = pieces_in(scratch, counters, sequences, n_heads, max_splits);
   dim3 grid(max_splits, merged->n_kv_heads * ((p.group + HEADS - 1) / HEADS), sequences);
-  switch (merged->head_dim) {
-  case 64:
-    return launch<64>(p, grid, stream);
-  case 80:
-    return launch<80>(p, grid, stream);
-  case 96:
-    return launch<96>(p, grid, stream);
-  case 128:
-    return launch<128>(p, grid, stream);
-  default:
-    return cudaErrorInvalidValue;
-  }
+  return for_head_dim(merged->head_dim, [&](auto d) { return launch<d.value>(p, grid, stream); });
 }

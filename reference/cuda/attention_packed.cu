@@ -20,7 +20,7 @@
  * masked each time. Twin: kv_host_attention() over pages packed by kv_host_kivi_group().
  */
 #include "reference/cuda/launch.cuh"
-#include "reference/cuda/mma.cuh"
+#include "reference/cuda/merge.cuh"
 #include "reference/cuda/packed.cuh"
 
 enum { WARPS = 8, HEADS = 8, SHARED_BYTES = 110 << 10 }; /* two blocks on a multiprocessor */
@@ -35,21 +35,18 @@ struct Decode {
   KvCudaPacked cache;
   KvCudaTables tables;
   const uint32_t *slots, *contexts, *split_tokens;
-  uint32_t n_heads, group, window, max_splits;
+  uint32_t group, window;
   uint32_t group_shift; /* cache.group = 1 << group_shift */
   uint32_t
       fraction_mask; /* of a pair of codes; an argument, since an instruction holds one constant */
   float scale;
-  uint32_t *counters;
-  float2 *sums;
-  float *partial;
+  Pieces pieces;
 };
 
 /* A block's part of the work. Tiles 0 .. packed_tiles - 1 have packed values, those after them
  * values of the ring. */
-struct Piece {
-  uint32_t sequence, kv_head, first_head, heads, split, splits;
-  uint32_t context, start;             /* tokens [start, context) are attended to */
+struct Piece : Place {
+  uint32_t kv_head, context, start;    /* tokens [start, context) are attended to */
   uint32_t packed_keys, packed_values; /* the first ones */
   uint32_t packed_tiles, begin, end;   /* tiles */
   const uint32_t *table;
@@ -123,7 +120,7 @@ template <int tile> static __device__ bool piece_of_block(const Decode &p, Piece
     tiles += (n + tile - 1) / tile - piece.packed_values / tile;
   piece.ring = r ? p.cache.ring + p.slots[blockIdx.z] * p.cache.ring_elements : NULL;
   uint32_t each = *p.split_tokens / tile;
-  piece.splits = min((tiles + each - 1) / each, p.max_splits);
+  piece.splits = min((tiles + each - 1) / each, p.pieces.most);
   if (piece.split >= piece.splits)
     return false;
   piece.begin = piece.split * each;
@@ -579,13 +576,9 @@ static __device__ __forceinline__ void run_tiles(Running<d> &run, char *ring, co
 
 /* --- merging --------------------------------------------------------------------------------- */
 
-template <int d> struct Merge {
-  float o[WARPS][HEADS][d], largest[WARPS][HEADS], sum[WARPS][HEADS];
-};
-
 template <int d>
-static __device__ __forceinline__ void hand_over(Merge<d> &merge, const Running<d> &run, int warp,
-                                                 int lane) {
+static __device__ __forceinline__ void hand_over(Merge<d, WARPS, HEADS> &merge,
+                                                 const Running<d> &run, int warp, int lane) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     int head = lane % 4 * 2 + h;
@@ -601,73 +594,6 @@ static __device__ __forceinline__ void hand_over(Merge<d> &merge, const Running<
   }
 }
 
-/* The weight of a part beside the whole: 0 of one that saw nothing. */
-static __device__ __forceinline__ float weight_of(float part, float whole) {
-  return part == -INFINITY ? 0.0f : power_of_2(part - whole);
-}
-
-template <int d>
-static __device__ void merge_warps(const Merge<d> &merge, const Decode &p, const Piece &piece) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32) {
-    uint32_t row = i / d, column = i % d;
-    float largest = -INFINITY, sum = 0.0f, total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-      largest = fmaxf(largest, merge.largest[w][row]);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      float weight = weight_of(merge.largest[w][row], largest);
-      sum += weight > 0.0f ? merge.sum[w][row] * weight : 0.0f;
-      total += weight > 0.0f ? merge.o[w][row][column] * weight : 0.0f;
-    }
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + row;
-    if (piece.splits == 1) {
-      p.out[head * d + column] = to_bf16(total / sum);
-    } else {
-      uint64_t slot = head * p.max_splits + piece.split;
-      __stcg(&p.partial[slot * d + column], total);
-      if (column == 0)
-        __stcg(&p.sums[slot], make_float2(largest, sum));
-    }
-  }
-}
-
-/* TRUE in every thread of the block that finishes this context last. */
-static __device__ bool is_last(const Decode &p, const Piece &piece) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *counter = &p.counters[piece.sequence * gridDim.y + blockIdx.y];
-    last = atomicAdd(counter, 1) == piece.splits - 1;
-    if (last)
-      *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
-template <int d> static __device__ void merge_pieces(const Decode &p, const Piece &piece) {
-  for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32) {
-    uint64_t head = (uint64_t)piece.sequence * p.n_heads + piece.first_head + i / d;
-    const float2 *sums = p.sums + head * p.max_splits;
-    const float *partial = p.partial + head * p.max_splits * d + i % d;
-    float largest = -INFINITY, sum = 0.0f, total = 0.0f;
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++)
-      largest = fmaxf(largest, __ldcg(&sums[s]).x);
-#pragma unroll 8
-    for (uint32_t s = 0; s < piece.splits; s++) {
-      float2 part = __ldcg(&sums[s]);
-      float weight = weight_of(part.x, largest);
-      sum += part.y * weight;
-      total += __ldcg(&partial[(uint64_t)s * d]) * weight;
-    }
-    p.out[head * d + i % d] = to_bf16(total / sum);
-  }
-}
-
 /* grid (splits, Hkv * groups of HEADS query heads, S) */
 template <int d, int bits>
 static __global__ void __launch_bounds__(WARPS * 32, 2) decode_packed(const Decode p) {
@@ -677,8 +603,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) decode_packed(const Deco
   await_previous();
   if (!piece_of_block<Layout::tile>(p, piece)) {
     if (piece.splits == 0 && piece.split == 0) /* an empty context */
-      for (uint32_t i = threadIdx.x; i < piece.heads * d; i += WARPS * 32)
-        p.out[((uint64_t)piece.sequence * p.n_heads + piece.first_head) * d + i] = 0;
+      store_nothing(p.out, p.pieces, piece, d);
     return;
   }
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -686,18 +611,18 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) decode_packed(const Deco
   run.largest[0] = run.largest[1] = -INFINITY;
   run_tiles<d, bits>(run, shared + warp * Layout::stages * Layout::bytes, p, piece, warp, lane);
   __syncthreads(); /* the rings become the hand-over */
-  Merge<d> &merge = *(Merge<d> *)shared;
+  auto &merge = *(Merge<d, WARPS, HEADS> *)shared;
   hand_over<d>(merge, run, warp, lane);
   __syncthreads();
-  merge_warps<d>(merge, p, piece);
-  if (piece.splits > 1 && is_last(p, piece))
-    merge_pieces<d>(p, piece);
+  merge_warps<1>(p.out, merge, p.pieces, piece, Finished());
+  if (piece.splits > 1 && is_last(p.pieces, piece))
+    merge_pieces<1, WARPS * 32>(p.out, p.pieces, piece, d, Finished());
 }
 
 template <int d, int bits>
 static cudaError_t launch(const Decode &p, dim3 grid, cudaStream_t stream) {
   const int bytes = Stage<d, bits>::bytes * Stage<d, bits>::stages * WARPS;
-  static_assert(bytes >= (int)sizeof(Merge<d>), "the hand-over fits");
+  static_assert(bytes >= (int)sizeof(Merge<d, WARPS, HEADS>), "the hand-over fits");
   static_assert(bytes <= SHARED_BYTES, "two blocks fit");
   static bool ready; /* one GPU, one thread */
   if (!ready) {
@@ -739,18 +664,12 @@ cudaError_t kv_cuda_decode_attention_packed(KvBf16 *out, const KvBf16 *q, uint64
   p.slots = slots;
   p.contexts = contexts;
   p.split_tokens = split_tokens;
-  p.n_heads = n_heads;
   p.group = n_heads / packed->n_kv_heads;
   p.group_shift = packed->group == 128 ? 7 : packed->group == 64 ? 6 : 5;
   p.fraction_mask = packed->bits == 4 ? 0x03c003c0u : 0x03000300u;
   p.window = window;
-  p.max_splits = max_splits;
   p.scale = 1.4426950408889634f / sqrtf((float)d);
-  p.counters = counters;
-  p.sums = (float2 *)scratch;
-  p.partial =
-      (float *)((char *)scratch +
-                ((uint64_t)sequences * n_heads * max_splits * sizeof(float2) + 255) / 256 * 256);
+  p.pieces = pieces_in(scratch, counters, sequences, n_heads, max_splits);
   dim3 grid(max_splits, packed->n_kv_heads * ((p.group + HEADS - 1) / HEADS), sequences);
   return d == 64 ? launch<64>(p, grid, stream) : launch<128>(p, grid, stream);
 }

@@ -267,16 +267,5 @@ cudaError_t kv_cuda_shared_attention(const KvCudaShared *shared, const KvBf16 *q
   p.group = n_heads / pages->n_kv_heads;
   p.scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
   dim3 grid(shared->most_tiles, pages->n_kv_heads * ((p.group + TILE_ROWS - 1) / TILE_ROWS));
-  switch (pages->head_dim) {
-  case 64:
-    return launch<64>(p, grid, stream);
-  case 80:
-    return launch<80>(p, grid, stream);
-  case 96:
-    return launch<96>(p, grid, stream);
-  case 128:
-    return launch<128>(p, grid, stream);
-  default:
-    return cudaErrorInvalidValue;
-  }
+  return for_head_dim(pages->head_dim, [&](auto d) { return launch<d.value>(p, grid, stream); });
 }

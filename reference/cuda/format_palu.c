@@ -6,9 +6,13 @@
 
 #include "reference/cuda/format.h"
 #include "reference/cuda/low_rank.h"
+#include "reference/host/checkpoint.h"
 #include "reference/host/low_rank.h"
-#include "reference/host/tensors.h"
 #include "sim/base/error.h"
+
+/* STAGE_ELEMENTS: go through the host at a time; TOGETHER: layers whose factors are found side by
+ * side, so that all processors have one to find. */
+enum { STAGE_ELEMENTS = 8 << 20, TOGETHER = 4 };
 
 typedef struct {
   gboolean thin; /* FALSE: the layer is left as it is */
@@ -20,6 +24,7 @@ typedef struct {
   Layer *layers;
   guint n_layers;
   GPtrArray *memory; /* of the factors, device */
+  KvBf16 *stage;     /* [STAGE_ELEMENTS], while factors are made */
   KvCudaWorkspace workspace;
   guint n_rebuilt; /* blocks, in the pass under way */
 } Palu;
@@ -35,65 +40,69 @@ static KvBf16 *keep(KvCudaCompressed *c, gsize elements, GError **error) {
 
 static gboolean upload(KvCudaCompressed *c, KvBf16 *to, const float *from, gsize n,
                        GError **error) {
-  g_autofree KvBf16 *halves = g_new(KvBf16, n);
-  for (gsize i = 0; i < n; i++)
-    halves[i] = kv_bf16_from_float(from[i]);
-  return kv_cuda_upload(c->device, to, halves, n * sizeof *halves, error);
-}
-
-/* n elements as floats; NULL with *error set. */
-static float *download(KvCudaCompressed *c, const KvBf16 *from, gsize n, GError **error) {
-  g_autofree KvBf16 *halves = g_new(KvBf16, n);
-  if (!kv_cuda_download(c->device, halves, from, n * sizeof *halves, error))
-    return NULL;
-  float *x = g_new(float, n);
-  for (gsize i = 0; i < n; i++) {
-    guint32 bits = (guint32)halves[i] << 16;
-    memcpy(&x[i], &bits, sizeof bits);
+  KvBf16 *stage = ((Palu *)c->state)->stage;
+  for (gsize first = 0; first < n; first += STAGE_ELEMENTS) {
+    gsize part = MIN(STAGE_ELEMENTS, n - first);
+    kv_bf16_from_floats(stage, from + first, part);
+    if (!kv_cuda_upload(c->device, to + first, stage, part * sizeof *stage, error))
+      return FALSE;
   }
-  return x;
-}
-
-/* The model's matrices of one layer on the host, and their factors; all NULL of a layer that is
- * left as it is. */
-typedef struct {
-  float *key, *value, *output, *value_bias, *output_bias;
-  KvHostRanks ranks;
-  KvHostProjections from;
-  KvHostFactors factors;
-} Loaded;
-
-static void loaded_clear(Loaded *x) {
-  float *const arrays[] = {x->key, x->value, x->output, x->value_bias, x->output_bias};
-  for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
-    g_free(arrays[i]);
-  kv_host_factors_clear(&x->factors);
-}
-
-static gboolean load_matrices(KvCudaCompressed *c, Loaded *x, const KvCudaLayer *layer,
-                              GError **error) {
-  const KvAttention *a = &layer->attention;
-  gsize D = c->weights->hidden, q = (gsize)a->n_heads * a->head_dim;
-  gsize kv = (gsize)a->n_kv_heads * a->head_dim;
-  if (!(x->key = download(c, layer->qkv + q * D, kv * D, error)) ||
-      !(x->value = download(c, layer->qkv + (q + kv) * D, kv * D, error)) ||
-      !(x->output = download(c, layer->output, q * D, error)) ||
-      (layer->qkv_bias && !(x->value_bias = download(c, layer->qkv_bias + q + kv, kv, error))) ||
-      (layer->output_bias && !(x->output_bias = download(c, layer->output_bias, D, error))))
-    return FALSE;
-  x->from = (KvHostProjections){.inputs = c->weights->hidden,
-                                .n_heads = a->n_heads,
-                                .key = x->key,
-                                .value = x->value,
-                                .output = x->output,
-                                .value_bias = x->value_bias,
-                                .output_bias = x->output_bias};
   return TRUE;
 }
 
-static void factor(gpointer data, gpointer user) {
-  Loaded *x = data;
-  kv_host_factors_init(&x->factors, &x->ranks, &x->from);
+/* n elements as floats, in *to, whose memory is made to fit. */
+static gboolean download(KvCudaCompressed *c, float **to, const KvBf16 *from, gsize n,
+                         GError **error) {
+  KvBf16 *stage = ((Palu *)c->state)->stage;
+  *to = g_renew(float, *to, n);
+  for (gsize first = 0; first < n; first += STAGE_ELEMENTS) {
+    gsize part = MIN(STAGE_ELEMENTS, n - first);
+    if (!kv_cuda_download(c->device, stage, from + first, part * sizeof *stage, error))
+      return FALSE;
+    for (gsize i = 0; i < part; i++) {
+      guint32 bits = (guint32)stage[i] << 16;
+      memcpy(*to + first + i, &bits, sizeof bits);
+    }
+  }
+  return TRUE;
+}
+
+/* The model's matrices of one layer on the host. */
+typedef struct {
+  guint layer;
+  float *key, *value, *output, *value_bias, *output_bias;
+} Loaded;
+
+/* Layers on their way; their matrices' memory serves the next ones too. */
+typedef struct {
+  guint n;
+  Loaded layers[TOGETHER];
+  KvHostRanks ranks[TOGETHER];
+  KvHostFactors factors[TOGETHER];
+} Batch;
+
+static void batch_clear(Batch *b) {
+  for (guint i = 0; i < TOGETHER; i++) {
+    Loaded *x = &b->layers[i];
+    float *const arrays[] = {x->key, x->value, x->output, x->value_bias, x->output_bias};
+    for (guint a = 0; a < G_N_ELEMENTS(arrays); a++)
+      g_free(arrays[a]);
+    kv_host_factors_clear(&b->factors[i]);
+  }
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Batch, batch_clear)
+
+static gboolean load(KvCudaCompressed *c, Loaded *x, guint l, GError **error) {
+  const KvCudaLayer *layer = &c->weights->layers[l];
+  const KvAttention *a = &layer->attention;
+  gsize D = c->weights->hidden, q = (gsize)a->n_heads * a->head_dim;
+  gsize kv = (gsize)a->n_kv_heads * a->head_dim;
+  x->layer = l;
+  return download(c, &x->key, layer->qkv + q * D, kv * D, error) &&
+         download(c, &x->value, layer->qkv + (q + kv) * D, kv * D, error) &&
+         download(c, &x->output, layer->output, q * D, error) &&
+         (!layer->qkv_bias || download(c, &x->value_bias, layer->qkv_bias + q + kv, kv, error)) &&
+         (!layer->output_bias || download(c, &x->output_bias, layer->output_bias, D, error));
 }
 
 /* basis[groups][rank][heads d], in the order of the tensor cores. */
@@ -158,59 +167,75 @@ static gboolean check_ranks(const KvCudaLowRank *r, GError **error) {
   return fits;
 }
 
-static gboolean load_layer(KvCudaCompressed *c, guint l, Loaded *x, GError **error) {
+/* What a layer's cache is; FALSE with *error set if it cannot be. */
+static gboolean describe(KvCudaCompressed *c, guint l, const KvHostRanks *r, GError **error) {
   Layer *to = &((Palu *)c->state)->layers[l];
   const KvCudaLayer *layer = &c->weights->layers[l];
   const KvAttention *a = &layer->attention;
   const KvCudaPages *pages = &c->cache->layers[l];
   gsize q = (gsize)a->n_heads * a->head_dim, kv = (gsize)a->n_kv_heads * a->head_dim;
-  to->thin = kv_host_low_rank_ranks(&x->ranks, &c->settings->palu, a, l, c->weights->n_layers);
-  if (!to->thin)
-    return TRUE;
-  const KvHostRanks r = x->ranks;
   to->cache = (KvCudaLowRank){.pool = pages->pool,
                               .block_elements = pages->block_elements,
                               .value_offset = pages->value_offset,
                               .block_shift = pages->block_shift,
-                              .groups = r.groups,
-                              .heads = r.heads,
-                              .head_dim = r.head_dim,
-                              .key_rank = r.key_rank,
-                              .value_rank = r.value_rank,
+                              .groups = r->groups,
+                              .heads = r->heads,
+                              .head_dim = r->head_dim,
+                              .key_rank = r->key_rank,
+                              .value_rank = r->value_rank,
                               .key_bias = layer->qkv_bias ? layer->qkv_bias + q : NULL,
                               .value_bias = layer->qkv_bias ? layer->qkv_bias + q + kv : NULL};
-  return check_ranks(&to->cache, error) && load_matrices(c, x, layer, error);
+  return check_ranks(&to->cache, error);
 }
 
-static gboolean upload_layer(KvCudaCompressed *c, guint l, const Loaded *x, GError **error) {
+static gboolean upload_factors(KvCudaCompressed *c, guint l, const KvHostFactors *f,
+                               GError **error) {
   Layer *to = &((Palu *)c->state)->layers[l];
   const KvCudaLayer *layer = &c->weights->layers[l];
-  const KvHostFactors *f = &x->factors;
-  return !to->thin || ((to->cache.key_basis =
-                            upload_basis(c, &x->ranks, f->key_basis, x->ranks.key_rank, error)) &&
-                       (to->cache.value_basis = upload_basis(c, &x->ranks, f->value_basis,
-                                                             x->ranks.value_rank, error)) &&
-                       upload_inputs(c, layer, f, &to->own, error) &&
-                       upload_output(c, f, layer->attention.n_heads, &to->own, error));
+  const KvHostRanks *r = &f->ranks;
+  return (to->cache.key_basis = upload_basis(c, r, f->key_basis, r->key_rank, error)) &&
+         (to->cache.value_basis = upload_basis(c, r, f->value_basis, r->value_rank, error)) &&
+         upload_inputs(c, layer, f, &to->own, error) &&
+         upload_output(c, f, layer->attention.n_heads, &to->own, error);
 }
 
-/* A layer has few groups: several are factored side by side, to keep all processors busy. */
-enum { TOGETHER = 8 };
-
-static gboolean make_layers(KvCudaCompressed *c, guint first, guint n, Loaded *x, GError **error) {
-  const Layer *layers = ((Palu *)c->state)->layers;
-  for (guint i = 0; i < n; i++)
-    if (!load_layer(c, first + i, &x[i], error))
+static gboolean factor(KvCudaCompressed *c, Batch *b, GError **error) {
+  KvHostProjections from[TOGETHER];
+  for (guint i = 0; i < b->n; i++) {
+    const Loaded *x = &b->layers[i];
+    const KvCudaLayer *layer = &c->weights->layers[x->layer];
+    from[i] = (KvHostProjections){.inputs = c->weights->hidden,
+                                  .n_heads = layer->attention.n_heads,
+                                  .key = x->key,
+                                  .value = x->value,
+                                  .output = x->output,
+                                  .value_bias = layer->qkv_bias ? x->value_bias : NULL,
+                                  .output_bias = layer->output_bias ? x->output_bias : NULL};
+  }
+  kv_host_factors_init(b->factors, b->ranks, from, b->n);
+  for (guint i = 0; i < b->n; i++) {
+    if (!upload_factors(c, b->layers[i].layer, &b->factors[i], error))
       return FALSE;
-  GThreadPool *pool = g_thread_pool_new(factor, NULL, (gint)n, FALSE, NULL);
-  for (guint i = 0; i < n; i++)
-    if (layers[first + i].thin)
-      g_thread_pool_push(pool, &x[i], NULL);
-  g_thread_pool_free(pool, FALSE, TRUE);
-  for (guint i = 0; i < n; i++)
-    if (!upload_layer(c, first + i, &x[i], error))
-      return FALSE;
+    kv_host_factors_clear(&b->factors[i]);
+  }
+  b->n = 0;
   return TRUE;
+}
+
+static gboolean make_layers(KvCudaCompressed *c, GError **error) {
+  Palu *p = c->state;
+  g_auto(Batch) b = {0};
+  for (guint l = 0; l < p->n_layers; l++) {
+    KvHostRanks *ranks = &b.ranks[b.n];
+    p->layers[l].thin = kv_host_low_rank_ranks(ranks, &c->settings->palu,
+                                               &c->weights->layers[l].attention, l, p->n_layers);
+    if (!p->layers[l].thin)
+      continue;
+    if (!describe(c, l, ranks, error) || !load(c, &b.layers[b.n++], l, error) ||
+        (b.n == TOGETHER && !factor(c, &b, error)))
+      return FALSE;
+  }
+  return factor(c, &b, error);
 }
 
 static gboolean make(KvCudaCompressed *c, GError **error) {
@@ -218,15 +243,11 @@ static gboolean make(KvCudaCompressed *c, GError **error) {
   p->n_layers = c->weights->n_layers;
   p->layers = g_new0(Layer, p->n_layers);
   p->memory = g_ptr_array_new_with_free_func(kv_cuda_free);
+  p->stage = g_new(KvBf16, STAGE_ELEMENTS);
   kv_cuda_workspace_init(&p->workspace, c, TRUE);
-  gboolean made = TRUE;
-  for (guint l = 0; l < p->n_layers && made; l += TOGETHER) {
-    Loaded loaded[TOGETHER] = {0};
-    made = make_layers(c, l, MIN(TOGETHER, p->n_layers - l), loaded, error);
-    for (guint i = 0; i < TOGETHER; i++)
-      loaded_clear(&loaded[i]);
-  }
-  return made && kv_cuda_wait(c->device, error);
+  gboolean made = make_layers(c, error) && kv_cuda_wait(c->device, error);
+  g_clear_pointer(&p->stage, g_free);
+  return made;
 }
 
 static void release(KvCudaCompressed *c) {

@@ -41,4 +41,23 @@ static cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, uint32
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
+/* A number that is known when a kernel is compiled, as an argument. */
+template <int n> struct Constant { static const int value = n; };
+
+/* launch(the size of a head, as a Constant). */
+template <typename Launch> static cudaError_t for_head_dim(uint32_t head_dim, Launch launch) {
+  switch (head_dim) {
+  case 64:
+    return launch(Constant<64>());
+  case 80:
+    return launch(Constant<80>());
+  case 96:
+    return launch(Constant<96>());
+  case 128:
+    return launch(Constant<128>());
+  default:
+    return cudaErrorInvalidValue;
+  }
+}
+
 #endif

@@ -374,12 +374,21 @@ void kv_tensor_to_f32(const KvTensor *tensor, guint64 first, guint64 n, float *o
     out[i] = element(tensor, first + i);
 }
 
-guint16 kv_bf16_from_float(float x) {
+static inline guint16 narrow(float x) {
   guint32 bits;
   memcpy(&bits, &x, sizeof bits);
   if (isnan(x))
     return 0x7fff;
   return (guint16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+guint16 kv_bf16_from_float(float x) {
+  return narrow(x);
+}
+
+void kv_bf16_from_floats(guint16 *out, const float *x, gsize n) {
+  for (gsize i = 0; i < n; i++)
+    out[i] = narrow(x[i]);
 }
 
 void kv_tensor_to_bf16(const KvTensor *tensor, guint64 first, guint64 n, guint16 *out) {

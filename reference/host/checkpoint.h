@@ -44,7 +44,8 @@ gboolean kv_checkpoint_tensor(const KvCheckpoint *checkpoint, const char *name, 
 void kv_tensor_to_f32(const KvTensor *tensor, guint64 first, guint64 n, float *out);
 void kv_tensor_to_bf16(const KvTensor *tensor, guint64 first, guint64 n, guint16 *out);
 
-/* A float rounded to bf16. */
+/* A float rounded to bf16, or n of them. */
 guint16 kv_bf16_from_float(float x);
+void kv_bf16_from_floats(guint16 *out, const float *x, gsize n);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "reference/host/checkpoint.h"
+#include "reference/host/wide.h"
 
 /* Lanes of a register, or of two narrower ones. */
 enum { LANES = 8, MOST_DIM = 256, TILE = 16 };
@@ -11,13 +12,6 @@ typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
 typedef float HalfFloats __attribute__((vector_size(LANES / 2 * sizeof(float))));
 typedef guint32 Words __attribute__((vector_size(LANES * sizeof(guint32))));
 typedef guint16 Halves __attribute__((vector_size(LANES * sizeof(guint16))));
-
-/* Once for each width of registers; which one runs is the processor's. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EACH_WIDTH __attribute__((target_clones("avx2", "default")))
-#else
-#define FOR_EACH_WIDTH
-#endif
 
 /* Work under way: every KV head of every row is a piece. */
 struct KvCpuAttention {
@@ -59,7 +53,7 @@ static inline const guint16 *key_of(const KvCpuPages *p, const KvCpuRow *row, gu
 }
 
 /* scores[group][context]: queries q[group][d] times keys. */
-FOR_EACH_WIDTH
+KV_FOR_EACH_WIDTH
 static void score(float *scores, const float *q, const KvCpuPages *p, const KvCpuRow *row,
                   guint head, guint group) {
   guint parts = p->head_dim / LANES;
@@ -80,7 +74,7 @@ static void score(float *scores, const float *q, const KvCpuPages *p, const KvCp
 }
 
 /* sums[group][d] += weights[group][context] times values, a tile of them widened at a time. */
-FOR_EACH_WIDTH
+KV_FOR_EACH_WIDTH
 static void weigh(float *sums, const float *weights, const KvCpuPages *p, const KvCpuRow *row,
                   guint head, guint group) {
   guint parts = p->head_dim / LANES;

@@ -59,7 +59,7 @@ static void make_layer(Palu *p, const KvHostLayer *layer, guint l, guint D,
                                   .value_bias = layer->value_bias,
                                   .output_bias = layer->output_bias};
   KvHostFactors *f = &p->factors[l];
-  kv_host_factors_init(f, ranks, &from);
+  kv_host_factors_init(f, ranks, &from, 1);
   p->key_down[l] = transposed(f->key_down, (gsize)ranks->groups * ranks->key_rank, D);
   p->value_down[l] = transposed(f->value_down, (gsize)ranks->groups * ranks->value_rank, D);
   p->output[l] = transposed(f->output, D, (gsize)a->n_heads * ranks->value_rank);

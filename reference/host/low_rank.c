@@ -1,8 +1,10 @@
 #include "reference/host/low_rank.h"
 
-#include <float.h>
 #include <math.h>
 #include <string.h>
+
+#include "reference/host/product.h"
+#include "reference/host/symmetric.h"
 
 gboolean kv_host_low_rank_ranks(KvHostRanks *ranks, const KvPaluSettings *s, const KvAttention *a,
                                 guint layer, guint n_layers) {
@@ -18,118 +20,7 @@ gboolean kv_host_low_rank_ranks(KvHostRanks *ranks, const KvPaluSettings *s, con
   return ranks->key_rank < width || ranks->value_rank < width;
 }
 
-/* --- eigenvectors ---------------------------------------------------------------------------- */
-
-/* Householder's reflections bring the symmetric a[n][n] to a tridiagonal form: diagonal[n], and
- * beside[i] between i and i + 1. rows[n][n] becomes the product of the reflections. */
-static void tridiagonalize(double *a, guint n, double *diagonal, double *beside, double *rows) {
-  g_autofree double *v = g_new0(double, n), *p = g_new(double, n);
-  memset(rows, 0, (gsize)n * n * sizeof *rows);
-  for (guint i = 0; i < n; i++)
-    rows[(gsize)i * n + i] = 1.0;
-  for (guint k = 0; k + 1 < n; k++) {
-    double *row = a + (gsize)k * n, length = 0.0, squares = 0.0, along = 0.0;
-    for (guint i = k + 1; i < n; i++)
-      length += row[i] * row[i];
-    length = sqrt(length);
-    memcpy(v + k + 1, row + k + 1, (n - k - 1) * sizeof *v);
-    diagonal[k] = row[k];
-    beside[k] = row[k + 1] > 0.0 ? -length : length;
-    if (k + 2 == n || length == 0.0) { /* already of that form */
-      beside[k] = row[k + 1];
-      continue;
-    }
-    v[k + 1] -= beside[k];
-    for (guint i = k + 1; i < n; i++)
-      squares += v[i] * v[i];
-    double factor = 2.0 / squares;
-    memset(p, 0, n * sizeof *p);
-    for (guint j = k + 1; j < n; j++)
-      for (guint i = k + 1; i < n; i++)
-        p[i] += v[j] * a[(gsize)j * n + i];
-    for (guint i = k + 1; i < n; i++)
-      along += p[i] * v[i];
-    for (guint i = k + 1; i < n; i++)
-      p[i] = factor * (p[i] - 0.5 * factor * along * v[i]);
-    for (guint j = k + 1; j < n; j++)
-      for (guint i = k + 1; i < n; i++)
-        a[(gsize)j * n + i] -= v[j] * p[i] + p[j] * v[i];
-    memset(p, 0, n * sizeof *p);
-    for (guint j = k + 1; j < n; j++)
-      for (guint i = 0; i < n; i++)
-        p[i] += v[j] * rows[(gsize)j * n + i];
-    for (guint j = k + 1; j < n; j++)
-      for (guint i = 0; i < n; i++)
-        rows[(gsize)j * n + i] -= factor * v[j] * p[i];
-  }
-  diagonal[n - 1] = a[(gsize)n * n - 1];
-  beside[n - 1] = 0.0;
-}
-
-/* Turn rows x and y of n. */
-static void turn_rows(double *restrict x, double *restrict y, guint n, double c, double s) {
-  for (guint k = 0; k < n; k++) {
-    double first = x[k], second = y[k];
-    y[k] = s * first + c * second;
-    x[k] = c * first - s * second;
-  }
-}
-
-/* One sweep of the QL algorithm with an implicit shift (Bowdler et al., "The QR and QL algorithms
- * for symmetric matrices", 1968) over low .. high. */
-static void sweep(double *diagonal, double *beside, double *rows, guint n, guint low, guint high) {
-  double g = (diagonal[low + 1] - diagonal[low]) / (2.0 * beside[low]), s = 1.0, c = 1.0, p = 0.0;
-  g = diagonal[high] - diagonal[low] + beside[low] / (g + copysign(hypot(g, 1.0), g));
-  for (guint i = high; i-- > low;) {
-    double f = s * beside[i], b = c * beside[i], r = hypot(f, g);
-    beside[i + 1] = r;
-    if (r == 0.0) {
-      diagonal[i + 1] -= p;
-      beside[high] = 0.0;
-      return;
-    }
-    s = f / r;
-    c = g / r;
-    g = diagonal[i + 1] - p;
-    r = (diagonal[i] - g) * s + 2.0 * c * b;
-    p = s * r;
-    diagonal[i + 1] = g + p;
-    g = c * r - b;
-    turn_rows(rows + (gsize)i * n, rows + (gsize)(i + 1) * n, n, c, s);
-  }
-  diagonal[low] -= p;
-  beside[low] = g;
-  beside[high] = 0.0;
-}
-
-/* The tridiagonal form becomes diagonal, rows[n][n] its eigenvectors. */
-static void diagonalize(double *diagonal, double *beside, double *rows, guint n) {
-  double largest = 0.0;
-  for (guint i = 0; i < n; i++)
-    largest = MAX(largest, fabs(diagonal[i]) + fabs(beside[i]));
-  for (guint low = 0; low < n; low++)
-    for (;;) {
-      guint high = low;
-      while (high + 1 < n &&
-             fabs(beside[high]) > DBL_EPSILON * (fabs(diagonal[high]) + fabs(diagonal[high + 1]) +
-                                                 DBL_EPSILON * largest))
-        high++;
-      if (high == low)
-        break;
-      sweep(diagonal, beside, rows, n, low, high);
-    }
-}
-
-typedef struct {
-  double value;
-  guint row;
-} Direction;
-
-static int by_value(const void *a, const void *b) {
-  const Direction *x = a, *y = b;
-  return x->value != y->value ? (x->value < y->value ? 1 : -1)
-                              : (x->row > y->row) - (x->row < y->row);
-}
+/* --- factors --------------------------------------------------------------------------------- */
 
 enum { LANES = 8 };
 
@@ -146,100 +37,132 @@ static double dot(const float *x, const float *y, guint n) {
   return sum;
 }
 
+/* What a thread takes at a time. */
+enum { STRIP = 128, COLUMNS = 256 };
+
 void kv_host_low_rank_basis(float *basis, const float *rows, guint width, guint inputs,
                             guint rank) {
   gsize n = width;
-  g_autofree double *gram = g_new(double, n *n), *vectors = g_new(double, n *n);
-  g_autofree double *diagonal = g_new(double, n), *beside = g_new(double, n);
-  g_autofree Direction *order = g_new(Direction, n);
+  g_autofree double *gram = g_new(double, n *n), *vectors = g_new(double, n *rank);
   g_return_if_fail(rank <= width);
-  for (gsize i = 0; i < n; i++)
-    for (gsize j = 0; j <= i; j++)
-      gram[i * n + j] = gram[j * n + i] = dot(rows + i * inputs, rows + j * inputs, inputs);
-  tridiagonalize(gram, width, diagonal, beside, vectors);
-  diagonalize(diagonal, beside, vectors, width);
-  for (guint i = 0; i < width; i++)
-    order[i] = (Direction){diagonal[i], i};
-  qsort(order, n, sizeof *order, by_value);
-  for (guint r = 0; r < rank; r++)
-    for (gsize i = 0; i < n; i++)
-      basis[r * n + i] = (float)vectors[order[r].row * n + i];
+  for (gsize i = 0; i < n; i += STRIP) { /* from the diagonal on */
+    const float *first = rows + i * inputs;
+    const KvHostMatrix left = {first, inputs, 1}, right = {first, 1, inputs};
+    kv_host_product(gram + i * n + i, n, &left, &right, (guint)MIN(STRIP, n - i), (guint)(n - i),
+                    inputs);
+  }
+  kv_host_symmetric_eigenvectors(vectors, rank, gram, width);
+  for (gsize i = 0; i < n * rank; i++)
+    basis[i] = (float)vectors[i];
 }
 
-/* --- factors --------------------------------------------------------------------------------- */
+/* out[m][n], rows `stride` apart, = a[m][k] b[k][n]; m is at most STRIP. */
+static void multiply(float *out, gsize stride, const KvHostMatrix *a, const KvHostMatrix *b,
+                     guint m, guint n, guint k) {
+  double sums[STRIP * COLUMNS];
+  for (guint c = 0; c < n; c += COLUMNS) {
+    const KvHostMatrix right = {b->x + c * b->column, b->row, b->column};
+    guint width = MIN(COLUMNS, n - c);
+    kv_host_product(sums, COLUMNS, a, &right, m, width, k);
+    for (guint r = 0; r < m; r++)
+      for (guint i = 0; i < width; i++)
+        out[r * stride + c + i] = (float)sums[r * COLUMNS + i];
+  }
+}
 
-enum { FOLD_ROWS = 64 };
-
-typedef struct {
+/* A thread's part of a layer. */
+typedef struct Task Task;
+struct Task {
+  void (*run)(const Task *task);
   KvHostFactors *factors;
   const KvHostProjections *from;
-} Job;
+  guint group, first; /* row */
+  gboolean keys;
+};
+
+/* A group's matrix, and its place among the factors. */
+typedef struct {
+  guint width, rank;
+  const float *rows;
+  float *basis, *down;
+} Group;
+
+static Group group_of(const Task *task) {
+  KvHostFactors *f = task->factors;
+  guint width = f->ranks.heads * f->ranks.head_dim;
+  guint rank = task->keys ? f->ranks.key_rank : f->ranks.value_rank;
+  gsize first = (gsize)task->group * rank;
+  return (Group){.width = width,
+                 .rank = rank,
+                 .rows = (task->keys ? task->from->key : task->from->value) +
+                         (gsize)task->group * width * task->from->inputs,
+                 .basis = (task->keys ? f->key_basis : f->value_basis) + first * width,
+                 .down = (task->keys ? f->key_down : f->value_down) + first * task->from->inputs};
+}
+
+static void find_basis(const Task *task) {
+  const Group g = group_of(task);
+  kv_host_low_rank_basis(g.basis, g.rows, g.width, task->from->inputs, g.rank);
+}
 
 /* down[rank][inputs] = basis[rank][width] rows[width][inputs]. */
-static void multiply_basis(float *down, const float *basis, const float *rows, guint width,
-                           guint inputs, guint rank) {
-  memset(down, 0, (gsize)rank * inputs * sizeof *down);
-  for (guint r = 0; r < rank; r++)
-    for (guint o = 0; o < width; o++)
-      for (guint i = 0; i < inputs; i++)
-        down[(gsize)r * inputs + i] += basis[(gsize)r * width + o] * rows[(gsize)o * inputs + i];
+static void multiply_basis(const Task *task) {
+  const Group g = group_of(task);
+  guint D = task->from->inputs;
+  const KvHostMatrix basis = {g.basis + (gsize)task->first * g.width, g.width, 1};
+  const KvHostMatrix rows = {g.rows, D, 1};
+  multiply(g.down + (gsize)task->first * D, D, &basis, &rows, MIN(STRIP, g.rank - task->first), D,
+           g.width);
 }
 
-static void factor_group(const Job *job, guint group, gboolean keys) {
-  KvHostFactors *f = job->factors;
-  guint width = f->ranks.heads * f->ranks.head_dim, D = job->from->inputs;
-  guint rank = keys ? f->ranks.key_rank : f->ranks.value_rank;
-  const float *rows = (keys ? job->from->key : job->from->value) + (gsize)group * width * D;
-  float *basis = (keys ? f->key_basis : f->value_basis) + (gsize)group * rank * width;
-  float *down = (keys ? f->key_down : f->value_down) + (gsize)group * rank * D;
-  kv_host_low_rank_basis(basis, rows, width, D, rank);
-  multiply_basis(down, basis, rows, width, D, rank);
+/* The biases of values, by way of a row of the output projection. */
+static float folded_bias(const KvHostProjections *from, guint d, guint group_heads, guint row) {
+  const float *output = from->output + (gsize)row * from->n_heads * d;
+  double bias = from->output_bias ? from->output_bias[row] : 0.0;
+  for (guint h = 0; h < from->n_heads && from->value_bias; h++)
+    bias += dot(output + (gsize)h * d, from->value_bias + (gsize)(h / group_heads) * d, d);
+  return (float)bias;
 }
 
-/* A row of the output projection takes latents in the place of values. */
-static void fold_row(const Job *job, guint row) {
-  const KvHostProjections *from = job->from;
-  KvHostFactors *f = job->factors;
+/* Rows of the output projection take latents in the place of values. */
+static void fold_rows(const Task *task) {
+  const KvHostProjections *from = task->from;
+  KvHostFactors *f = task->factors;
   guint d = f->ranks.head_dim, rank = f->ranks.value_rank, width = f->ranks.heads * d;
   guint group_heads = from->n_heads / (f->ranks.groups * f->ranks.heads); /* queries of a KV head */
-  const float *output = from->output + (gsize)row * from->n_heads * d;
-  float *folded = f->output + (gsize)row * from->n_heads * rank;
-  double bias = from->output_bias ? from->output_bias[row] : 0.0;
-  for (guint h = 0; h < from->n_heads; h++, output += d, folded += rank) {
+  gsize wide = (gsize)from->n_heads * d, folded = (gsize)from->n_heads * rank, first = task->first;
+  guint n = MIN(STRIP, from->inputs - task->first);
+  for (guint h = 0; h < from->n_heads; h++) {
     guint kv = h / group_heads;
-    const float *basis = f->value_basis + (gsize)(kv / f->ranks.heads) * rank * width +
-                         (gsize)(kv % f->ranks.heads) * d;
-    for (guint r = 0; r < rank; r++)
-      folded[r] = (float)dot(output, basis + (gsize)r * width, d);
-    if (from->value_bias)
-      bias += dot(output, from->value_bias + (gsize)kv * d, d);
+    const KvHostMatrix output = {from->output + first * wide + (gsize)h * d, wide, 1};
+    const KvHostMatrix basis = {f->value_basis + (gsize)(kv / f->ranks.heads) * rank * width +
+                                    (gsize)(kv % f->ranks.heads) * d,
+                                1, width};
+    multiply(f->output + first * folded + (gsize)h * rank, folded, &output, &basis, n, rank, d);
   }
-  if (f->output_bias)
-    f->output_bias[row] = (float)bias;
+  for (guint row = task->first; row < task->first + n && f->output_bias; row++)
+    f->output_bias[row] = folded_bias(from, d, group_heads, row);
 }
 
-static void run_factor(gpointer index, gpointer user) {
-  guint i = GPOINTER_TO_UINT(index) - 1;
-  factor_group(user, i / 2, i % 2 == 0);
+static void run_task(gpointer task, gpointer user) {
+  ((const Task *)task)->run(task);
 }
 
-static void run_fold(gpointer index, gpointer user) {
-  const Job *job = user;
-  guint first = (GPOINTER_TO_UINT(index) - 1) * FOLD_ROWS;
-  for (guint row = first; row < MIN(first + FOLD_ROWS, job->from->inputs); row++)
-    fold_row(job, row);
-}
-
-/* run(1), ... run(n), each on a thread of its own. */
-static void in_parallel(GFunc run, Job *job, guint n) {
-  GThreadPool *pool = g_thread_pool_new(run, job, (gint)g_get_num_processors(), FALSE, NULL);
-  for (guint i = 1; i <= n; i++)
-    g_thread_pool_push(pool, GUINT_TO_POINTER(i), NULL);
+/* All of them on all processors; the array is empty then. */
+static void run_tasks(GArray *tasks) {
+  GThreadPool *pool = g_thread_pool_new(run_task, NULL, (gint)g_get_num_processors(), FALSE, NULL);
+  for (guint i = 0; i < tasks->len; i++)
+    g_thread_pool_push(pool, &g_array_index(tasks, Task, i), NULL);
   g_thread_pool_free(pool, FALSE, TRUE);
+  g_array_set_size(tasks, 0);
 }
 
-void kv_host_factors_init(KvHostFactors *f, const KvHostRanks *ranks,
-                          const KvHostProjections *from) {
+static void add_strips(GArray *tasks, Task task, guint rows) {
+  for (; task.first < rows; task.first += STRIP)
+    g_array_append_val(tasks, task);
+}
+
+static void allocate(KvHostFactors *f, const KvHostRanks *ranks, const KvHostProjections *from) {
   gsize width = (gsize)ranks->heads * ranks->head_dim, D = from->inputs;
   gsize keys = (gsize)ranks->groups * ranks->key_rank;
   gsize values = (gsize)ranks->groups * ranks->value_rank;
@@ -251,9 +174,27 @@ void kv_host_factors_init(KvHostFactors *f, const KvHostRanks *ranks,
                        .output = g_new(float, D * from->n_heads * ranks->value_rank)};
   if (from->value_bias || from->output_bias)
     f->output_bias = g_new(float, D);
-  Job job = {f, from};
-  in_parallel(run_factor, &job, 2 * ranks->groups);
-  in_parallel(run_fold, &job, (from->inputs + FOLD_ROWS - 1) / FOLD_ROWS);
+}
+
+void kv_host_factors_init(KvHostFactors *factors, const KvHostRanks *ranks,
+                          const KvHostProjections *projections, guint n) {
+  g_autoptr(GArray) tasks = g_array_new(FALSE, FALSE, sizeof(Task));
+  for (guint l = 0; l < n; l++) {
+    allocate(&factors[l], &ranks[l], &projections[l]);
+    for (guint i = 0; i < 2 * ranks[l].groups; i++) {
+      const Task task = {find_basis, &factors[l], &projections[l], i / 2, 0, i % 2 == 0};
+      g_array_append_val(tasks, task);
+    }
+  }
+  run_tasks(tasks);
+  for (guint l = 0; l < n; l++) {
+    for (guint i = 0; i < 2 * ranks[l].groups; i++)
+      add_strips(tasks, (Task){multiply_basis, &factors[l], &projections[l], i / 2, 0, i % 2 == 0},
+                 i % 2 ? ranks[l].value_rank : ranks[l].key_rank);
+    add_strips(tasks, (Task){fold_rows, &factors[l], &projections[l], 0, 0, FALSE},
+               projections[l].inputs);
+  }
+  run_tasks(tasks);
 }
 
 void kv_host_factors_clear(KvHostFactors *f) {

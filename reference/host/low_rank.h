@@ -48,10 +48,10 @@ typedef struct {
   float *output_bias;             /* [D], or NULL where neither values nor the output have a bias */
 } KvHostFactors;
 
-/* Groups side by side on all processors: a Gram matrix and its eigenvectors for each. Every array
- * of `factors` is made anew. */
+/* Of n layers, their groups side by side on all processors: a Gram matrix and its eigenvectors for
+ * each, which the number of threads does not change. Every array of `factors` is made anew. */
 void kv_host_factors_init(KvHostFactors *factors, const KvHostRanks *ranks,
-                          const KvHostProjections *projections);
+                          const KvHostProjections *projections, guint n);
 void kv_host_factors_clear(KvHostFactors *factors);
 
 /* Store the latents keys[groups][key_rank], values[groups][value_rank] of the token at `position`:

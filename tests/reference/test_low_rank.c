@@ -1,15 +1,13 @@
 /* Low-rank keys and values on the host: the decomposition, and what a model says with it. */
 #include <glib.h>
 #include <math.h>
-#include <string.h>
 
-#include "reference/host/agreement.h"
-#include "reference/host/executor.h"
 #include "reference/host/low_rank.h"
 #include "sim/base/random.h"
+#include "tests/reference/host_agreement.h"
 #include "tests/reference/tiny_models.h"
 
-enum { BLOCK_TOKENS = 8, BLOCKS = 32, PROMPT = 45, DECODED = 12 };
+enum { PROMPT = 45, DECODED = 12 };
 
 static float *random_floats(KvRandom *random, gsize n) {
   float *x = g_new(float, n);
@@ -42,8 +40,9 @@ static double kept_energy(const float *basis, const float *rows, guint width, gu
 /* --- the decomposition ----------------------------------------------------------------------- */
 
 static void test_a_basis_is_orthonormal(void) {
-  static const guint shapes[][3] = {{1, 1, 1},   {1, 7, 1},   {2, 3, 2},    {3, 9, 2},
-                                    {16, 4, 16}, {33, 50, 9}, {64, 200, 64}};
+  static const guint shapes[][3] = {{1, 1, 1},     {1, 7, 1},       {2, 3, 2},
+                                    {3, 9, 2},     {16, 4, 16},     {33, 50, 9},
+                                    {64, 200, 64}, {150, 300, 150}, {150, 40, 70}};
   KvRandom random;
   kv_random_seed(&random, 3, 0);
   for (guint s = 0; s < G_N_ELEMENTS(shapes); s++) {
@@ -88,37 +87,10 @@ static void test_a_basis_finds_the_span(void) {
 
 /* --- agreement with the whole cache ----------------------------------------------------------- */
 
-typedef struct {
-  const KvHostWeights *weights;
-  KvHostCache *cache;
-} Host;
-
-static gboolean host_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
-  const Host *host = engine;
-  KvHostWork work = {0};
-  span->logits = logits;
-  kv_host_forward(host->weights, host->cache, span, 1, &work);
-  return TRUE;
-}
-
 static KvHostAgreement agreement_of(const KvModel *model, const KvPaluSettings *settings,
                                     guint chunk) {
-  g_autoptr(GError) error = NULL;
-  g_autoptr(KvHostWeights) weights = kv_host_weights_new(model, 7, &error);
-  g_autoptr(KvHostCache) whole = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
-  g_autoptr(KvHostCache) thin = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
-  KvHostAgreement agreement = {0};
-  guint32 tokens[PROMPT], table[BLOCKS];
-  for (guint i = 0; i < PROMPT; i++)
-    tokens[i] = i * 37 % model->vocab;
-  for (guint i = 0; i < BLOCKS; i++)
-    table[i] = BLOCKS - 1 - i;
-  g_assert_no_error(error);
-  thin->compression = (KvHostCompression){.format = KV_HOST_PALU, .palu = *settings};
-  g_assert_true(kv_host_agreement_run(&agreement, host_pass, &(Host){weights, whole},
-                                      &(Host){weights, thin}, &thin->compression, table, tokens,
-                                      PROMPT, chunk, DECODED, model->vocab, &error));
-  return agreement;
+  const KvHostCompression c = {.format = KV_HOST_PALU, .palu = *settings};
+  return host_agreement(model, &c, PROMPT, DECODED, chunk);
 }
 
 static const KvPaluSettings defaults = {
@@ -208,15 +180,7 @@ static void test_ranks_follow_the_plan(void) {
 }
 
 static void check_refused(const char *use, const KvModel *model, const char *expected) {
-  g_autoptr(GError) error = NULL;
-  g_autoptr(KvStack) stack = kv_stack_parse(use, &error);
-  KvEngineConfig engine = {.block_tokens = 16, .prefix_caching = TRUE};
-  KvHostCompression c;
-  g_assert_no_error(error);
-  gboolean executed = kv_host_compression_init(&c, stack, model, KV_DTYPE_BF16, &engine, &error);
-  g_assert_cmpint(executed, ==, expected == NULL);
-  if (expected)
-    g_assert_nonnull(strstr(error->message, expected));
+  check_stack(use, model, KV_DTYPE_BF16, 16, TRUE, expected);
 }
 
 static void test_what_is_refused(void) {

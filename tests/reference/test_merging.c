@@ -1,13 +1,12 @@
 /* Adjacent layers merged on the host: the arithmetic, and what a model says with it. */
 #include <glib.h>
 #include <math.h>
-#include <string.h>
 
-#include "reference/host/agreement.h"
 #include "reference/host/merging.h"
+#include "tests/reference/host_agreement.h"
 #include "tests/reference/tiny_models.h"
 
-enum { BLOCK_TOKENS = 8, BLOCKS = 32, PROMPT = 45, DECODED = 12, LAYERS = 5 };
+enum { PROMPT = 45, DECODED = 12, LAYERS = 5 };
 
 /* --- arithmetic ------------------------------------------------------------------------------ */
 
@@ -75,42 +74,15 @@ static void test_pairs(void) {
 
 /* --- agreement with the whole cache ----------------------------------------------------------- */
 
-typedef struct {
-  const KvHostWeights *weights;
-  KvHostCache *cache;
-} Host;
-
-static gboolean host_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
-  const Host *host = engine;
-  KvHostWork work = {0};
-  span->logits = logits;
-  kv_host_forward(host->weights, host->cache, span, 1, &work);
-  return TRUE;
-}
-
 /* A model of LAYERS layers, merged from the first or from layer 3. */
 static KvHostAgreement agreement_of(gint first, float gamma, guint chunk) {
-  g_autoptr(GError) error = NULL;
   KvLayerGroup group = llama_groups[0];
   group.count = LAYERS;
   KvModel model = llama;
   model.groups = &group;
-  g_autoptr(KvHostWeights) weights = kv_host_weights_new(&model, 7, &error);
-  g_autoptr(KvHostCache) whole = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
-  g_autoptr(KvHostCache) merged = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
-  KvHostAgreement agreement = {0};
-  guint32 tokens[PROMPT], table[BLOCKS];
-  for (guint i = 0; i < PROMPT; i++)
-    tokens[i] = i * 37 % model.vocab;
-  for (guint i = 0; i < BLOCKS; i++)
-    table[i] = BLOCKS - 1 - i;
-  g_assert_no_error(error);
-  merged->compression = (KvHostCompression){
+  const KvHostCompression c = {
       .format = KV_HOST_MINICACHE, .first_merged = first, .slerp = 0.6f, .gamma = gamma};
-  g_assert_true(kv_host_agreement_run(&agreement, host_pass, &(Host){weights, whole},
-                                      &(Host){weights, merged}, &merged->compression, table, tokens,
-                                      PROMPT, chunk, DECODED, model.vocab, &error));
-  return agreement;
+  return host_agreement(&model, &c, PROMPT, DECODED, chunk);
 }
 
 static void test_what_merges_nothing_changes_nothing(void) {
@@ -139,15 +111,7 @@ static void test_chunks_change_nothing(void) {
 
 static void check_refused(const char *use, const KvModel *model, gboolean prefix_caching,
                           const char *expected) {
-  g_autoptr(GError) error = NULL;
-  g_autoptr(KvStack) stack = kv_stack_parse(use, &error);
-  KvEngineConfig engine = {.block_tokens = 16, .prefix_caching = prefix_caching};
-  KvHostCompression c;
-  g_assert_no_error(error);
-  gboolean executed = kv_host_compression_init(&c, stack, model, KV_DTYPE_BF16, &engine, &error);
-  g_assert_cmpint(executed, ==, expected == NULL);
-  if (expected)
-    g_assert_nonnull(strstr(error->message, expected));
+  check_stack(use, model, KV_DTYPE_BF16, 16, prefix_caching, expected);
 }
 
 static void test_what_is_refused(void) {
