@@ -99,6 +99,36 @@ gboolean kv_cuda_format_scratch(KvCudaCompressed *c, gsize bytes, const char *wh
   return TRUE;
 }
 
+guint kv_cuda_format_together(const KvCudaCompressed *c, gsize bytes) {
+  const gsize most = 128 << 20; /* the scratch grows to twice what is asked for */
+  return (guint)CLAMP(most / bytes, 1, MIN(c->weights->n_layers, KV_CUDA_TOGETHER));
+}
+
+guint kv_cuda_format_alike(const KvCudaCompressed *c, guint end, guint most) {
+  const KvAttention *last = &c->weights->layers[end - 1].attention;
+  guint n = 1;
+  for (; n < MIN(most, end); n++) {
+    const KvAttention *a = &c->weights->layers[end - 1 - n].attention;
+    if (a->n_heads != last->n_heads || a->n_kv_heads != last->n_kv_heads ||
+        a->head_dim != last->head_dim)
+      break;
+  }
+  return n;
+}
+
+cudaError_t kv_cuda_format_bring(KvCudaCompressed *c, const KvCudaCut *cut, const guint32 *kept,
+                                 KvBf16 *rows, gboolean dry) {
+  KvCudaCut moved = *cut;
+  if (dry) { /* the first token of a layer, to where it is */
+    moved.n_layers = moved.tokens = 1;
+    moved.prompt = moved.most = moved.layers[0].budget = 0;
+    moved.layers[0].to = moved.layers[0].pool;
+    moved.layers[0].to_table = moved.layers[0].table;
+  }
+  cudaError_t status = kv_cuda_gather_kept(rows, &moved, kept, c->device->stream);
+  return status != cudaSuccess ? status : kv_cuda_scatter_kept(&moved, rows, c->device->stream);
+}
+
 guint kv_cuda_format_blocks(const KvCudaCompressed *c, const KvHostSpan *span) {
   return (span->past + span->n_tokens - span->dropped + c->cache->block_tokens - 1) /
          c->cache->block_tokens;

@@ -80,6 +80,15 @@ gboolean kv_cuda_format_grow(KvCudaCompressed *c, void *memory, gsize old, gsize
                              const char *what, GError **error);
 gboolean kv_cuda_format_scratch(KvCudaCompressed *c, gsize bytes, const char *what, GError **error);
 
+/* What follows a prompt takes several layers in a launch. So many at most, if each needs `bytes` of
+ * the scratch; and of the layers before `end`, up to `most` that are of the same shape as the
+ * last of them. */
+guint kv_cuda_format_together(const KvCudaCompressed *c, gsize bytes);
+guint kv_cuda_format_alike(const KvCudaCompressed *c, guint end, guint most);
+/* Gather the kept tokens and scatter them; if `dry`, so that nothing changes. */
+cudaError_t kv_cuda_format_bring(KvCudaCompressed *c, const KvCudaCut *cut, const guint32 *kept,
+                                 KvBf16 *rows, gboolean dry);
+
 /* Blocks that a span's table covers. */
 guint kv_cuda_format_blocks(const KvCudaCompressed *c, const KvHostSpan *span);
 /* The tables of a pass's decoding rows. */

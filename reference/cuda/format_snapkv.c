@@ -8,25 +8,13 @@ static gboolean begin(KvCudaCompressed *c, guint prompts, gboolean *moved, GErro
 
 static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index, double *seconds,
                        GError **error) {
-  KvCudaCut cut;
-  KvCudaCutTarget target = {.budget = c->settings->budget};
-  if (span->prompt_tokens <= target.budget)
+  g_autofree KvCudaCutTarget *targets = g_new(KvCudaCutTarget, c->weights->n_layers);
+  if (span->prompt_tokens <= c->settings->budget)
     return TRUE;
-  if (!kv_cuda_cut_begin(c, span, target.budget, NULL, 0, &cut, error) ||
-      (!c->warm && !KV_CUDA_OK(kv_cuda_cut_layer(c, span, &cut, 0, &target, TRUE), error)) ||
-      !kv_cuda_clock_start(c->device, error))
-    return FALSE;
-  target.table = cut.tables;
-  for (guint l = 0; l < c->weights->n_layers; l++) {
-    target.pages = c->cache->layers[l];
-    if (!KV_CUDA_OK(kv_cuda_cut_layer(c, span, &cut, l, &target, FALSE), error))
-      return FALSE;
-  }
-  if (!kv_cuda_clock_stop(c->device, seconds, error))
-    return FALSE;
-  c->warm = TRUE;
-  kv_cuda_window_forget(c, kv_cuda_format_owner(c, span->owner));
-  return TRUE;
+  for (guint l = 0; l < c->weights->n_layers; l++)
+    targets[l] = (KvCudaCutTarget){
+        .budget = c->settings->budget, .pool = c->cache->layers[l].pool, .own_table = TRUE};
+  return kv_cuda_window_cut(c, span, targets, NULL, 0, seconds, error);
 }
 
 const KvCudaFormat kv_cuda_format_snapkv = {.owner_bytes = sizeof(KvCudaWindow),
