@@ -36,17 +36,6 @@ KvCudaCompressed *kv_cuda_compressed_new(KvCudaDevice *device, const KvCudaWeigh
   return NULL;
 }
 
-static void free_lanes(KvCudaCompressed *c) {
-  for (guint i = 0; i < KV_CUDA_LANES; i++) {
-    if (c->lanes[i])
-      (void)cudaStreamDestroy(c->lanes[i]);
-    if (c->joined[i])
-      (void)cudaEventDestroy(c->joined[i]);
-  }
-  if (c->forked)
-    (void)cudaEventDestroy(c->forked);
-}
-
 void kv_cuda_compressed_free(KvCudaCompressed *c) {
   if (!c)
     return;
@@ -57,7 +46,6 @@ void kv_cuda_compressed_free(KvCudaCompressed *c) {
     c->format->forget(c, owner);
   if (c->format->release)
     c->format->release(c);
-  free_lanes(c);
   g_hash_table_unref(c->owners);
   kv_cuda_free(c->scratch);
   g_free(c);
@@ -111,30 +99,34 @@ gboolean kv_cuda_format_scratch(KvCudaCompressed *c, gsize bytes, const char *wh
   return TRUE;
 }
 
-static gboolean make_lane(KvCudaCompressed *c, guint i, GError **error) {
-  return c->lanes[i] ||
-         (KV_CUDA_OK(cudaStreamCreateWithFlags(&c->lanes[i], cudaStreamNonBlocking), error) &&
-          KV_CUDA_OK(cudaEventCreateWithFlags(&c->joined[i], cudaEventDisableTiming), error));
+guint kv_cuda_format_together(const KvCudaCompressed *c, gsize bytes) {
+  const gsize most = 128 << 20; /* the scratch grows to twice what is asked for */
+  return (guint)CLAMP(most / bytes, 1, MIN(c->weights->n_layers, KV_CUDA_TOGETHER));
 }
 
-gboolean kv_cuda_format_fork(KvCudaCompressed *c, guint n, GError **error) {
-  if ((!c->forked &&
-       !KV_CUDA_OK(cudaEventCreateWithFlags(&c->forked, cudaEventDisableTiming), error)) ||
-      !KV_CUDA_OK(cudaEventRecord(c->forked, c->device->stream), error))
-    return FALSE;
-  for (guint i = 0; i < n; i++)
-    if (!make_lane(c, i, error) ||
-        !KV_CUDA_OK(cudaStreamWaitEvent(c->lanes[i], c->forked, 0), error))
-      return FALSE;
-  return TRUE;
+guint kv_cuda_format_alike(const KvCudaCompressed *c, guint end, guint most) {
+  const KvAttention *last = &c->weights->layers[end - 1].attention;
+  guint n = 1;
+  for (; n < MIN(most, end); n++) {
+    const KvAttention *a = &c->weights->layers[end - 1 - n].attention;
+    if (a->n_heads != last->n_heads || a->n_kv_heads != last->n_kv_heads ||
+        a->head_dim != last->head_dim)
+      break;
+  }
+  return n;
 }
 
-gboolean kv_cuda_format_join(KvCudaCompressed *c, guint n, GError **error) {
-  for (guint i = 0; i < n; i++)
-    if (!KV_CUDA_OK(cudaEventRecord(c->joined[i], c->lanes[i]), error) ||
-        !KV_CUDA_OK(cudaStreamWaitEvent(c->device->stream, c->joined[i], 0), error))
-      return FALSE;
-  return TRUE;
+cudaError_t kv_cuda_format_bring(KvCudaCompressed *c, const KvCudaCut *cut, const guint32 *kept,
+                                 KvBf16 *rows, gboolean dry) {
+  KvCudaCut moved = *cut;
+  if (dry) { /* the first token of a layer, to where it is */
+    moved.n_layers = moved.tokens = 1;
+    moved.prompt = moved.most = moved.layers[0].budget = 0;
+    moved.layers[0].to = moved.layers[0].pool;
+    moved.layers[0].to_table = moved.layers[0].table;
+  }
+  cudaError_t status = kv_cuda_gather_kept(rows, &moved, kept, c->device->stream);
+  return status != cudaSuccess ? status : kv_cuda_scatter_kept(&moved, rows, c->device->stream);
 }
 
 guint kv_cuda_format_blocks(const KvCudaCompressed *c, const KvHostSpan *span) {

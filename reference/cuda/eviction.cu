@@ -2,20 +2,9 @@
  * what stays of it, and at each step the slot that the next token takes and the attention that the
  * slots draw. Twins: kv_host_h2o_add(), kv_host_h2o_slot(), kv_host_snapkv_select(). */
 #include "reference/cuda/choose.cuh"
-#include "reference/cuda/mma.cuh"
+#include "reference/cuda/scores.cuh"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, TILE = 64, HEADS = 16, MAX_GROUP = 128 };
-
-static __device__ __forceinline__ KvBf16 *key_row(const KvCudaPages &pages, const uint32_t *table,
-                                                  uint32_t head, uint32_t slot) {
-  uint32_t mask = (1u << pages.block_shift) - 1;
-  return pages.pool + table[slot >> pages.block_shift] * pages.block_elements +
-         (((uint64_t)head << pages.block_shift) + (slot & mask)) * pages.head_dim;
-}
-
-static float scale_of(uint32_t head_dim) {
-  return 1.4426950408889634f / sqrtf((float)head_dim); /* of a score, as a power of two */
-}
+enum { HEADS = 16, MAX_GROUP = 128 };
 
 /* --- a prompt: the columns of its matrix of probabilities ------------------------------------ */
 
@@ -31,27 +20,6 @@ struct Chunk {
   float scale;
 };
 
-template <int d> struct Tile { KvBf16 rows[TILE][SharedRow<d>::elements]; };
-
-/* Begin to load TILE rows, row r from where at(r) says; NULL: zeros. */
-template <int d, typename At>
-static __device__ __forceinline__ void load_rows(Tile<d> &tile, const KvBf16 *any, At at) {
-  const int chunks = SharedRow<d>::chunks;
-  for (int i = threadIdx.x; i < TILE * chunks; i += THREADS) {
-    int r = i / chunks, c = i % chunks;
-    const KvBf16 *from = at((uint32_t)r);
-    copy_16_async(&tile.rows[r][c * 8], from ? from + c * 8 : any, from ? 16 : 0);
-  }
-}
-
-template <int d>
-static __device__ __forceinline__ void load_keys(Tile<d> &tile, const Chunk &p, uint32_t head,
-                                                 uint32_t first) {
-  load_rows<d>(tile, p.pages.pool, [&](uint32_t r) -> const KvBf16 * {
-    return first + r < p.past + p.tokens ? key_row(p.pages, p.table, head, first + r) : nullptr;
-  });
-}
-
 template <int d>
 static __device__ __forceinline__ void load_queries(Tile<d> &tile, const Chunk &p, uint32_t head,
                                                     uint32_t first) {
@@ -60,78 +28,35 @@ static __device__ __forceinline__ void load_queries(Tile<d> &tile, const Chunk &
   });
 }
 
-/* Of a row, as far as it was seen: the largest of this lane's scores, and their exponentials'
- * sum. */
-struct Running {
-  float largest, sum;
-};
-
-/* Add the tile's scores in one of the lane's two rows, which sees the keys up to `position`. */
-static __device__ __forceinline__ void add_tile(Running &run, const float (&s)[8][4], int half,
-                                                uint32_t first, uint32_t position, float scale) {
-  float x[16], largest = run.largest;
-#pragma unroll
-  for (int i = 0; i < 16; i++) {
-    uint32_t token = first + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
-    x[i] = token <= position ? s[i / 2][half * 2 + i % 2] * scale : -INFINITY;
-    largest = fmaxf(largest, x[i]);
-  }
-  if (largest == -INFINITY)
-    return;
-  run.sum *= power_of_2(run.largest - largest);
-#pragma unroll
-  for (int i = 0; i < 16; i++)
-    run.sum += power_of_2(x[i] - largest);
-  run.largest = largest;
-}
-
 /* A warp is 16 queries of one head, over all keys that they see. grid (tokens / TILE, H) */
 template <int d> static __global__ void __launch_bounds__(THREADS) sum_rows(const Chunk p) {
   __shared__ __align__(16) Tile<d> keys[2];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = 0;
-  uint32_t head = blockIdx.y, kv_head = head / p.group;
+  uint32_t head = blockIdx.y, kv_head = head / p.group, context = p.past + p.tokens;
   uint32_t first = (gridDim.x - 1 - blockIdx.x) * TILE; /* the longest first */
   uint32_t end = p.past + min(first + TILE, p.tokens), row = first + warp * 16 + lane / 4;
+  const uint32_t positions[2] = {p.past + row, p.past + row + 8};
+  const KvBf16 *const rows[2] = {p.q + min(row, p.tokens - 1) * p.row_stride + head * d,
+                                 p.q + min(row + 8, p.tokens - 1) * p.row_stride + head * d};
   uint32_t q[d / 16][4];
   Running run[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
-#pragma unroll
-  for (int k = 0; k < d / 16; k++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      uint32_t t = min(row + i % 2 * 8, p.tokens - 1);
-      q[k][i] = *(const uint32_t *)(p.q + t * p.row_stride + head * d + k * 16 + i / 2 * 8 +
-                                    lane % 4 * 2);
-    }
-  load_keys<d>(keys[0], p, kv_head, 0);
+  hold_queries<d>(q, rows);
+  load_keys<d>(keys[0], p.pages, p.table, kv_head, 0, context);
   copies_commit();
   for (uint32_t k0 = 0; k0 < end; k0 += TILE, stage ^= 1) {
     if (k0 + TILE < end)
-      load_keys<d>(keys[stage ^ 1], p, kv_head, k0 + TILE);
+      load_keys<d>(keys[stage ^ 1], p.pages, p.table, kv_head, k0 + TILE, context);
     copies_commit();
     copies_wait<1>();
     __syncthreads();
-    float s[8][4] = {};
-#pragma unroll
-    for (int n = 0; n < 4; n++)
-#pragma unroll
-      for (int k = 0; k < d / 16; k++) {
-        uint32_t b[4];
-        load_tiles(b,
-                   &keys[stage].rows[n * 16 + lane / 16 * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
-        mma_bf16(s[2 * n], q[k], b[0], b[1]);
-        mma_bf16(s[2 * n + 1], q[k], b[2], b[3]);
-      }
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      add_tile(run[half], s, half, k0, p.past + row + half * 8, p.scale);
+    add_tile<d>(run, q, keys[stage], k0, positions, p.scale);
     __syncthreads(); /* the tile may be overwritten */
   }
 #pragma unroll
   for (int half = 0; half < 2; half++) { /* every row sees the first key */
-    float largest = row_max(run[half].largest);
-    float sum = row_sum(run[half].sum * power_of_2(run[half].largest - largest));
+    const Running all = whole_row(run[half]);
     if (lane % 4 == 0 && row + half * 8 < p.tokens)
-      p.logs[(uint64_t)head * p.tokens + row + half * 8] = largest + __log2f(sum);
+      p.logs[(uint64_t)head * p.tokens + row + half * 8] = all.largest + __log2f(all.sum);
   }
 }
 
@@ -144,14 +69,11 @@ template <int d> static __global__ void __launch_bounds__(THREADS) sum_columns(c
   uint32_t begin = k0 > p.past ? (k0 - p.past) / TILE * TILE : 0;
   uint32_t token = k0 + warp * 16 + lane % 4 * 2, keys[d / 16][4];
   float sums[2][2] = {};
-  load_keys<d>(queries[0], p, head / p.group, k0);
+  load_keys<d>(queries[0], p.pages, p.table, head / p.group, k0, context);
   copies_commit();
   copies_wait<0>();
   __syncthreads();
-#pragma unroll
-  for (int k = 0; k < d / 16; k++)
-    load_tiles(keys[k],
-               &queries[0].rows[warp * 16 + lane / 16 * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+  hold_keys<d>(keys, queries[0]);
   __syncthreads();
   auto load = [&](int to, uint32_t t0) {
     load_queries<d>(queries[to], p, head, t0);
@@ -167,41 +89,21 @@ template <int d> static __global__ void __launch_bounds__(THREADS) sum_columns(c
     copies_commit();
     copies_wait<1>();
     __syncthreads();
-#pragma unroll
-    for (int r = 0; r < TILE / 16; r++) {
-      float s[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < d / 16; k++) {
-        uint32_t a[4];
-        load_tiles(a, &queries[stage].rows[r * 16 + lane % 16][k * 16 + lane / 16 * 8]);
-        mma_bf16(s[0], a, keys[k][0], keys[k][1]);
-        mma_bf16(s[1], a, keys[k][2], keys[k][3]);
-      }
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        uint32_t row = r * 16 + lane / 4 + i / 2 % 2 * 8, t = t0 + row;
-        bool seen = t < p.tokens && token + i / 4 * 8 + i % 2 <= p.past + t;
-        sums[i / 4][i % 2] +=
-            seen ? power_of_2(s[i / 4][i % 4] * p.scale - logs[stage][row]) : 0.0f;
-      }
-    }
+    add_columns<d>(sums, keys, queries[stage], logs[stage], p.scale, [&](uint32_t row, uint32_t i) {
+      return t0 + row < p.tokens && token + i <= p.past + t0 + row;
+    });
     __syncthreads(); /* the tile may be overwritten */
   }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    float sum = sums[i / 2][i % 2];
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2)
-      sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (lane < 4 && token + i / 2 * 8 + i % 2 < context)
-      p.columns[(uint64_t)head * context + token + i / 2 * 8 + i % 2] = sum;
-  }
+  put_columns(sums, [&](uint32_t i, float sum) {
+    if (token + i < context)
+      p.columns[(uint64_t)head * context + token + i] = sum;
+  });
 }
 
 /* grid (context / THREADS, Hkv) */
 static __global__ void __launch_bounds__(THREADS)
-    add_columns(float *out, const float *in, uint64_t stride, const float *columns, uint32_t past,
-                uint32_t context, uint32_t group) {
+    add_heads(float *out, const float *in, uint64_t stride, const float *columns, uint32_t past,
+              uint32_t context, uint32_t group) {
   uint32_t token = blockIdx.x * THREADS + threadIdx.x;
   if (token >= context)
     return;
@@ -261,14 +163,13 @@ cudaError_t kv_cuda_sum_attention(float *out, const float *in, uint64_t stride, 
     return cudaErrorInvalidValue;
   }
   dim3 grid((past + tokens + THREADS - 1) / THREADS, pages->n_kv_heads);
-  add_columns<<<grid, THREADS, 0, stream>>>(out, in, stride, p.columns, past, past + tokens,
-                                            p.group);
+  add_heads<<<grid, THREADS, 0, stream>>>(out, in, stride, p.columns, past, past + tokens, p.group);
   return cudaGetLastError();
 }
 
 /* --- what stays of a prompt ------------------------------------------------------------------ */
 
-/* Scores are not negative, so their bits are in their order. grid (Hkv) */
+/* Scores are not negative, so their bits are in their order. grid (rows) */
 static __global__ void __launch_bounds__(SELECTORS)
     select_slots(uint32_t *kept, const float *scores, uint64_t stride, uint32_t n, uint32_t slots,
                  uint32_t recent) {
@@ -282,11 +183,11 @@ static __global__ void __launch_bounds__(SELECTORS)
 }
 
 cudaError_t kv_cuda_h2o_select(uint32_t *kept, const float *scores, uint64_t stride, uint32_t n,
-                               uint32_t slots, uint32_t recent, uint32_t n_kv_heads,
+                               uint32_t slots, uint32_t recent, uint32_t rows,
                                cudaStream_t stream) {
   if (recent == 0 || recent >= slots || slots > n)
     return cudaErrorInvalidValue;
-  select_slots<<<n_kv_heads, SELECTORS, 0, stream>>>(kept, scores, stride, n, slots, recent);
+  select_slots<<<rows, SELECTORS, 0, stream>>>(kept, scores, stride, n, slots, recent);
   return cudaGetLastError();
 }
 
@@ -301,7 +202,7 @@ static __device__ __forceinline__ SlotRow slot_row(const KvCudaSlots &known, uin
   return {(float *)words, words + known.slots, words + 2 * (uint64_t)known.slots};
 }
 
-/* grid (Hkv) */
+/* grid (rows) */
 static __global__ void __launch_bounds__(THREADS)
     fill_slots(const KvCudaSlots known, uint32_t first_row, const float *scores, uint64_t stride,
                const uint32_t *kept, uint32_t n) {
@@ -316,9 +217,9 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 cudaError_t kv_cuda_h2o_fill(const KvCudaSlots *slots, uint32_t first_row, const float *scores,
-                             uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t n_kv_heads,
+                             uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t rows,
                              cudaStream_t stream) {
-  fill_slots<<<n_kv_heads, THREADS, 0, stream>>>(*slots, first_row, scores, stride, kept, n);
+  fill_slots<<<rows, THREADS, 0, stream>>>(*slots, first_row, scores, stride, kept, n);
   return cudaGetLastError();
 }
 
@@ -437,8 +338,8 @@ static __global__ void __launch_bounds__(THREADS)
 /* A warp sums a query head's exponentials; then a thread is a slot. A step that is run again adds
  * nothing. grid (Hkv, S) */
 static __global__ void __launch_bounds__(THREADS)
-    add_scores(const KvCudaSlots *sequences, const float *scores, const uint32_t *contexts,
-               uint32_t first_row, uint32_t n_heads, uint32_t most) {
+    draw(const KvCudaSlots *sequences, const float *scores, const uint32_t *contexts,
+         uint32_t first_row, uint32_t n_heads, uint32_t most) {
   __shared__ float logs[MAX_GROUP];
   uint32_t s = blockIdx.y, group = n_heads / gridDim.x, held = contexts[s], lane = threadIdx.x % 32;
   if (held == 0)
@@ -516,7 +417,7 @@ cudaError_t kv_cuda_h2o_score(const KvCudaSlots *slots, uint32_t first_row, floa
   default:
     return cudaErrorInvalidValue;
   }
-  add_scores<<<dim3(pages->n_kv_heads, sequences), THREADS, 0, stream>>>(slots, scratch, contexts,
-                                                                         first_row, n_heads, most);
+  draw<<<dim3(pages->n_kv_heads, sequences), THREADS, 0, stream>>>(slots, scratch, contexts,
+                                                                   first_row, n_heads, most);
   return cudaGetLastError();
 }

@@ -11,9 +11,8 @@
 
 #include "reference/cuda/compressed.h"
 
-/* KV_CUDA_FORMAT_ROWS: most sequences that decode together. KV_CUDA_LANES: layers that are worked
- * on side by side after a pass, where they do not depend on each other. */
-enum { KV_CUDA_FORMAT_ROWS = 8192, KV_CUDA_LANES = 8 };
+/* KV_CUDA_FORMAT_ROWS: most sequences that decode together. */
+enum { KV_CUDA_FORMAT_ROWS = 8192 };
 
 typedef struct {
   gsize owner_bytes; /* of what is kept of a sequence, zeroed at first */
@@ -68,9 +67,7 @@ struct KvCudaCompressed {
   guint n_spans;
   void *scratch; /* of finish(), grown by kv_cuda_format_scratch() */
   gsize scratch_bytes;
-  gboolean warm;                     /* some prompt was finished: its kernels are loaded */
-  cudaStream_t lanes[KV_CUDA_LANES]; /* made when they are first used */
-  cudaEvent_t forked, joined[KV_CUDA_LANES];
+  gboolean warm; /* some prompt was finished: its kernels are loaded */
 };
 
 /* What is kept of a sequence, made if it is new; and without making it, NULL if there is none. */
@@ -83,9 +80,14 @@ gboolean kv_cuda_format_grow(KvCudaCompressed *c, void *memory, gsize old, gsize
                              const char *what, GError **error);
 gboolean kv_cuda_format_scratch(KvCudaCompressed *c, gsize bytes, const char *what, GError **error);
 
-/* The first n lanes begin where the device's stream is; and it goes on when they are done. */
-gboolean kv_cuda_format_fork(KvCudaCompressed *c, guint n, GError **error);
-gboolean kv_cuda_format_join(KvCudaCompressed *c, guint n, GError **error);
+/* What follows a prompt takes several layers in a launch. So many at most, if each needs `bytes` of
+ * the scratch; and of the layers before `end`, up to `most` that are of the same shape as the
+ * last of them. */
+guint kv_cuda_format_together(const KvCudaCompressed *c, gsize bytes);
+guint kv_cuda_format_alike(const KvCudaCompressed *c, guint end, guint most);
+/* Gather the kept tokens and scatter them; if `dry`, so that nothing changes. */
+cudaError_t kv_cuda_format_bring(KvCudaCompressed *c, const KvCudaCut *cut, const guint32 *kept,
+                                 KvBf16 *rows, gboolean dry);
 
 /* Blocks that a span's table covers. */
 guint kv_cuda_format_blocks(const KvCudaCompressed *c, const KvHostSpan *span);

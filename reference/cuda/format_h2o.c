@@ -213,63 +213,83 @@ static cudaError_t decode(KvCudaCompressed *c, guint layer, const KvCudaRows *r)
 
 /* --- after a pass ---------------------------------------------------------------------------- */
 
-/* Where things stand in the scratch of cutting one layer. */
+/* What cutting `together` layers needs beside the cache. */
 typedef struct {
   guint32 *kept, *table;
   KvBf16 *rows;
-} Cut;
+  guint together;
+} Scratch;
 
-static gboolean begin_cut(KvCudaCompressed *c, const KvHostSpan *span, guint32 slots, Cut *cut,
+static gboolean begin_cut(KvCudaCompressed *c, const KvHostSpan *span, guint32 slots, Scratch *s,
                           GError **error) {
   gsize heads = most_heads(c), elements = 0, blocks = kv_cuda_format_blocks(c, span);
   for (guint l = 0; l < c->weights->n_layers; l++)
     elements = MAX(elements, (gsize)c->cache->layers[l].n_kv_heads * c->cache->layers[l].head_dim);
   gsize rows = 2 * elements * slots * sizeof(KvBf16), kept = heads * slots * sizeof(guint32);
-  if (!kv_cuda_format_scratch(c, rows + kept + blocks * sizeof(guint32),
+  s->together = kv_cuda_format_together(c, rows + kept);
+  if (!kv_cuda_format_scratch(c, s->together * (rows + kept) + blocks * sizeof(guint32),
                               "choosing the tokens of a prompt", error))
     return FALSE;
-  cut->rows = c->scratch;
-  cut->kept = (guint32 *)(void *)((char *)c->scratch + rows);
-  cut->table = cut->kept + heads * slots;
-  return kv_cuda_upload(c->device, cut->table, span->block_table, blocks * sizeof(guint32), error);
+  s->rows = c->scratch;
+  s->kept = (guint32 *)(void *)((char *)c->scratch + s->together * rows);
+  s->table = s->kept + s->together * heads * slots;
+  return kv_cuda_upload(c->device, s->table, span->block_table, blocks * sizeof(guint32), error);
 }
 
-/* Choose, keep the scores, gather, scatter; if `dry`, what changes nothing of the blocks. A prompt
- * that fits into the slots stays as it is. */
-static cudaError_t cut_layer(KvCudaCompressed *c, const KvHostSpan *span, const Cut *cut,
-                             guint layer, gboolean dry) {
-  const Owner *owner = kv_cuda_format_find(c, span->owner);
+/* The layers first .. end - 1, which are alike, of a prompt of n tokens: choose, keep the scores,
+ * gather, scatter; if `dry`, what changes nothing of the blocks. A prompt that fits into the slots
+ * stays as it is. */
+static cudaError_t cut_together(KvCudaCompressed *c, const Owner *owner, const Scratch *s,
+                                guint32 n, guint first, guint end, gboolean dry) {
   const KvCudaSlots *x = &owner->slots;
-  const KvCudaPages *pages = &c->cache->layers[layer];
-  guint32 n = span->past + span->n_tokens, row = layer * most_heads(c);
+  guint32 row = first * most_heads(c);
   const float *sums = owner->sums[owner->written] + (gsize)row * owner->room;
   cudaStream_t stream = c->device->stream;
+  KvCudaCut cut = {.pages = c->cache->layers[first],
+                   .n_layers = end - first,
+                   .prompt = n,
+                   .tokens = n,
+                   .most = x->slots};
+  guint32 rows = cut.n_layers * cut.pages.n_kv_heads;
+  for (guint l = first; l < end; l++)
+    cut.layers[l - first] = (KvCudaCutLayer){.pool = c->cache->layers[l].pool,
+                                             .to = c->cache->layers[l].pool,
+                                             .table = s->table,
+                                             .to_table = s->table,
+                                             .budget = x->slots};
   if (n <= x->slots)
-    return kv_cuda_h2o_fill(x, row, sums, owner->room, NULL, n, pages->n_kv_heads, stream);
-  cudaError_t status = kv_cuda_h2o_select(cut->kept, sums, owner->room, n, x->slots, x->recent,
-                                          pages->n_kv_heads, stream);
+    return kv_cuda_h2o_fill(x, row, sums, owner->room, NULL, n, rows, stream);
+  cudaError_t status =
+      kv_cuda_h2o_select(s->kept, sums, owner->room, n, x->slots, x->recent, rows, stream);
   if (status == cudaSuccess)
-    status = kv_cuda_h2o_fill(x, row, sums, owner->room, cut->kept, n, pages->n_kv_heads, stream);
-  if (status == cudaSuccess)
-    status = kv_cuda_gather_kept(cut->rows, pages, cut->table, cut->kept, dry ? 0 : x->slots,
-                                 dry ? 0 : n, dry ? 1 : n, stream);
-  return status != cudaSuccess
-             ? status
-             : kv_cuda_scatter_kept(pages, cut->table, cut->rows, dry ? 1 : x->slots, stream);
+    status = kv_cuda_h2o_fill(x, row, sums, owner->room, s->kept, n, rows, stream);
+  return status != cudaSuccess ? status : kv_cuda_format_bring(c, &cut, s->kept, s->rows, dry);
+}
+
+/* Layers of fewer heads than the most have rows of nobody between theirs, and go one by one. */
+static cudaError_t cut_layers(KvCudaCompressed *c, const KvHostSpan *span, const Scratch *s,
+                              gboolean dry) {
+  const Owner *owner = kv_cuda_format_find(c, span->owner);
+  cudaError_t status = cudaSuccess;
+  for (guint end = c->weights->n_layers, n; end > 0 && status == cudaSuccess; end -= n) {
+    gboolean dense = c->cache->layers[end - 1].n_kv_heads == most_heads(c);
+    n = kv_cuda_format_alike(c, end, dense ? s->together : 1);
+    status = cut_together(c, owner, s, span->past + span->n_tokens, end - n, end, dry);
+    if (dry)
+      break;
+  }
+  return status;
 }
 
 static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index, double *seconds,
                        GError **error) {
   Owner *owner = kv_cuda_format_owner(c, span->owner);
-  Cut cut;
-  if (!begin_cut(c, span, owner->slots.slots, &cut, error) ||
-      (!c->warm && !KV_CUDA_OK(cut_layer(c, span, &cut, 0, TRUE), error)) ||
-      !kv_cuda_clock_start(c->device, error))
-    return FALSE;
-  for (guint l = 0; l < c->weights->n_layers; l++)
-    if (!KV_CUDA_OK(cut_layer(c, span, &cut, l, FALSE), error))
-      return FALSE;
-  if (!kv_cuda_clock_stop(c->device, seconds, error))
+  Scratch s;
+  if (!begin_cut(c, span, owner->slots.slots, &s, error) ||
+      (!c->warm && !KV_CUDA_OK(cut_layers(c, span, &s, TRUE), error)) ||
+      !kv_cuda_clock_start(c->device, error) ||
+      !KV_CUDA_OK(cut_layers(c, span, &s, FALSE), error) ||
+      !kv_cuda_clock_stop(c->device, seconds, error))
     return FALSE;
   c->warm |= span->past + span->n_tokens > owner->slots.slots;
   drop_sums(owner);

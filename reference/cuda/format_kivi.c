@@ -129,18 +129,11 @@ static cudaError_t decode(KvCudaCompressed *c, guint layer, const KvCudaRows *r)
 
 /* --- after a pass ---------------------------------------------------------------------------- */
 
-static gboolean pack_layers(KvCudaCompressed *c, const KvHostSpan *span, guint32 ring,
-                            const guint32 *exact, const guint32 *table, GError **error) {
-  Kivi *k = c->state;
-  if (!kv_cuda_format_fork(c, KV_CUDA_LANES, error))
-    return FALSE;
-  for (guint l = 0; l < c->weights->n_layers; l++)
-    if (!KV_CUDA_OK(kv_cuda_kivi_pack(&c->cache->packed[l], table, &k->exact.workspace.layers[l],
-                                      exact, ring, span->past + span->n_tokens,
-                                      c->lanes[l % KV_CUDA_LANES]),
-                    error))
-      return FALSE;
-  return kv_cuda_format_join(c, KV_CUDA_LANES, error);
+static cudaError_t pack(KvCudaCompressed *c, const KvHostSpan *span, guint32 ring,
+                        const guint32 *exact, const guint32 *table) {
+  const Kivi *k = c->state;
+  return kv_cuda_kivi_pack(c->cache->packed, table, k->exact.workspace.layers, exact, ring,
+                           span->past + span->n_tokens, c->weights->n_layers, c->device->stream);
 }
 
 static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index, double *seconds,
@@ -151,9 +144,9 @@ static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index,
   const guint32 *exact = kv_cuda_exact_table(&k->exact, index);
   if (!kv_cuda_format_scratch(c, bytes, "the table of a prompt", error) ||
       !kv_cuda_upload(c->device, c->scratch, span->block_table, bytes, error) ||
-      (!c->warm && !pack_layers(c, span, owner->ring - 1, exact, c->scratch, error)) ||
+      (!c->warm && !KV_CUDA_OK(pack(c, span, owner->ring - 1, exact, c->scratch), error)) ||
       !kv_cuda_clock_start(c->device, error) ||
-      !pack_layers(c, span, owner->ring - 1, exact, c->scratch, error) ||
+      !KV_CUDA_OK(pack(c, span, owner->ring - 1, exact, c->scratch), error) ||
       !kv_cuda_clock_stop(c->device, seconds, error))
     return FALSE;
   c->warm = TRUE;

@@ -152,16 +152,17 @@ static cudaError_t decode(KvCudaCompressed *c, guint layer, const KvCudaRows *r)
 
 /* --- after a pass ---------------------------------------------------------------------------- */
 
-/* Each layer's blocks of a prompt that gets a pyramid, one table after another: layer l's at
- * starts[l]. */
-static GArray *layer_tables(const KvCudaCompressed *c, const KvHostSpan *span, guint32 *starts) {
+/* Where the layers of a prompt that gets a pyramid go, and their tables there, one after another.
+ * The parts of late layers are taken by early ones, which are cut after them. */
+static GArray *layer_targets(const KvCudaCompressed *c, const KvHostSpan *span,
+                             KvCudaCutTarget *targets) {
   const KvHostPyramid *p = ((const Pyramid *)c->state)->pyramid;
   GArray *words = g_array_new(FALSE, FALSE, sizeof(guint32));
   guint32 after = span->past + span->n_tokens - span->prompt_tokens;
   for (guint l = 0; l < p->n_layers; l++) {
-    guint32 slots = kv_host_pyramid_budget(p, l) + after;
-    starts[l] = words->len;
-    for (guint32 i = 0; i * p->block_tokens < slots; i++) {
+    targets[l] = (KvCudaCutTarget){
+        .budget = kv_host_pyramid_budget(p, l), .pool = all_parts(c, l).pool, .table = words->len};
+    for (guint32 i = 0; i * p->block_tokens < targets[l].budget + after; i++) {
       KvHostPart part = kv_host_pyramid_part(p, l, i);
       guint32 word = part.layer * (guint32)c->cache->hbm_blocks + span->block_table[part.block];
       g_array_append_val(words, word);
@@ -170,46 +171,22 @@ static GArray *layer_tables(const KvCudaCompressed *c, const KvHostSpan *span, g
   return words;
 }
 
-/* All layers, the last ones first: their parts are taken by the first ones. */
-static gboolean cut_layers(KvCudaCompressed *c, const KvHostSpan *span, const KvCudaCut *cut,
-                           const guint32 *starts, GError **error) {
-  const Pyramid *y = c->state;
-  for (guint l = c->weights->n_layers; l-- > 0;) {
-    KvCudaCutTarget target = {.budget = kv_host_compression_kept(c->settings, span->prompt_tokens),
-                              .pages = c->cache->layers[l],
-                              .table = cut->tables};
-    if (starts)
-      target = (KvCudaCutTarget){kv_host_pyramid_budget(y->pyramid, l), all_parts(c, l),
-                                 cut->tables + kv_cuda_format_blocks(c, span) + starts[l]};
-    if (!KV_CUDA_OK(kv_cuda_cut_layer(c, span, cut, l, &target, FALSE, c->device->stream), error))
-      return FALSE;
-  }
-  return TRUE;
-}
-
 static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index, double *seconds,
                        GError **error) {
   const Pyramid *y = c->state;
   guint32 kept = kv_host_compression_kept(c->settings, span->prompt_tokens);
-  gboolean applies = kv_host_pyramid_applies(y->pyramid, c->settings, span->prompt_tokens);
-  g_autofree guint32 *starts = applies ? g_new(guint32, c->weights->n_layers) : NULL;
-  g_autoptr(GArray) tables = applies ? layer_tables(c, span, starts) : NULL;
-  KvCudaCut cut;
-  guint lanes = 1; /* layers take each other's parts, so one follows the other */
-  KvCudaCutTarget flat = {.budget = kept};
+  g_autofree KvCudaCutTarget *targets = g_new(KvCudaCutTarget, c->weights->n_layers);
   if (kept == span->prompt_tokens)
     return TRUE;
-  if (!kv_cuda_cut_begin(c, span, applies ? kv_host_pyramid_budget(y->pyramid, 0) : kept,
-                         tables ? (const guint32 *)(const void *)tables->data : NULL,
-                         tables ? tables->len : 0, &cut, &lanes, error) ||
-      (!c->warm &&
-       !KV_CUDA_OK(kv_cuda_cut_layer(c, span, &cut, 0, &flat, TRUE, c->device->stream), error)) ||
-      !kv_cuda_clock_start(c->device, error) || !cut_layers(c, span, &cut, starts, error) ||
-      !kv_cuda_clock_stop(c->device, seconds, error))
-    return FALSE;
-  c->warm = TRUE;
-  kv_cuda_window_forget(c, kv_cuda_format_owner(c, span->owner));
-  return TRUE;
+  if (kv_host_pyramid_applies(y->pyramid, c->settings, span->prompt_tokens)) {
+    g_autoptr(GArray) tables = layer_targets(c, span, targets);
+    return kv_cuda_window_cut(c, span, targets, (const guint32 *)(const void *)tables->data,
+                              tables->len, seconds, error);
+  }
+  for (guint l = 0; l < c->weights->n_layers; l++)
+    targets[l] =
+        (KvCudaCutTarget){.budget = kept, .pool = c->cache->layers[l].pool, .own_table = TRUE};
+  return kv_cuda_window_cut(c, span, targets, NULL, 0, seconds, error);
 }
 
 const KvCudaFormat kv_cuda_format_pyramidkv = {.owner_bytes = sizeof(KvCudaWindow),

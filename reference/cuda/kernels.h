@@ -22,6 +22,9 @@ extern "C" {
 
 typedef uint16_t KvBf16; /* the upper half of a float's bits */
 
+/* Layers that one launch takes at most, where a finished prompt's layers go together. */
+#define KV_CUDA_TOGETHER 32
+
 /* --- norm.cu ------------------------------------------------------------------------------- */
 
 /* out[R][D] = x / rms(x) * weight[D]. */
@@ -196,10 +199,12 @@ cudaError_t kv_cuda_store_fp8(const KvBf16 *qkv, const KvCudaPacked *packed,
 cudaError_t kv_cuda_widen_fp8(const KvCudaPages *pages, const KvCudaPacked *packed,
                               const uint32_t *from, uint32_t n, cudaStream_t stream);
 /* A prompt of n tokens is done, exact in `pages` under `exact_table`: pack what kivi packs of it
- * into the blocks of `table`, the rest goes to the ring `slot`. */
+ * into the blocks of `table`, the rest goes to the ring `slot`. Of each of the layers packed[l] and
+ * pages[l], in host memory, which differ at most in their heads and where they stand; up to
+ * KV_CUDA_TOGETHER of the same heads are one launch. */
 cudaError_t kv_cuda_kivi_pack(const KvCudaPacked *packed, const uint32_t *table,
                               const KvCudaPages *pages, const uint32_t *exact_table, uint32_t slot,
-                              uint32_t n, cudaStream_t stream);
+                              uint32_t n, uint32_t n_layers, cudaStream_t stream);
 /* Row r of qkv is the token at contexts[r] - 1 of sequence r: it enters ring slots[r], and what it
  * pushes out is packed. Contexts of 0 are skipped. */
 cudaError_t kv_cuda_kivi_append(const KvBf16 *qkv, const KvCudaPacked *packed,
@@ -220,27 +225,39 @@ cudaError_t kv_cuda_decode_attention_packed(KvBf16 *out, const KvBf16 *q, uint64
 
 /* --- selection.cu: a prompt cut to its most wanted tokens ------------------------------------- */
 
-/* votes[Hkv][prompt - window]: attention of q[window][H][d], the prompt's last queries, on each
- * earlier token, summed over queries and the heads of a group. scratch:
- * kv_cuda_vote_scratch_bytes(). */
-cudaError_t kv_cuda_vote(float *votes, const KvBf16 *q, const KvCudaPages *pages,
-                         const uint32_t *table, uint32_t prompt, uint32_t n_heads, uint32_t window,
-                         void *scratch, cudaStream_t stream);
-uint64_t kv_cuda_vote_scratch_bytes(uint32_t prompt, uint32_t n_heads, uint32_t window);
-/* kept[Hkv][budget], ascending: the budget - window best of votes[Hkv][prompt - window], pooled
- * over `kernel` (mean, or the largest), of equals the lowest; then the window. pooled: room for as
- * many floats as votes. */
-cudaError_t kv_cuda_select(uint32_t *kept, const float *votes, float *pooled, uint32_t prompt,
-                           uint32_t n_kv_heads, uint32_t budget, uint32_t window, uint32_t kernel,
-                           int largest, cudaStream_t stream);
-/* Bring each head's kept tokens to its first slots and tokens prompt .. tokens - 1 after them.
- * scratch: 2 Hkv (budget + tokens - prompt) d elements. First gathered, which changes nothing, then
- * scattered. */
-cudaError_t kv_cuda_gather_kept(KvBf16 *scratch, const KvCudaPages *pages, const uint32_t *table,
-                                const uint32_t *kept, uint32_t budget, uint32_t prompt,
-                                uint32_t tokens, cudaStream_t stream);
-cudaError_t kv_cuda_scatter_kept(const KvCudaPages *pages, const uint32_t *table,
-                                 const KvBf16 *scratch, uint32_t count, cudaStream_t stream);
+/* A layer of a prompt that is cut. */
+typedef struct {
+  const KvBf16 *q; /* [window][H][d]: the prompt's last queries */
+  KvBf16 *pool;    /* of its blocks, under `table` */
+  KvBf16 *to;      /* of the blocks that its kept tokens go to, under `to_table` */
+  const uint32_t *table, *to_table;
+  uint32_t budget; /* tokens that each KV head keeps */
+} KvCudaCutLayer;
+
+/* Layers that differ in nothing else, in host memory. Tokens prompt .. tokens - 1 follow the prompt
+ * and stay; `most` is the largest budget. */
+typedef struct {
+  KvCudaCutLayer layers[KV_CUDA_TOGETHER];
+  KvCudaPages pages; /* without a pool */
+  uint32_t n_layers, n_heads, prompt, tokens, window, most;
+} KvCudaCut;
+
+/* votes[layers][Hkv][prompt - window]: attention of the window's queries on each earlier token,
+ * summed over queries and the heads of a group. scratch: kv_cuda_vote_scratch_bytes(). d is 64, 80,
+ * 96 or 128. */
+cudaError_t kv_cuda_vote(float *votes, const KvCudaCut *cut, void *scratch, cudaStream_t stream);
+uint64_t kv_cuda_vote_scratch_bytes(uint32_t n_layers, uint32_t n_heads, uint32_t window);
+/* kept[layers][Hkv][most], of which a layer's budget is filled, ascending: the budget - window best
+ * of the votes, pooled over `kernel` (mean, or the largest), of equals the lowest; then the window.
+ * pooled: room for as many floats as votes. */
+cudaError_t kv_cuda_select(uint32_t *kept, const float *votes, void *pooled, const KvCudaCut *cut,
+                           uint32_t kernel, int largest, cudaStream_t stream);
+/* Bring each head's kept tokens to its first slots, and those after the prompt behind them. rows:
+ * of each layer 2 Hkv (most + tokens - prompt) d elements. First gathered, which changes nothing,
+ * then scattered; the layers' queries are not looked at. d is a multiple of 8. */
+cudaError_t kv_cuda_gather_kept(KvBf16 *rows, const KvCudaCut *cut, const uint32_t *kept,
+                                cudaStream_t stream);
+cudaError_t kv_cuda_scatter_kept(const KvCudaCut *cut, const KvBf16 *rows, cudaStream_t stream);
 
 /* quest: behind the values of each block stand the least and the greatest key of each channel,
  * [Hkv][2][d], so block_elements is 2 Hkv d more. Bring up to date the pages (blocks) that the rows
@@ -270,11 +287,11 @@ cudaError_t kv_cuda_sum_attention(float *out, const float *in, uint64_t stride, 
                                   const uint32_t *table, uint32_t past, uint32_t tokens,
                                   uint32_t n_heads, void *scratch, cudaStream_t stream);
 uint64_t kv_cuda_sum_attention_scratch_bytes(uint32_t past, uint32_t tokens, uint32_t n_heads);
-/* kept[Hkv][slots], ascending: of n tokens with scores[Hkv][stride] the slots - recent best of all
- * but the last `recent`, of equals the lowest; then those. */
+/* Of each of `rows` KV heads, of a layer or of several, kept[rows][slots], ascending: of n tokens
+ * with scores[rows][stride] the slots - recent best of all but the last `recent`, of equals the
+ * lowest; then those. */
 cudaError_t kv_cuda_h2o_select(uint32_t *kept, const float *scores, uint64_t stride, uint32_t n,
-                               uint32_t slots, uint32_t recent, uint32_t n_kv_heads,
-                               cudaStream_t stream);
+                               uint32_t slots, uint32_t recent, uint32_t rows, cudaStream_t stream);
 
 /* A sequence's slots, of which `recent` belong to the last tokens, and the position of the token
  * that comes. words: rows (a head of a layer) of KV_CUDA_SLOT_WORDS(slots): scores, positions
@@ -285,10 +302,10 @@ typedef struct {
 } KvCudaSlots;
 #define KV_CUDA_SLOT_WORDS(slots) (2 * (uint64_t)(slots) + 1)
 
-/* The rows first_row .. of the prompt's n tokens with scores[Hkv][stride]: kept[Hkv][slots] of
- * them, or all if `kept` is NULL. `slots` is in host memory. */
+/* The rows from first_row on of the prompt's n tokens with scores[rows][stride]: kept[rows][slots]
+ * of them, or all if `kept` is NULL. `slots` is in host memory. */
 cudaError_t kv_cuda_h2o_fill(const KvCudaSlots *slots, uint32_t first_row, const float *scores,
-                             uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t n_kv_heads,
+                             uint64_t stride, const uint32_t *kept, uint32_t n, uint32_t rows,
                              cudaStream_t stream);
 /* Row s of qkv is the next token of sequence s: its keys and values go to a slot of their own in
  * each head, whose token leaves. Contexts of 0 are skipped. slots[S]. To run it again changes

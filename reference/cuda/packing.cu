@@ -1,5 +1,6 @@
 /* Writing to caches that are not bf16, and packing (kivi): min and max of a group, codes, words.
- * A thread is a channel. Twins: kv_host_round_e4m3(), kv_host_kivi_group(). */
+ * Where tokens come one by one, a thread is a channel. Twins: kv_host_round_e4m3(),
+ * kv_host_kivi_group(). */
 #include "reference/cuda/packed.cuh"
 
 enum { WARPS = 8 };
@@ -139,6 +140,11 @@ static __device__ __forceinline__ uint8_t code_of(float x, const Scale &s, uint3
   return (uint8_t)fminf(fmaxf(code, 0.0f), (float)((1u << bits) - 1));
 }
 
+/* Where in its word element e of it stands. */
+static __device__ __forceinline__ uint32_t place_of(uint32_t e, uint32_t bits) {
+  return e / 2 * bits + e % 2 * 16;
+}
+
 /* The words of codes[d]; every thread of the block comes here. */
 static __device__ void write_words(uint8_t *to, const uint8_t *codes, uint32_t d, uint32_t bits) {
   uint32_t per_word = 32 / bits, i = threadIdx.x;
@@ -146,17 +152,25 @@ static __device__ void write_words(uint8_t *to, const uint8_t *codes, uint32_t d
   if (i < d / per_word) {
     uint32_t word = 0;
     for (uint32_t e = 0; e < per_word; e++)
-      word |= (uint32_t)codes[i * per_word + e] << (e / 2 * bits + e % 2 * 16);
+      word |= (uint32_t)codes[i * per_word + e] << place_of(e, bits);
     ((uint32_t *)to)[i] = word;
   }
   __syncthreads();
+}
+
+/* Scales, then minima, of the keys' channels from token `first`, a multiple of the group. */
+static __device__ __forceinline__ uint16_t *key_scales(const KvCudaPacked &p, uint8_t *block,
+                                                       uint32_t head, uint32_t first) {
+  uint32_t tokens = 1u << p.block_shift, groups = tokens / p.group;
+  uint32_t group = (first & (tokens - 1)) / p.group;
+  return (uint16_t *)(block + p.key_scales) + ((uint64_t)head * groups + group) * 2 * p.head_dim;
 }
 
 /* This channel of the `group` keys from token `first`, a multiple of it. */
 template <typename Get>
 static __device__ void pack_key_group(const KvCudaPacked &p, uint8_t *block, uint32_t head,
                                       uint32_t first, Codes &shared, Get get) {
-  uint32_t c = threadIdx.x, mask = (1u << p.block_shift) - 1, d = p.head_dim;
+  uint32_t c = threadIdx.x, d = p.head_dim;
   float low = INFINITY, high = -INFINITY;
   for (uint32_t j = 0; j < p.group; j++) {
     float x = get(first + j);
@@ -164,8 +178,7 @@ static __device__ void pack_key_group(const KvCudaPacked &p, uint8_t *block, uin
     high = fmaxf(high, x);
   }
   Scale s = scale_of(low, high, p.bits);
-  uint32_t groups = (1u << p.block_shift) / p.group, group = (first & mask) / p.group;
-  uint16_t *scales = (uint16_t *)(block + p.key_scales) + ((uint64_t)head * groups + group) * 2 * d;
+  uint16_t *scales = key_scales(p, block, head, first);
   scales[c] = s.scale_bits;
   scales[d + c] = s.minimum_bits;
   for (uint32_t j = 0; j < p.group; j++) {
@@ -203,42 +216,126 @@ ring_slot(const KvCudaPacked &p, uint32_t slot, uint32_t part, uint32_t head, ui
              p.head_dim;
 }
 
-/* grid (groups of tokens, Hkv), d threads */
-static __global__ void kivi_pack(const KvCudaPacked p, const uint32_t *table,
-                                 const KvCudaPages pages, const uint32_t *exact_table,
-                                 uint32_t slot, uint32_t n) {
-  __shared__ Codes shared;
-  uint32_t head = blockIdx.y, first = blockIdx.x * p.group, c = threadIdx.x, d = p.head_dim;
-  uint32_t keys = n / p.residual * p.residual, values = n > p.residual ? n - p.residual : 0;
+/* Layers that differ in nothing but where they stand. */
+struct PackedLayers {
+  KvCudaPacked packed;
+  KvCudaPages pages;
+  struct {
+    uint8_t *pool;
+    uint16_t *ring;
+    KvBf16 *exact;
+  } at[KV_CUDA_TOGETHER];
+};
+
+/* Keys or values of as many tokens as a group has, of which a block has as many scales as channels.
+ * Rows are two elements longer than a head, so that a column lies in different banks.
+ * grid (groups of tokens, Hkv * 2, layers), d threads; shared: rows, scales, minima */
+static __global__ void kivi_pack(const __grid_constant__ PackedLayers layers, const uint32_t *table,
+                                 const uint32_t *exact_table, uint32_t slot, uint32_t n) {
+  extern __shared__ uint32_t rows[];
+  KvCudaPacked p = layers.packed;
+  p.pool = layers.at[blockIdx.z].pool;
+  p.ring = layers.at[blockIdx.z].ring;
+  const KvCudaPages &pages = layers.pages;
+  const KvBf16 *exact = layers.at[blockIdx.z].exact;
+  const uint32_t head = blockIdx.y / 2, part = blockIdx.y % 2, c = threadIdx.x, d = p.head_dim;
+  const uint32_t pairs = d / 2 + 1; /* of a row */
+  const uint32_t first = blockIdx.x * p.group, count = min(n - first, p.group);
+  const uint32_t keys = n / p.residual * p.residual, values = n > p.residual ? n - p.residual : 0;
+  uint32_t packed = first + p.group <= keys ? p.group : 0; /* of the tokens; the others: the ring */
+  if (part)
+    packed = values > first ? min(values - first, count) : 0;
+  float *scales = (float *)(rows + p.group * pairs), *minima = scales + d;
   uint8_t *block = p.pool + table[first >> p.block_shift] * p.block_bytes;
-  auto exact = [&](uint32_t token, uint64_t part) {
-    return to_float(pages.pool[exact_table[token >> pages.block_shift] * pages.block_elements +
-                               part + slot_offset(pages.block_shift, d, head, token) + c]);
-  };
-  if (first + p.group <= keys)
-    pack_key_group(p, block, head, first, shared, [&](uint32_t t) { return exact(t, 0); });
-  else
-    for (uint32_t t = first; t < min(n, first + p.group); t++)
-      ring_slot(p, slot, 0, head, t)[c] = to_half(exact(t, 0));
-  for (uint32_t t = first; t < min(n, first + p.group); t++) {
-    float x = exact(t, pages.value_offset);
-    if (t < values)
-      pack_value(p, block, head, t, shared, x);
-    else
-      ring_slot(p, slot, 1, head, t)[c] = to_half(x);
+  for (uint32_t i = c; i < count * (d / 8); i += d) {
+    const uint32_t t = i / (d / 8), eight = i % (d / 8), token = first + t;
+    const uint4 four =
+        *(const uint4 *)(exact + exact_table[token >> pages.block_shift] * pages.block_elements +
+                         part * pages.value_offset +
+                         slot_offset(pages.block_shift, d, head, token) + eight * 8);
+    uint32_t *to = rows + t * pairs + eight * 4;
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   }
+  __syncthreads();
+  auto element = [&](uint32_t t, uint32_t channel) {
+    return to_float(((const KvBf16 *)(rows + t * pairs))[channel]);
+  };
+  for (uint32_t i = c; i < (count - packed) * (d / 2); i += d) {
+    const uint32_t t = packed + i / (d / 2), pair = i % (d / 2), two = rows[t * pairs + pair];
+    ((uint32_t *)ring_slot(p, slot, part, head, first + t))[pair] =
+        to_half(low_float(two)) | (uint32_t)to_half(high_float(two)) << 16;
+  }
+  /* A thread has a channel of the keys; or a token's group of the values, lanes different tokens.
+   */
+  const uint32_t token = c % p.group, begin = c / p.group * p.group;
+  if (part ? token < packed : packed > 0) {
+    float low = INFINITY, high = -INFINITY;
+    for (uint32_t j = 0; j < p.group; j++) {
+      const float x = part ? element(token, begin + j) : element(j, c);
+      low = fminf(low, x);
+      high = fmaxf(high, x);
+    }
+    const Scale s = scale_of(low, high, p.bits);
+    const uint32_t at = part ? (token * d + begin) / p.group : c;
+    scales[at] = s.scale;
+    minima[at] = s.minimum;
+    if (part) {
+      const uint64_t offset = slot_offset(p.block_shift, d, head, first + token) + begin;
+      ((uint32_t *)(block + p.value_scales))[offset / p.group] =
+          (uint32_t)s.scale_bits | (uint32_t)s.minimum_bits << 16;
+    } else {
+      uint16_t *to = key_scales(p, block, head, first);
+      to[c] = s.scale_bits;
+      to[d + c] = s.minimum_bits;
+    }
+  }
+  __syncthreads();
+  const uint32_t per_word = 32 / p.bits, words = d / per_word;
+  for (uint32_t i = c; i < packed * words; i += d) {
+    const uint32_t t = i / words, w = i % words;
+    uint32_t word = 0;
+    for (uint32_t step = 0; step < per_word; step++) { /* neighbours begin at different elements */
+      const uint32_t e = (step + w) % per_word, channel = w * per_word + e;
+      const uint32_t at = part ? (t * d + channel) / p.group : channel;
+      const Scale s = {0, 0, scales[at], minima[at]};
+      word |= (uint32_t)code_of(element(t, channel), s, p.bits) << place_of(e, p.bits);
+    }
+    const uint64_t offset = slot_offset(p.block_shift, d, head, first + t);
+    ((uint32_t *)(block + (part ? p.values : 0) + offset * p.bits / 8))[w] = word;
+  }
+}
+
+static cudaError_t launch_pack(const PackedLayers &layers, uint32_t n_layers, const uint32_t *table,
+                               const uint32_t *exact_table, uint32_t slot, uint32_t n,
+                               cudaStream_t stream) {
+  const KvCudaPacked &p = layers.packed;
+  if (p.bits == 8 || p.head_dim > MAX_HEAD || p.head_dim % 8 || p.head_dim % p.group)
+    return cudaErrorInvalidValue;
+  const uint32_t bytes =
+      p.group * (p.head_dim + 2) * sizeof(KvBf16) + 2 * p.head_dim * sizeof(float);
+  dim3 grid((n + p.group - 1) / p.group, p.n_kv_heads * 2, n_layers);
+  kivi_pack<<<grid, p.head_dim, bytes, stream>>>(layers, table, exact_table, slot, n);
+  return cudaGetLastError();
 }
 
 cudaError_t kv_cuda_kivi_pack(const KvCudaPacked *packed, const uint32_t *table,
                               const KvCudaPages *pages, const uint32_t *exact_table, uint32_t slot,
-                              uint32_t n, cudaStream_t stream) {
-  if (n == 0)
-    return cudaSuccess;
-  if (packed->bits == 8 || packed->head_dim > MAX_HEAD || packed->head_dim % packed->group)
-    return cudaErrorInvalidValue;
-  dim3 grid((n + packed->group - 1) / packed->group, packed->n_kv_heads);
-  kivi_pack<<<grid, packed->head_dim, 0, stream>>>(*packed, table, *pages, exact_table, slot, n);
-  return cudaGetLastError();
+                              uint32_t n, uint32_t n_layers, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  for (uint32_t l = 0; n > 0 && l < n_layers && status == cudaSuccess;) {
+    PackedLayers layers = {};
+    layers.packed = packed[l];
+    layers.pages = pages[l];
+    uint32_t together = 0;
+    do {
+      layers.at[together++] = {packed[l].pool, packed[l].ring, pages[l].pool};
+      l++;
+    } while (l < n_layers && together < KV_CUDA_TOGETHER &&
+             packed[l].n_kv_heads == layers.packed.n_kv_heads &&
+             packed[l].head_dim == layers.packed.head_dim);
+    status = launch_pack(layers, together, table, exact_table, slot, n, stream);
+  }
+  return status;
 }
 
 /* grid (R, Hkv), d threads. The ring is longer than R, so to do it again changes nothing. */

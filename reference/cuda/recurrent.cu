@@ -2,10 +2,12 @@
  * its gate. Twin: reference/host/recurrent.c.
  *
  * A state is read from one place and left in another, so a pass may be run twice, and a captured
- * one finds both through device arrays. A prompt's chunk is scanned token by token, its channels
- * and their states side by side; a decoding token is a chunk of one. */
-#include "reference/cuda/bf16.cuh"
+ * one finds both through device arrays. A prompt's chunk is scanned in segments side by side,
+ * twice: first each from zero, for what it adds to the state and how far it lets an earlier one
+ * decay, so that the states between segments are known; then each from its own. A decoding token
+ * needs none of it. */
 #include "reference/cuda/launch.cuh"
+#include "reference/cuda/mma.cuh"
 
 enum { THREADS = 128 };
 
@@ -113,9 +115,6 @@ cudaError_t kv_cuda_causal_convolution(KvBf16 *out, const KvBf16 *x, uint64_t st
 
 /* --- scan ------------------------------------------------------------------------------------ */
 
-/* Tokens that are loaded while as many before them are computed; states of a thread. */
-enum { AHEAD = 4, HELD = 4 };
-
 struct Scan {
   KvBf16 *out;
   const KvBf16 *x, *gate;
@@ -126,129 +125,259 @@ struct Scan {
   const KvCudaTile *spans;
 };
 
-/* AHEAD tokens as a thread holds them. Of the numbers that all lanes of a channel need, lane l
- * loads those of tokens l, l + lanes ... */
-template <int lanes> struct Batch {
-  static constexpr int owned = lanes >= AHEAD ? 1 : AHEAD / lanes;
-  float4 b[AHEAD], c[AHEAD];
-  float delta[owned], x[owned], gate[owned];
-};
-
-/* A token past the end has a step of 0, which changes nothing. */
-template <int lanes>
-static __device__ __forceinline__ void load(Batch<lanes> &batch, const Scan &p, uint32_t row,
-                                            uint32_t left, uint32_t channel, uint32_t lane) {
-  const uint32_t I = p.states.inner;
-#pragma unroll
-  for (int u = 0; u < AHEAD; u++) {
-    const float4 *bc = (const float4 *)p.bc + (uint64_t)(row + u) * 2 * lanes;
-    batch.b[u] = u < left ? bc[lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    batch.c[u] = u < left ? bc[lanes + lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  }
-#pragma unroll
-  for (int o = 0; o < Batch<lanes>::owned; o++) {
-    const uint32_t u = lane + lanes * o;
-    const bool there = u < AHEAD && u < left;
-    const uint64_t at = (uint64_t)(row + u) * I + channel;
-    batch.delta[o] = there ? p.delta[at] : -1e30f;
-    batch.x[o] = there ? to_float(p.x[at]) : 0.0f;
-    batch.gate[o] = there ? to_float(p.gate[(row + u) * p.gate_stride + channel]) : 0.0f;
-  }
-}
-
 static __device__ __forceinline__ float softplus(float x) {
   return x > 20.0f ? x : log1pf(__expf(x));
 }
 
-static __device__ __forceinline__ float power_of_2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+/* Of four states, by which power of two they decay in a step of 1. */
+static __device__ __forceinline__ void load_rates(float *rates, const KvBf16 *decay) {
+  const uint2 four = *(const uint2 *)decay;
+  const float log2e = 1.44269504f;
+  rates[0] = -log2e * __expf(low_float(four.x)), rates[1] = -log2e * __expf(high_float(four.x));
+  rates[2] = -log2e * __expf(low_float(four.y)), rates[3] = -log2e * __expf(high_float(four.y));
 }
 
-/* The states h of a channel after the batch; y: the owned tokens' outputs before their gate. */
-template <int lanes>
-static __device__ __forceinline__ void
-advance(float4 &h, float (&y)[Batch<lanes>::owned], const Batch<lanes> &batch,
-        const float (&rates)[HELD], float bias, uint32_t lane) {
-  constexpr int owned = Batch<lanes>::owned;
-  float steps[owned], inputs[owned];
-#pragma unroll
-  for (int o = 0; o < owned; o++) {
-    steps[o] = softplus(batch.delta[o] + bias);
-    inputs[o] = steps[o] * batch.x[o];
-    y[o] = 0.0f;
-  }
-#pragma unroll
-  for (int u = 0; u < AHEAD; u++) {
-    const float step = __shfl_sync(0xffffffffu, steps[u / lanes], u % lanes, lanes);
-    const float input = __shfl_sync(0xffffffffu, inputs[u / lanes], u % lanes, lanes);
-    h.x = fmaf(power_of_2(step * rates[0]), h.x, input * batch.b[u].x);
-    h.y = fmaf(power_of_2(step * rates[1]), h.y, input * batch.b[u].y);
-    h.z = fmaf(power_of_2(step * rates[2]), h.z, input * batch.b[u].z);
-    h.w = fmaf(power_of_2(step * rates[3]), h.w, input * batch.b[u].w);
-    float sum = batch.c[u].x * h.x;
-    sum = fmaf(batch.c[u].y, h.y, sum);
-    sum = fmaf(batch.c[u].z, h.z, sum);
-    sum = fmaf(batch.c[u].w, h.w, sum);
-#pragma unroll
-    for (int other = lanes / 2; other > 0; other /= 2)
-      sum += __shfl_xor_sync(0xffffffffu, sum, other, lanes);
-    if (lane == u % lanes)
-      y[u / lanes] = sum;
-  }
+/* Four states after one more token; input: its step times its x. */
+static __device__ __forceinline__ void advance(float *h, const float *rates, float step,
+                                               float input, float4 b) {
+  h[0] = fmaf(power_of_2(step * rates[0]), h[0], input * b.x);
+  h[1] = fmaf(power_of_2(step * rates[1]), h[1], input * b.y);
+  h[2] = fmaf(power_of_2(step * rates[2]), h[2], input * b.z);
+  h[3] = fmaf(power_of_2(step * rates[3]), h[3], input * b.w);
 }
 
-/* One span's tokens, `lanes` threads a channel; grid (spans, I lanes / THREADS). Threads past the
- * last channel compute it too, for the shuffles' sake, and write nothing. */
-template <int lanes> static __global__ void __launch_bounds__(THREADS) scan(const Scan p) {
-  const uint32_t I = p.states.inner, thread = blockIdx.y * THREADS + threadIdx.x;
+/* What a token sees of four states, added to `sum`. */
+static __device__ __forceinline__ float observe(float sum, const float *h, float4 c) {
+  return fmaf(c.w, h[3], fmaf(c.z, h[2], fmaf(c.y, h[1], fmaf(c.x, h[0], sum))));
+}
+
+/* The sum over the lanes of a channel. */
+template <int lanes> static __device__ __forceinline__ float sum_lanes(float x) {
+#pragma unroll
+  for (int other = lanes / 2; other > 0; other /= 2)
+    x += __shfl_xor_sync(0xffffffffu, x, other, lanes);
+  return x;
+}
+
+/* x of the channel's lane `from`. */
+template <int lanes> static __device__ __forceinline__ float of_lane(float x, int from) {
+  return lanes == 1 ? x : __shfl_sync(0xffffffffu, x, from, lanes);
+}
+
+/* One token of each sequence, `lanes` threads a channel, four states each;
+ * grid (S, I lanes / THREADS). Threads past the last channel compute it too, for the shuffles'
+ * sake, and write nothing. */
+template <int lanes> static __global__ void __launch_bounds__(THREADS) update(const Scan p) {
+  const uint32_t I = p.states.inner, thread = blockIdx.y * THREADS + threadIdx.x, row = blockIdx.x;
   const uint32_t lane = thread % lanes, channel = min(thread / lanes, I - 1);
   const bool live = thread / lanes < I;
-  const uint64_t states = ((uint64_t)channel * lanes + lane) * HELD;
-  const uint2 decay = *(const uint2 *)(p.decay + states);
-  const float log2e = 1.44269504f;
-  const float rates[HELD] = {
-      -log2e * __expf(low_float(decay.x)), -log2e * __expf(high_float(decay.x)),
-      -log2e * __expf(low_float(decay.y)), -log2e * __expf(high_float(decay.y))};
+  const uint64_t states = ((uint64_t)channel * lanes + lane) * 4, at = (uint64_t)row * I + channel;
+  float rates[4], h[4] = {};
+  load_rates(rates, p.decay + states);
   const float bias = to_float(p.bias[channel]), skip = to_float(p.skip[channel]);
   await_previous();
-  const KvCudaTile span = p.spans ? p.spans[blockIdx.x] : KvCudaTile{blockIdx.x, blockIdx.x, 0, 1};
-  const uint32_t from = p.states.from[span.sequence], to = p.states.to[span.sequence];
+  const uint32_t from = p.states.from[row], to = p.states.to[row];
   if (to == UINT32_MAX) { /* a spare row */
     if (live && lane == 0)
-      p.out[(uint64_t)span.row * I + channel] = 0;
+      p.out[at] = 0;
     return;
   }
   const uint64_t kept = (uint64_t)(p.states.conv_width - 1) * I + states;
-  float4 h = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (from != UINT32_MAX)
-    h = *(const float4 *)(p.states.pool + from * p.states.floats + kept);
-  Batch<lanes> batch;
-  load<lanes>(batch, p, span.row, span.count, channel, lane);
-  for (uint32_t t = 0; t < span.count; t += AHEAD) {
-    const uint32_t left = span.count - t;
-    Batch<lanes> next;
-    load<lanes>(next, p, span.row + t + AHEAD, left > AHEAD ? left - AHEAD : 0, channel, lane);
-    float y[Batch<lanes>::owned];
-    advance<lanes>(h, y, batch, rates, bias, lane);
-#pragma unroll
-    for (int o = 0; o < Batch<lanes>::owned; o++) {
-      const uint32_t u = lane + lanes * o;
-      if (live && u < AHEAD && u < left)
-        p.out[(uint64_t)(span.row + t + u) * I + channel] =
-            to_bf16((y[o] + skip * batch.x[o]) * silu(batch.gate[o]));
-    }
-    batch = next;
+  const float4 *bc = (const float4 *)p.bc + (uint64_t)row * 2 * lanes + lane;
+  const float x = to_float(p.x[at]), gate = to_float(p.gate[row * p.gate_stride + channel]);
+  const float4 b = bc[0], c = bc[lanes];
+  if (from != UINT32_MAX) {
+    const float4 four = *(const float4 *)(p.states.pool + from * p.states.floats + kept);
+    h[0] = four.x, h[1] = four.y, h[2] = four.z, h[3] = four.w;
   }
-  if (live)
-    *(float4 *)(p.states.pool + to * p.states.floats + kept) = h;
+  const float step = softplus(p.delta[at] + bias);
+  advance(h, rates, step, step * x, b);
+  const float y = sum_lanes<lanes>(observe(0.0f, h, c));
+  if (!live)
+    return;
+  if (lane == 0)
+    p.out[at] = to_bf16((y + skip * x) * silu(gate));
+  *(float4 *)(p.states.pool + to * p.states.floats + kept) = make_float4(h[0], h[1], h[2], h[3]);
 }
 
-template <int lanes>
+/* AHEAD: tokens that are loaded while as many before them are computed. SHORTEST: tokens of a
+ * segment, where there are more. */
+enum { AHEAD = 4, SHORTEST = 8 };
+
+/* Warps of a block, a segment each; states of a thread; threads of a channel; channels of a block.
+ * Fewer warps where the tokens' B and C would not fit into shared memory. */
+template <int state> struct Division {
+  static constexpr int warps = state <= 32 ? 16 : 512 / state;
+  static constexpr int held = state < 8 ? state : 8;
+  static constexpr int lanes = state / held;
+  static constexpr int channels = 32 / lanes;
+  static constexpr int owned = lanes >= AHEAD ? 1 : AHEAD / lanes;
+};
+
+/* B and C of AHEAD tokens. */
+template <int state> struct Staged { float4 rows[AHEAD][state / 2]; };
+
+/* AHEAD tokens as a thread holds them: of the numbers that all lanes of a channel need, lane l
+ * loads those of tokens l, l + lanes ... */
+template <int owned> struct Batch { float delta[owned], x[owned], gate[owned]; };
+
+/* A thread's place in its channel, and what it knows of it. */
+template <int state> struct Channel {
+  uint32_t index, lane;
+  bool live; /* not a copy of the last */
+  float rates[Division<state>::held], bias, skip;
+};
+
+/* Begin to load the tokens from `row` on, of which `left` are there. A token past the end has a
+ * step of 0, which changes nothing. */
+template <int state>
+static __device__ __forceinline__ void
+load(Staged<state> &staged, Batch<Division<state>::owned> &batch, const Scan &p,
+     const Channel<state> &channel, uint32_t row, uint32_t left) {
+  const uint32_t I = p.states.inner;
+  constexpr uint32_t pieces = state / 2; /* of a token's B and C */
+  for (uint32_t i = threadIdx.x % 32; i < AHEAD * pieces; i += 32) {
+    const bool there = i / pieces < left;
+    copy_16_async(&staged.rows[i / pieces][i % pieces],
+                  there ? p.bc + (uint64_t)row * 4 * pieces + 4 * i : p.bc, there ? 16 : 0);
+  }
+  copies_commit();
+#pragma unroll
+  for (int o = 0; o < Division<state>::owned; o++) {
+    const uint32_t u = channel.lane + Division<state>::lanes * o;
+    const bool there = u < AHEAD && u < left;
+    const uint64_t at = (uint64_t)(row + u) * I + channel.index;
+    batch.delta[o] = there ? p.delta[at] : -1e30f;
+    batch.x[o] = there ? to_float(p.x[at]) : 0.0f;
+    batch.gate[o] = there ? to_float(p.gate[(row + u) * p.gate_stride + channel.index]) : 0.0f;
+  }
+}
+
+/* The states h after `count` tokens from `row` on, and the sum of their steps; `writes`: also their
+ * outputs. The lanes of a warp come here together. */
+template <int state, bool writes>
+static __device__ __forceinline__ float
+walk(float (&h)[Division<state>::held], Staged<state> (&staged)[2], const Scan &p,
+     const Channel<state> &channel, uint32_t row, uint32_t count) {
+  constexpr int owned = Division<state>::owned, lanes = Division<state>::lanes;
+  constexpr int held = Division<state>::held;
+  Batch<owned> batch;
+  float total = 0.0f;
+  int stage = 0;
+  load<state>(staged[0], batch, p, channel, row, count);
+  for (uint32_t t = 0; t < count; t += AHEAD, stage ^= 1) {
+    const uint32_t left = count - t;
+    Batch<owned> next;
+    load<state>(staged[stage ^ 1], next, p, channel, row + t + AHEAD,
+                left > AHEAD ? left - AHEAD : 0);
+    float steps[owned], inputs[owned], y[owned];
+#pragma unroll
+    for (int o = 0; o < owned; o++) {
+      steps[o] = softplus(batch.delta[o] + channel.bias);
+      inputs[o] = steps[o] * batch.x[o];
+      y[o] = 0.0f;
+    }
+    copies_wait<1>();
+    __syncwarp(); /* the other lanes' copies too */
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) {
+      const float step = of_lane<lanes>(steps[u / lanes], u % lanes);
+      const float input = of_lane<lanes>(inputs[u / lanes], u % lanes);
+      const float4 *b = staged[stage].rows[u] + channel.lane * (held / 4), *c = b + state / 4;
+      float sum = 0.0f;
+      total += step;
+#pragma unroll
+      for (int k = 0; k < held / 4; k++) {
+        advance(h + 4 * k, channel.rates + 4 * k, step, input, b[k]);
+        if (writes)
+          sum = observe(sum, h + 4 * k, c[k]);
+      }
+      if (writes) {
+        sum = sum_lanes<lanes>(sum);
+        if (channel.lane == u % lanes)
+          y[u / lanes] = sum;
+      }
+    }
+#pragma unroll
+    for (int o = 0; writes && o < owned; o++) {
+      const uint32_t u = channel.lane + lanes * o;
+      if (channel.live && u < AHEAD && u < left)
+        p.out[(uint64_t)(row + t + u) * p.states.inner + channel.index] =
+            to_bf16((y[o] + channel.skip * batch.x[o]) * silu(batch.gate[o]));
+    }
+    __syncwarp(); /* the tokens may be overwritten */
+    batch = next;
+  }
+  copies_wait<0>();
+  __syncwarp(); /* and so may those that were begun in vain */
+  return total;
+}
+
+/* Some channels of a span, a warp a segment; grid (spans, I / channels). Threads past the last
+ * channel compute it too, for the shuffles' sake, and write nothing. */
+template <int state>
+static __global__ void __launch_bounds__(32 * Division<state>::warps) scan(const Scan p) {
+  using D = Division<state>;
+  constexpr int held = D::held;
+  __shared__ Staged<state> staged[D::warps][2];
+  __shared__ float carry[held][32]; /* the state between two segments */
+  const uint32_t I = p.states.inner, warp = threadIdx.x / 32, thread = threadIdx.x % 32;
+  const uint32_t mine = blockIdx.y * D::channels + thread / D::lanes;
+  Channel<state> channel = {min(mine, I - 1), thread % D::lanes, mine < I};
+  const uint64_t states = (uint64_t)channel.index * state + channel.lane * held;
+#pragma unroll
+  for (int i = 0; i < held; i += 4)
+    load_rates(channel.rates + i, p.decay + states + i);
+  channel.bias = to_float(p.bias[channel.index]);
+  channel.skip = to_float(p.skip[channel.index]);
+  await_previous();
+  const KvCudaTile span = p.spans[blockIdx.x];
+  const uint32_t from = p.states.from[span.sequence], to = p.states.to[span.sequence];
+  if (to == UINT32_MAX) { /* spare rows */
+    for (uint32_t t = warp; channel.live && channel.lane == 0 && t < span.count; t += D::warps)
+      p.out[(uint64_t)(span.row + t) * I + channel.index] = 0;
+    return;
+  }
+  const uint64_t kept = (uint64_t)(p.states.conv_width - 1) * I + states;
+  const uint32_t even = (span.count + D::warps - 1) / D::warps;
+  const uint32_t length = max((even + AHEAD - 1) / AHEAD * AHEAD, (uint32_t)SHORTEST);
+  const uint32_t segments = (span.count + length - 1) / length, first = warp * length;
+  const uint32_t count = first < span.count ? min(length, span.count - first) : 0;
+  float h[held] = {}, stepped = 0.0f;
+  if (warp == 0)
+#pragma unroll
+    for (int i = 0; i < held; i++)
+      carry[i][thread] =
+          from == UINT32_MAX ? 0.0f : p.states.pool[from * p.states.floats + kept + i];
+  if (warp + 1 < segments)
+    stepped = walk<state, false>(h, staged[warp], p, channel, span.row + first, count);
+  for (uint32_t s = 0; s < segments; s++) { /* h becomes where the segment begins */
+    if (warp == s)
+#pragma unroll
+      for (int i = 0; i < held; i++) {
+        const float before = carry[i][thread];
+        carry[i][thread] = fmaf(power_of_2(stepped * channel.rates[i]), before, h[i]);
+        h[i] = before;
+      }
+    __syncthreads();
+  }
+  (void)walk<state, true>(h, staged[warp], p, channel, span.row + first, count);
+  if (warp + 1 == segments && channel.live)
+#pragma unroll
+    for (int i = 0; i < held; i += 4)
+      *(float4 *)(p.states.pool + to * p.states.floats + kept + i) =
+          make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]);
+}
+
+template <int state>
 static cudaError_t launch_scan(const Scan &p, uint32_t n_spans, cudaStream_t stream) {
-  dim3 grid(n_spans, (p.states.inner * lanes + THREADS - 1) / THREADS);
-  return launch_early(scan<lanes>, grid, THREADS, 0, stream, 1, p);
+  using D = Division<state>;
+  const uint32_t I = p.states.inner;
+  if (!p.spans)
+    return launch_early(update<state / 4>, dim3(n_spans, (I * (state / 4) + THREADS - 1) / THREADS),
+                        THREADS, 0, stream, 1, p);
+  return launch_early(scan<state>, dim3(n_spans, (I + D::channels - 1) / D::channels),
+                      32 * D::warps, 0, stream, 1, p);
 }
 
 cudaError_t kv_cuda_selective_scan(KvBf16 *out, const KvBf16 *x, const KvBf16 *gate,
@@ -261,17 +390,17 @@ cudaError_t kv_cuda_selective_scan(KvBf16 *out, const KvBf16 *x, const KvBf16 *g
   Scan p = {out, x, gate, gate_stride, delta, bc, bias, decay, skip, *states, spans};
   switch (states->state_dim) {
   case 4:
-    return launch_scan<1>(p, n_spans, stream);
-  case 8:
-    return launch_scan<2>(p, n_spans, stream);
-  case 16:
     return launch_scan<4>(p, n_spans, stream);
-  case 32:
+  case 8:
     return launch_scan<8>(p, n_spans, stream);
-  case 64:
+  case 16:
     return launch_scan<16>(p, n_spans, stream);
-  case 128:
+  case 32:
     return launch_scan<32>(p, n_spans, stream);
+  case 64:
+    return launch_scan<64>(p, n_spans, stream);
+  case 128:
+    return launch_scan<128>(p, n_spans, stream);
   default:
     return cudaErrorInvalidValue;
   }

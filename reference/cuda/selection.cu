@@ -1,194 +1,290 @@
-/* A prompt cut to the tokens that its last queries look at most (snapkv): scores of the window's
- * queries on all keys, their softmax summed into votes, votes pooled, the best of each KV head, and
- * those tokens brought together; and of a decoding context the pages that may hold the greatest
- * scores (quest). Twins: kv_host_snapkv_vote(), _select(), _compact(), kv_host_quest_choose(). */
+/* Prompts cut to the tokens that their last queries look at most (snapkv): the softmax of the
+ * window's queries over all keys summed into votes, votes pooled, the best of each KV head, and
+ * those tokens brought together, several layers at once; and of a decoding context the pages that
+ * may hold the greatest scores (quest). Twins: kv_host_snapkv_vote(), _select(), _compact(),
+ * kv_host_quest_choose(). */
 #include "reference/cuda/choose.cuh"
-#include "reference/cuda/mma.cuh"
+#include "reference/cuda/scores.cuh"
 
-enum { THREADS = 128, MAX_HEAD = 128, MAX_WINDOW = 64 };
+/* A row's exponentials are summed in parts of the context: of PART tokens, or as many more that
+ * there are MOST_PARTS. */
+enum { MAX_WINDOW = 64, PART = 256, MOST_PARTS = 8 };
 
-static __device__ __forceinline__ const KvBf16 *
-key_row(const KvCudaPages &pages, const uint32_t *table, uint32_t head, uint32_t slot) {
-  uint32_t mask = (1u << pages.block_shift) - 1;
-  return pages.pool + table[slot >> pages.block_shift] * pages.block_elements +
-         (((uint64_t)head << pages.block_shift) + (slot & mask)) * pages.head_dim;
+static __device__ __forceinline__ KvCudaPages layer_pages(const KvCudaCut &cut, KvBf16 *pool) {
+  KvCudaPages pages = cut.pages;
+  pages.pool = pool;
+  return pages;
 }
 
-/* A thread is a key, for all queries of one head. scores[H][window][prompt], as powers of two.
- * grid (prompt / THREADS, H) */
-static __global__ void __launch_bounds__(THREADS)
-    score_window(float *scores, const KvBf16 *q, const KvCudaPages pages, const uint32_t *table,
-                 uint32_t prompt, uint32_t n_heads, uint32_t window, float scale) {
-  __shared__ float queries[MAX_HEAD];
-  uint32_t head = blockIdx.y, d = pages.head_dim, token = blockIdx.x * THREADS + threadIdx.x;
-  float key[MAX_HEAD];
-  const KvBf16 *row =
-      key_row(pages, table, head / (n_heads / pages.n_kv_heads), min(token, prompt - 1));
-#pragma unroll
-  for (uint32_t i = 0; i < MAX_HEAD; i++)
-    key[i] = i < d ? to_float(row[i]) : 0.0f;
-  for (uint32_t w = 0; w < window; w++) {
+/* --- votes ----------------------------------------------------------------------------------- */
+
+/* A KV head's rows are all queries of its group, row r the head r % group of token r / group of the
+ * window. sums[layers][Hkv][rows][parts] */
+struct Votes {
+  KvCudaCut cut;
+  float *votes;
+  Running *sums;
+  uint32_t group, rows, parts, part_tokens;
+  float scale;
+};
+
+static __device__ __forceinline__ const KvBf16 *query_row(const Votes &p, uint32_t row) {
+  const KvCudaCut &cut = p.cut;
+  return cut.layers[blockIdx.z].q +
+         ((uint64_t)(row / p.group) * cut.n_heads + blockIdx.y * p.group + row % p.group) *
+             cut.pages.head_dim;
+}
+
+static __device__ __forceinline__ uint64_t sum_index(const Votes &p, uint32_t row, uint32_t part) {
+  return (((uint64_t)blockIdx.z * gridDim.y + blockIdx.y) * p.rows + row) * p.parts + part;
+}
+
+/* A warp is 16 rows, over the keys of a part that they see.
+ * grid (parts * rows / TILE, Hkv, layers) */
+template <int d>
+static __global__ void __launch_bounds__(THREADS) sum_rows(const __grid_constant__ Votes p) {
+  __shared__ __align__(16) Tile<d> keys[2];
+  const KvCudaCutLayer &layer = p.cut.layers[blockIdx.z];
+  const KvCudaPages pages = layer_pages(p.cut, layer.pool);
+  int lane = threadIdx.x % 32, stage = 0;
+  uint32_t voted = p.cut.prompt - p.cut.window, part = blockIdx.x % p.parts;
+  uint32_t first = part * p.part_tokens, end = min(first + p.part_tokens, p.cut.prompt);
+  uint32_t row = blockIdx.x / p.parts * TILE + threadIdx.x / 32 * 16 + lane / 4;
+  const uint32_t positions[2] = {voted + row / p.group, voted + (row + 8) / p.group};
+  const KvBf16 *const rows[2] = {query_row(p, min(row, p.rows - 1)),
+                                 query_row(p, min(row + 8, p.rows - 1))};
+  uint32_t q[d / 16][4];
+  Running run[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
+  hold_queries<d>(q, rows);
+  load_keys<d>(keys[0], pages, layer.table, blockIdx.y, first, end);
+  copies_commit();
+  for (uint32_t k0 = first; k0 < end; k0 += TILE, stage ^= 1) {
+    if (k0 + TILE < end)
+      load_keys<d>(keys[stage ^ 1], pages, layer.table, blockIdx.y, k0 + TILE, end);
+    copies_commit();
+    copies_wait<1>();
     __syncthreads();
-    if (threadIdx.x < MAX_HEAD)
-      queries[threadIdx.x] =
-          threadIdx.x < d ? to_float(q[((uint64_t)w * n_heads + head) * d + threadIdx.x]) : 0.0f;
-    __syncthreads();
-    float sum = 0.0f;
+    add_tile<d>(run, q, keys[stage], k0, positions, p.scale);
+    __syncthreads(); /* the tile may be overwritten */
+  }
 #pragma unroll
-    for (uint32_t i = 0; i < MAX_HEAD; i++)
-      sum += queries[i] * key[i];
-    if (token < prompt)
-      scores[((uint64_t)head * window + w) * prompt + token] =
-          token <= prompt - window + w ? sum * scale : -INFINITY;
+  for (int half = 0; half < 2; half++) { /* of the last part a row may see nothing */
+    const Running all = whole_row(run[half]);
+    if (lane % 4 == 0 && row + half * 8 < p.rows)
+      p.sums[sum_index(p, row + half * 8, part)] = all;
   }
 }
 
-/* Largest and sum of exponentials of each row. grid (H * window) */
-static __global__ void __launch_bounds__(THREADS)
-    sum_rows(float2 *sums, const float *scores, uint32_t prompt) {
-  __shared__ float2 parts[THREADS];
-  const float *row = scores + (uint64_t)blockIdx.x * prompt;
+/* The logarithm of a row's sum, from its parts, which are loaded all at once; the first key is seen
+ * by all. */
+static __device__ __forceinline__ float log_of_row(const Votes &p, uint32_t row) {
+  const Running *sums = p.sums + sum_index(p, row, 0);
+  Running parts[MOST_PARTS];
   float largest = -INFINITY, sum = 0.0f;
-  for (uint32_t i = threadIdx.x; i < prompt; i += THREADS)
-    largest = fmaxf(largest, row[i]);
-  float reference = largest == -INFINITY ? 0.0f : largest;
-  for (uint32_t i = threadIdx.x; i < prompt; i += THREADS)
-    sum += power_of_2(row[i] - reference);
-  parts[threadIdx.x] = make_float2(largest, sum);
+#pragma unroll
+  for (uint32_t i = 0; i < MOST_PARTS; i++)
+    parts[i] = i < p.parts ? sums[i] : Running{-INFINITY, 0.0f};
+#pragma unroll
+  for (uint32_t i = 0; i < MOST_PARTS; i++)
+    largest = fmaxf(largest, parts[i].largest);
+#pragma unroll
+  for (uint32_t i = 0; i < MOST_PARTS; i++)
+    sum += parts[i].sum * power_of_2(parts[i].largest - largest);
+  return largest + __log2f(sum);
+}
+
+/* A warp is 16 keys before the window, which all rows see. grid (voted / TILE, Hkv, layers) */
+template <int d>
+static __global__ void __launch_bounds__(THREADS) vote(const __grid_constant__ Votes p) {
+  __shared__ __align__(16) Tile<d> queries[2];
+  __shared__ float logs[2][TILE];
+  const KvCudaCutLayer &layer = p.cut.layers[blockIdx.z];
+  const KvCudaPages pages = layer_pages(p.cut, layer.pool);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = 0;
+  uint32_t voted = p.cut.prompt - p.cut.window, k0 = blockIdx.x * TILE;
+  uint32_t token = k0 + warp * 16 + lane % 4 * 2, keys[d / 16][4];
+  float sums[2][2] = {};
+  load_keys<d>(queries[0], pages, layer.table, blockIdx.y, k0, voted);
+  copies_commit();
+  copies_wait<0>();
   __syncthreads();
-  for (uint32_t step = THREADS / 2; step > 0; step /= 2) {
-    if (threadIdx.x < step) {
-      float2 a = parts[threadIdx.x], b = parts[threadIdx.x + step];
-      float most = fmaxf(a.x, b.x), base = most == -INFINITY ? 0.0f : most;
-      parts[threadIdx.x] =
-          make_float2(most, a.y * power_of_2(a.x - base) + b.y * power_of_2(b.x - base));
-    }
+  hold_keys<d>(keys, queries[0]);
+  __syncthreads();
+  auto load = [&](int to, uint32_t first) {
+    load_rows<d>(queries[to], layer.q, [&](uint32_t r) -> const KvBf16 * {
+      return first + r < p.rows ? query_row(p, first + r) : nullptr;
+    });
+    if (threadIdx.x < TILE)
+      logs[to][threadIdx.x] =
+          first + threadIdx.x < p.rows ? log_of_row(p, first + threadIdx.x) : 0.0f;
+  };
+  load(0, 0);
+  copies_commit();
+  for (uint32_t first = 0; first < p.rows; first += TILE, stage ^= 1) {
+    if (first + TILE < p.rows)
+      load(stage ^ 1, first + TILE);
+    copies_commit();
+    copies_wait<1>();
     __syncthreads();
+    add_columns<d>(sums, keys, queries[stage], logs[stage], p.scale,
+                   [&](uint32_t row, uint32_t) { return first + row < p.rows; });
+    __syncthreads(); /* the tile may be overwritten */
   }
-  if (threadIdx.x == 0)
-    sums[blockIdx.x] = parts[0];
+  float *votes = p.votes + ((uint64_t)blockIdx.z * gridDim.y + blockIdx.y) * voted;
+  put_columns(sums, [&](uint32_t i, float sum) {
+    if (token + i < voted)
+      votes[token + i] = sum;
+  });
 }
 
-/* grid (voted / THREADS, Hkv) */
-static __global__ void __launch_bounds__(THREADS)
-    add_votes(float *votes, const float *scores, const float2 *sums, uint32_t prompt,
-              uint32_t group, uint32_t window) {
-  uint32_t token = blockIdx.x * THREADS + threadIdx.x, voted = prompt - window;
-  if (token >= voted)
-    return;
-  float total = 0.0f;
-  uint64_t first = (uint64_t)blockIdx.y * group * window;
-  for (uint32_t r = 0; r < group * window; r++) {
-    float2 sum = sums[first + r];
-    total += power_of_2(scores[(first + r) * prompt + token] - sum.x) / sum.y;
-  }
-  votes[(uint64_t)blockIdx.y * voted + token] = total;
+uint64_t kv_cuda_vote_scratch_bytes(uint32_t n_layers, uint32_t n_heads, uint32_t window) {
+  return (uint64_t)n_layers * n_heads * window * MOST_PARTS * sizeof(Running);
 }
 
-static uint64_t scores_bytes(uint32_t prompt, uint32_t n_heads, uint32_t window) {
-  return ((uint64_t)n_heads * window * prompt * sizeof(float) + 255) / 256 * 256;
-}
-
-uint64_t kv_cuda_vote_scratch_bytes(uint32_t prompt, uint32_t n_heads, uint32_t window) {
-  return scores_bytes(prompt, n_heads, window) + (uint64_t)n_heads * window * sizeof(float2);
-}
-
-cudaError_t kv_cuda_vote(float *votes, const KvBf16 *q, const KvCudaPages *pages,
-                         const uint32_t *table, uint32_t prompt, uint32_t n_heads, uint32_t window,
-                         void *scratch, cudaStream_t stream) {
-  if (window == 0 || window > MAX_WINDOW || prompt <= window || pages->head_dim > MAX_HEAD)
-    return cudaErrorInvalidValue;
-  float *scores = (float *)scratch;
-  float2 *sums = (float2 *)((char *)scratch + scores_bytes(prompt, n_heads, window));
-  float scale = 1.4426950408889634f / sqrtf((float)pages->head_dim);
-  dim3 keys((prompt + THREADS - 1) / THREADS, n_heads);
-  dim3 tokens((prompt - window + THREADS - 1) / THREADS, pages->n_kv_heads);
-  score_window<<<keys, THREADS, 0, stream>>>(scores, q, *pages, table, prompt, n_heads, window,
-                                             scale);
-  sum_rows<<<n_heads * window, THREADS, 0, stream>>>(sums, scores, prompt);
-  add_votes<<<tokens, THREADS, 0, stream>>>(votes, scores, sums, prompt,
-                                            n_heads / pages->n_kv_heads, window);
+template <int d> static cudaError_t launch_votes(const Votes &p, cudaStream_t stream) {
+  uint32_t voted = p.cut.prompt - p.cut.window, kv = p.cut.pages.n_kv_heads;
+  dim3 rows(p.parts * ((p.rows + TILE - 1) / TILE), kv, p.cut.n_layers);
+  dim3 columns((voted + TILE - 1) / TILE, kv, p.cut.n_layers);
+  sum_rows<d><<<rows, THREADS, 0, stream>>>(p);
+  vote<d><<<columns, THREADS, 0, stream>>>(p);
   return cudaGetLastError();
+}
+
+cudaError_t kv_cuda_vote(float *votes, const KvCudaCut *cut, void *scratch, cudaStream_t stream) {
+  if (cut->window == 0 || cut->window > MAX_WINDOW || cut->prompt <= cut->window)
+    return cudaErrorInvalidValue;
+  Votes p = {};
+  p.cut = *cut;
+  p.votes = votes;
+  p.sums = (Running *)scratch;
+  uint32_t parts = (cut->prompt + PART - 1) / PART;
+  if (parts > MOST_PARTS)
+    parts = MOST_PARTS;
+  p.part_tokens = ((cut->prompt + parts - 1) / parts + TILE - 1) / TILE * TILE;
+  p.parts = (cut->prompt + p.part_tokens - 1) / p.part_tokens;
+  p.group = cut->n_heads / cut->pages.n_kv_heads;
+  p.rows = p.group * cut->window;
+  p.scale = scale_of(cut->pages.head_dim);
+  switch (cut->pages.head_dim) {
+  case 64:
+    return launch_votes<64>(p, stream);
+  case 80:
+    return launch_votes<80>(p, stream);
+  case 96:
+    return launch_votes<96>(p, stream);
+  case 128:
+    return launch_votes<128>(p, stream);
+  default:
+    return cudaErrorInvalidValue;
+  }
 }
 
 /* --- the best -------------------------------------------------------------------------------- */
 
-/* grid (voted / THREADS, Hkv). Sums go from the lowest token, as the twin's. */
-static __global__ void __launch_bounds__(THREADS)
-    pool_votes(float *pooled, const float *votes, uint32_t voted, uint32_t kernel, int by_largest) {
-  uint32_t token = blockIdx.x * THREADS + threadIdx.x, reach = kernel / 2;
-  if (token >= voted)
-    return;
-  const float *row = votes + (uint64_t)blockIdx.y * voted;
-  float sum = 0.0f, largest = 0.0f;
-  for (uint32_t j = token > reach ? token - reach : 0; j <= min(voted - 1, token + reach); j++) {
-    sum += row[j];
-    largest = fmaxf(largest, row[j]);
-  }
-  pooled[(uint64_t)blockIdx.y * voted + token] = by_largest ? largest : __fdiv_rn(sum, kernel);
-}
-
-/* Votes are not negative, so their bits are in their order. grid (Hkv) */
+/* Votes are pooled, and the best chosen. They are not negative, so their bits are in their order;
+ * sums go from the lowest token, as the twin's. grid (Hkv, layers) */
 static __global__ void __launch_bounds__(SELECTORS)
-    select_best(uint32_t *kept, const float *pooled, uint32_t voted, uint32_t best,
-                uint32_t window) {
-  const uint32_t *bits = (const uint32_t *)(pooled + (uint64_t)blockIdx.x * voted);
-  kept += (uint64_t)blockIdx.x * (best + window);
+    select_best(uint32_t *kept, uint32_t *pooled, const float *votes,
+                const __grid_constant__ KvCudaCut cut, uint32_t kernel, int by_largest) {
+  uint32_t voted = cut.prompt - cut.window, reach = kernel / 2;
+  uint32_t best = cut.layers[blockIdx.y].budget - cut.window;
+  uint64_t head = (uint64_t)blockIdx.y * gridDim.x + blockIdx.x;
+  votes += head * voted;
+  pooled += head * voted;
+  kept += head * cut.most;
+  for (uint32_t i = threadIdx.x; i < voted; i += SELECTORS) {
+    float sum = 0.0f, largest = 0.0f;
+    for (uint32_t j = i > reach ? i - reach : 0; j <= min(voted - 1, i + reach); j++) {
+      sum += votes[j];
+      largest = fmaxf(largest, votes[j]);
+    }
+    pooled[i] = __float_as_uint(by_largest ? largest : __fdiv_rn(sum, kernel));
+  }
+  __syncthreads();
   choose(
-      voted, best, [&](uint32_t i) { return bits[i]; },
+      voted, best, [&](uint32_t i) { return pooled[i]; },
       [&](uint32_t place, uint32_t i) { kept[place] = i; });
-  if (threadIdx.x < window)
+  if (threadIdx.x < cut.window)
     kept[best + threadIdx.x] = voted + threadIdx.x;
 }
 
-cudaError_t kv_cuda_select(uint32_t *kept, const float *votes, float *pooled, uint32_t prompt,
-                           uint32_t n_kv_heads, uint32_t budget, uint32_t window, uint32_t kernel,
-                           int largest, cudaStream_t stream) {
-  if (window == 0 || budget <= window || prompt < budget || kernel % 2 == 0)
+cudaError_t kv_cuda_select(uint32_t *kept, const float *votes, void *pooled, const KvCudaCut *cut,
+                           uint32_t kernel, int largest, cudaStream_t stream) {
+  for (uint32_t l = 0; l < cut->n_layers; l++)
+    if (cut->layers[l].budget <= cut->window || cut->layers[l].budget > cut->most)
+      return cudaErrorInvalidValue;
+  if (cut->window == 0 || cut->prompt < cut->most || kernel % 2 == 0)
     return cudaErrorInvalidValue;
-  uint32_t voted = prompt - window;
-  pool_votes<<<dim3((voted + THREADS - 1) / THREADS, n_kv_heads), THREADS, 0, stream>>>(
-      pooled, votes, voted, kernel, largest);
-  select_best<<<n_kv_heads, SELECTORS, 0, stream>>>(kept, pooled, voted, budget - window, window);
+  select_best<<<dim3(cut->pages.n_kv_heads, cut->n_layers), SELECTORS, 0, stream>>>(
+      kept, (uint32_t *)pooled, votes, *cut, kernel, largest);
   return cudaGetLastError();
 }
 
 /* --- bringing them together ------------------------------------------------------------------ */
 
-/* Where element threadIdx.x of the part (0 keys, 1 values) of a head's slot stands. */
-static __device__ __forceinline__ KvBf16 *element(const KvCudaPages &pages, const uint32_t *table,
-                                                  uint32_t head, uint32_t slot, uint32_t part) {
-  return (KvBf16 *)key_row(pages, table, head, slot) + part * pages.value_offset + threadIdx.x;
+/* Eight elements of a key or a value, which a thread moves: token `slot` of those that stay of a
+ * head, and where it is meanwhile, rows[layers][Hkv][keys, values][most + tokens - prompt][d]. */
+struct Moved {
+  uint32_t head, part, slot, first; /* first: of the eight */
+  uint64_t row;
+  bool there;
+};
+
+/* grid (some, Hkv * 2, layers) */
+static __device__ __forceinline__ Moved moved_here(const KvCudaCut &cut) {
+  uint32_t i = blockIdx.x * THREADS + threadIdx.x, d = cut.pages.head_dim;
+  uint32_t after = cut.tokens - cut.prompt, slot = i / (d / 8), first = i % (d / 8) * 8;
+  uint64_t head = (uint64_t)blockIdx.z * gridDim.y + blockIdx.y;
+  return {blockIdx.y / 2,
+          blockIdx.y % 2,
+          slot,
+          first,
+          (head * (cut.most + after) + slot) * d + first,
+          slot < cut.layers[blockIdx.z].budget + after};
 }
 
-/* grid (count, Hkv, 2), d threads; scratch[2][Hkv][count][d] */
-static __global__ void gather(KvBf16 *scratch, const KvCudaPages pages, const uint32_t *table,
-                              const uint32_t *kept, uint32_t budget, uint32_t prompt) {
-  uint32_t i = blockIdx.x, head = blockIdx.y, part = blockIdx.z;
-  uint32_t from = i < budget ? kept[(uint64_t)head * budget + i] : prompt + i - budget;
-  scratch[(((uint64_t)part * gridDim.y + head) * gridDim.x + i) * pages.head_dim + threadIdx.x] =
-      *element(pages, table, head, from, part);
+static __global__ void __launch_bounds__(THREADS)
+    gather(KvBf16 *rows, const __grid_constant__ KvCudaCut cut, const uint32_t *kept) {
+  const KvCudaCutLayer &layer = cut.layers[blockIdx.z];
+  const Moved m = moved_here(cut);
+  if (!m.there)
+    return;
+  uint64_t head = (uint64_t)blockIdx.z * cut.pages.n_kv_heads + m.head;
+  uint32_t from =
+      m.slot < layer.budget ? kept[head * cut.most + m.slot] : cut.prompt + m.slot - layer.budget;
+  const KvCudaPages pages = layer_pages(cut, layer.pool);
+  *(uint4 *)(rows + m.row) = *(const uint4 *)(key_row(pages, layer.table, m.head, from) +
+                                              m.part * pages.value_offset + m.first);
 }
 
-static __global__ void scatter(const KvCudaPages pages, const uint32_t *table,
-                               const KvBf16 *scratch) {
-  uint32_t i = blockIdx.x, head = blockIdx.y, part = blockIdx.z;
-  *element(pages, table, head, i, part) =
-      scratch[(((uint64_t)part * gridDim.y + head) * gridDim.x + i) * pages.head_dim + threadIdx.x];
+static __global__ void __launch_bounds__(THREADS)
+    scatter(const __grid_constant__ KvCudaCut cut, const KvBf16 *rows) {
+  const KvCudaCutLayer &layer = cut.layers[blockIdx.z];
+  const Moved m = moved_here(cut);
+  if (!m.there)
+    return;
+  const KvCudaPages pages = layer_pages(cut, layer.to);
+  *(uint4 *)(key_row(pages, layer.to_table, m.head, m.slot) + m.part * pages.value_offset +
+             m.first) = *(const uint4 *)(rows + m.row);
 }
 
-cudaError_t kv_cuda_gather_kept(KvBf16 *scratch, const KvCudaPages *pages, const uint32_t *table,
-                                const uint32_t *kept, uint32_t budget, uint32_t prompt,
-                                uint32_t tokens, cudaStream_t stream) {
-  dim3 grid(budget + tokens - prompt, pages->n_kv_heads, 2);
-  gather<<<grid, pages->head_dim, 0, stream>>>(scratch, *pages, table, kept, budget, prompt);
+static dim3 moving_grid(const KvCudaCut *cut) {
+  uint32_t pieces = (cut->most + cut->tokens - cut->prompt) * (cut->pages.head_dim / 8);
+  return dim3((pieces + THREADS - 1) / THREADS, cut->pages.n_kv_heads * 2, cut->n_layers);
+}
+
+cudaError_t kv_cuda_gather_kept(KvBf16 *rows, const KvCudaCut *cut, const uint32_t *kept,
+                                cudaStream_t stream) {
+  if (cut->pages.head_dim % 8)
+    return cudaErrorInvalidValue;
+  gather<<<moving_grid(cut), THREADS, 0, stream>>>(rows, *cut, kept);
   return cudaGetLastError();
 }
 
-cudaError_t kv_cuda_scatter_kept(const KvCudaPages *pages, const uint32_t *table,
-                                 const KvBf16 *scratch, uint32_t count, cudaStream_t stream) {
-  dim3 grid(count, pages->n_kv_heads, 2);
-  scatter<<<grid, pages->head_dim, 0, stream>>>(*pages, table, scratch);
+cudaError_t kv_cuda_scatter_kept(const KvCudaCut *cut, const KvBf16 *rows, cudaStream_t stream) {
+  if (cut->pages.head_dim % 8)
+    return cudaErrorInvalidValue;
+  scatter<<<moving_grid(cut), THREADS, 0, stream>>>(*cut, rows);
   return cudaGetLastError();
 }
 

@@ -1,7 +1,5 @@
 #include "reference/cuda/window.h"
 
-#include <string.h>
-
 /* --- the last queries ------------------------------------------------------------------------ */
 
 void kv_cuda_window_forget(KvCudaCompressed *c, gpointer owner) {
@@ -68,6 +66,15 @@ cudaError_t kv_cuda_window_store(KvCudaCompressed *c, guint layer, const KvCudaR
 
 /* --- the cut --------------------------------------------------------------------------------- */
 
+/* What cutting some layers of one prompt needs beside the cache. */
+typedef struct {
+  float *votes;
+  void *pooled, *vote_scratch;
+  guint32 *kept;
+  KvBf16 *rows;
+  guint32 *table, *tables; /* the prompt's, and those that were given */
+} Scratch;
+
 /* The next `bytes` of the scratch; with `at` NULL they are only counted. */
 static void *take(char *at, gsize *used, gsize bytes) {
   char *taken = at ? at + *used : NULL;
@@ -75,8 +82,9 @@ static void *take(char *at, gsize *used, gsize bytes) {
   return taken;
 }
 
-static gsize lay_out(const KvCudaCompressed *c, const KvHostSpan *span, guint budget, gsize words,
-                     char *at, KvCudaCut *cut) {
+/* For `layers` of them at once, and n words of tables beside the prompt's. */
+static gsize lay_out(const KvCudaCompressed *c, const KvHostSpan *span, guint budget, gsize n,
+                     gsize layers, char *at, Scratch *s) {
   gsize heads = 0, kv_heads = 0, elements = 0, used = 0, prompt = span->prompt_tokens;
   gsize slots = budget + span->past + span->n_tokens - prompt;
   for (guint l = 0; l < c->weights->n_layers; l++) {
@@ -85,58 +93,90 @@ static gsize lay_out(const KvCudaCompressed *c, const KvHostSpan *span, guint bu
     kv_heads = MAX(kv_heads, a->n_kv_heads);
     elements = MAX(elements, (gsize)a->n_kv_heads * a->head_dim);
   }
-  cut->votes = take(at, &used, kv_heads * prompt * sizeof(float));
-  cut->pooled = take(at, &used, kv_heads * prompt * sizeof(float));
-  cut->kept = take(at, &used, kv_heads * budget * sizeof(guint32));
-  cut->vote_scratch =
-      take(at, &used, kv_cuda_vote_scratch_bytes((guint)prompt, (guint)heads, c->settings->window));
-  cut->rows = take(at, &used, 2 * elements * slots * sizeof(KvBf16));
-  cut->tables = take(at, &used, words * sizeof(guint32));
+  s->votes = take(at, &used, layers * kv_heads * prompt * sizeof(float));
+  s->pooled = take(at, &used, layers * kv_heads * prompt * sizeof(float));
+  s->kept = take(at, &used, layers * kv_heads * budget * sizeof(guint32));
+  s->vote_scratch = take(
+      at, &used, kv_cuda_vote_scratch_bytes((guint32)layers, (guint32)heads, c->settings->window));
+  s->rows = take(at, &used, layers * 2 * elements * slots * sizeof(KvBf16));
+  s->table = take(at, &used, kv_cuda_format_blocks(c, span) * sizeof(guint32));
+  s->tables = take(at, &used, n * sizeof(guint32));
   return used;
 }
 
-/* Of the scratch of layers that are cut side by side. */
-static const gsize most_scratch_bytes = (gsize)256 << 20;
-
-gboolean kv_cuda_cut_begin(KvCudaCompressed *c, const KvHostSpan *span, guint budget,
-                           const guint32 *tables, gsize n, KvCudaCut *cuts, guint *lanes,
-                           GError **error) {
-  gsize own = kv_cuda_format_blocks(c, span);
-  gsize bytes = lay_out(c, span, budget, own + n, NULL, &cuts[0]);
-  g_autofree guint32 *words = g_new(guint32, own + n);
-  memcpy(words, span->block_table, own * sizeof *words);
-  if (n)
-    memcpy(words + own, tables, n * sizeof *words);
-  *lanes = (guint)CLAMP(most_scratch_bytes / bytes, 1, *lanes);
-  if (!kv_cuda_format_scratch(c, *lanes * bytes, "choosing the tokens of a prompt", error))
+/* The scratch, with the tables in it, for *together layers. */
+static gboolean begin_cut(KvCudaCompressed *c, const KvHostSpan *span, guint budget,
+                          const guint32 *tables, gsize n, guint *together, Scratch *s,
+                          GError **error) {
+  *together = kv_cuda_format_together(c, lay_out(c, span, budget, n, 1, NULL, s));
+  if (!kv_cuda_format_scratch(c, lay_out(c, span, budget, n, *together, NULL, s),
+                              "choosing the tokens of a prompt", error))
     return FALSE;
-  for (guint i = 0; i < *lanes; i++) {
-    (void)lay_out(c, span, budget, own + n, (char *)c->scratch + i * bytes, &cuts[i]);
-    cuts[i].tables = cuts[0].tables;
-  }
-  return kv_cuda_upload(c->device, cuts[0].tables, words, (own + n) * sizeof *words, error);
+  (void)lay_out(c, span, budget, n, *together, c->scratch, s);
+  return kv_cuda_upload(c->device, s->table, span->block_table,
+                        kv_cuda_format_blocks(c, span) * sizeof(guint32), error) &&
+         (n == 0 || kv_cuda_upload(c->device, s->tables, tables, n * sizeof *tables, error));
 }
 
-cudaError_t kv_cuda_cut_layer(KvCudaCompressed *c, const KvHostSpan *span, const KvCudaCut *cut,
-                              guint layer, const KvCudaCutTarget *target, gboolean dry,
-                              cudaStream_t stream) {
-  const KvHostCompression *k = c->settings;
-  const KvCudaPages *pages = &c->cache->layers[layer];
+/* The layers first .. end - 1, which are alike. */
+static KvCudaCut cut_of(const KvCudaCompressed *c, const KvHostSpan *span, const Scratch *s,
+                        const KvCudaCutTarget *targets, guint first, guint end) {
   const KvCudaWindow *window = kv_cuda_format_find(c, span->owner);
-  guint prompt = span->prompt_tokens, tokens = span->past + span->n_tokens;
-  cudaError_t status = kv_cuda_vote(cut->votes, window->queries[layer], pages, cut->tables, prompt,
-                                    c->weights->layers[layer].attention.n_heads, k->window,
-                                    cut->vote_scratch, stream);
-  if (status == cudaSuccess)
-    status = kv_cuda_select(cut->kept, cut->votes, cut->pooled, prompt, pages->n_kv_heads,
-                            target->budget, k->window, k->kernel, k->max_pooling, stream);
-  if (status == cudaSuccess)
-    status = dry ? kv_cuda_gather_kept(cut->rows, pages, cut->tables, cut->kept, 0, 0, 1, stream)
-                 : kv_cuda_gather_kept(cut->rows, pages, cut->tables, cut->kept, target->budget,
-                                       prompt, tokens, stream);
-  if (status != cudaSuccess)
-    return status;
-  return dry ? kv_cuda_scatter_kept(pages, cut->tables, cut->rows, 1, stream)
-             : kv_cuda_scatter_kept(&target->pages, target->table, cut->rows,
-                                    target->budget + tokens - prompt, stream);
+  KvCudaCut cut = {.pages = c->cache->layers[first],
+                   .n_layers = end - first,
+                   .n_heads = c->weights->layers[first].attention.n_heads,
+                   .prompt = span->prompt_tokens,
+                   .tokens = span->past + span->n_tokens,
+                   .window = c->settings->window};
+  for (guint l = first; l < end; l++) {
+    const KvCudaCutTarget *t = &targets[l];
+    cut.layers[l - first] =
+        (KvCudaCutLayer){.q = window->queries[l],
+                         .pool = c->cache->layers[l].pool,
+                         .to = t->pool,
+                         .table = s->table,
+                         .to_table = t->own_table ? s->table : s->tables + t->table,
+                         .budget = t->budget};
+    cut.most = MAX(cut.most, t->budget);
+  }
+  return cut;
+}
+
+/* All layers; if `dry`, what changes nothing of it, of the last ones. */
+static cudaError_t cut_layers(KvCudaCompressed *c, const KvHostSpan *span, const Scratch *s,
+                              const KvCudaCutTarget *targets, guint together, gboolean dry) {
+  const KvHostCompression *k = c->settings;
+  cudaStream_t stream = c->device->stream;
+  cudaError_t status = cudaSuccess;
+  for (guint end = c->weights->n_layers, n; end > 0 && status == cudaSuccess; end -= n) {
+    n = kv_cuda_format_alike(c, end, together);
+    const KvCudaCut cut = cut_of(c, span, s, targets, end - n, end);
+    status = kv_cuda_vote(s->votes, &cut, s->vote_scratch, stream);
+    if (status == cudaSuccess)
+      status =
+          kv_cuda_select(s->kept, s->votes, s->pooled, &cut, k->kernel, k->max_pooling, stream);
+    if (status == cudaSuccess)
+      status = kv_cuda_format_bring(c, &cut, s->kept, s->rows, dry);
+    if (dry)
+      break;
+  }
+  return status;
+}
+
+gboolean kv_cuda_window_cut(KvCudaCompressed *c, const KvHostSpan *span,
+                            const KvCudaCutTarget *targets, const guint32 *tables, gsize n,
+                            double *seconds, GError **error) {
+  Scratch s;
+  guint budget = 0, together;
+  for (guint l = 0; l < c->weights->n_layers; l++)
+    budget = MAX(budget, targets[l].budget);
+  if (!begin_cut(c, span, budget, tables, n, &together, &s, error) ||
+      (!c->warm && !KV_CUDA_OK(cut_layers(c, span, &s, targets, together, TRUE), error)) ||
+      !kv_cuda_clock_start(c->device, error) ||
+      !KV_CUDA_OK(cut_layers(c, span, &s, targets, together, FALSE), error) ||
+      !kv_cuda_clock_stop(c->device, seconds, error))
+    return FALSE;
+  c->warm = TRUE;
+  kv_cuda_window_forget(c, kv_cuda_format_owner(c, span->owner));
+  return TRUE;
 }

@@ -1,5 +1,5 @@
 /* Prompts that are cut by the votes of their last queries (snapkv, pyramidkv): those queries, kept
- * until the prompt is done, and the cut of a layer. */
+ * until the prompt is done, and the cut. */
 #ifndef KV_REFERENCE_CUDA_WINDOW_H
 #define KV_REFERENCE_CUDA_WINDOW_H
 
@@ -17,31 +17,20 @@ gboolean kv_cuda_window_begin(KvCudaCompressed *c, guint prompts, GError **error
 cudaError_t kv_cuda_window_store(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
 void kv_cuda_window_forget(KvCudaCompressed *c, gpointer owner);
 
-/* The scratch of cutting one prompt. */
-typedef struct {
-  float *votes, *pooled;
-  guint32 *kept;
-  void *vote_scratch;
-  KvBf16 *rows;
-  guint32 *tables; /* the prompt's blocks, then what was given */
-} KvCudaCut;
-
-/* Where a layer's kept tokens go. */
+/* Where a layer's kept tokens go: `budget` of each KV head, into the blocks of `pool` under the
+ * prompt's own table, or under the one that begins at word `table` of those that were given. */
 typedef struct {
   guint budget;
-  KvCudaPages pages;
-  const guint32 *table; /* device */
+  KvBf16 *pool;
+  gboolean own_table;
+  gsize table;
 } KvCudaCutTarget;
 
-/* Scratch for layers that keep up to `budget` tokens, with the n words of `tables` uploaded behind
- * the prompt's blocks: one for each of *lanes layers that are cut side by side, or of fewer if they
- * are large. */
-gboolean kv_cuda_cut_begin(KvCudaCompressed *c, const KvHostSpan *span, guint budget,
-                           const guint32 *tables, gsize n, KvCudaCut *cuts, guint *lanes,
-                           GError **error);
-/* Vote, choose, gather, scatter; if `dry`, what changes nothing of it. */
-cudaError_t kv_cuda_cut_layer(KvCudaCompressed *c, const KvHostSpan *span, const KvCudaCut *cut,
-                              guint layer, const KvCudaCutTarget *target, gboolean dry,
-                              cudaStream_t stream);
+/* Cut all layers of a prompt that is done, layer l to targets[l], with n words of `tables`: vote,
+ * choose, gather, scatter. As many layers at once as there is scratch for, the last ones first: all
+ * of a batch is gathered before any of it is scattered. The prompt's window is given up. */
+gboolean kv_cuda_window_cut(KvCudaCompressed *c, const KvHostSpan *span,
+                            const KvCudaCutTarget *targets, const guint32 *tables, gsize n,
+                            double *seconds, GError **error);
 
 #endif
