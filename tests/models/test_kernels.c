@@ -111,8 +111,8 @@ static void test_gemm_of_few_rows(void) {
   gemm->vector_share = 0.95;
   double one = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 1, 8192, 131072).seconds;
   assert_near(one, gemm->fixed_seconds + 2.0 * 8192 * 131072 / (device.memory_Bps * 0.95), 0.01);
-  assert_near(kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 2, 8192, 131072).seconds,
-              (one + three) / 2, 0.01);
+  assert_near(kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 2, 8192, 131072).seconds, (one + three) / 2,
+              0.01);
   g_assert_cmpfloat(kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 3, 8192, 131072).seconds, >,
                     2.0 * 8192 * 131072 / rate);
 }
