@@ -110,9 +110,9 @@ static gboolean infinigen_plan(const KvTechniqueUse *use, const KvModel *model, 
 static const KvParam infinigen_params[] = {
     {"partial_weight_ratio", KV_PARAM_REAL, 0.2, 0.1, 1, NULL, "fraction of the head size",
      "columns of queries and keys kept on the GPU to speculate with"},
-    {"alpha", KV_PARAM_REAL, 4, 1, 9, NULL, "logits",
-     "how far below the highest score a token still counts: 4 for OPT, about 5 for Llama-2; quality "
-     "only, what it fetches is fetch_share"},
+    {"alpha", KV_PARAM_REAL, 4, 1, 1e6, NULL, "logits",
+     "how far below the highest score a token still counts: 4 for OPT, about 5 for Llama-2, usually 1 "
+     "to 9; quality only, what it fetches is fetch_share"},
     {"max_num_kv", KV_PARAM_REAL, 0.2, 0.001, 1, NULL, "fraction of the context",
      "cap of what a layer fetches"},
     {"fetch_share", KV_PARAM_REAL, 0.1, 0.001, 1, NULL, "fraction of the context",
@@ -188,4 +188,5 @@ const KvTechnique kv_technique_infinigen = {
         "high on mechanism and parameters: the code was read; the abstract's figure was seen, "
         "others are recalled; gathering is an estimate, and no quality figure is on record",
     .plan = infinigen_plan,
+    .executed = TRUE, /* capacity=1, without flexgen */
 };

@@ -119,7 +119,8 @@ static gboolean make(KvCudaCompressed *c, GError **error) {
     if (!(f->homes[l] =
               kv_cuda_pin(f->staging.away * part_bytes(c, l), "the KV blocks of a layer", error)))
       return FALSE;
-  f->staging.prompts_only = c->settings->cpu_attention;
+  if (c->settings->cpu_attention)
+    f->staging.decoding = KV_HOST_DECODING_ELSEWHERE;
   if (c->settings->cpu_attention)
     make_cpu(c);
   return make_streams(c, error);

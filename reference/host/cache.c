@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "reference/host/format.h"
 #include "reference/host/recurrent.h"
 #include "sim/base/error.h"
 
@@ -93,6 +94,9 @@ float *kv_host_cache_state(const KvHostCache *cache, guint layer, guint32 block,
 }
 
 void kv_host_cache_forget(KvHostCache *cache, guint64 owner) {
+  const KvHostFormatClass *format = kv_host_format(cache->compression.format);
+  if (format->forget)
+    format->forget(cache, owner);
   g_hash_table_remove(cache->owners, &owner);
 }
 
@@ -139,10 +143,10 @@ static gboolean transfer(KvHostCache *cache, gboolean write, guint32 block, GErr
 gboolean kv_host_cache_move(KvHostCache *cache, KvTier from_tier, guint32 from, KvTier to_tier,
                             guint32 to, GError **error) {
   g_return_val_if_fail(exists(cache, from_tier, from) && exists(cache, to_tier, to), FALSE);
-  if (cache->compression.format == KV_HOST_FLEXGEN) {
+  if (kv_host_compression_streams(&cache->compression)) {
     g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
-                "host executor: block %u is to be moved, but those of flexgen stay where they are",
-                from);
+                "host executor: block %u is to be moved, but those of %s stay where they are", from,
+                kv_host_format(cache->compression.format)->technique);
     return FALSE;
   }
   if (from_tier == KV_TIER_SSD && !transfer(cache, FALSE, from, error))

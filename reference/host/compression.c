@@ -18,7 +18,8 @@ const KvHostFormatClass *kv_host_format(KvHostFormat format) {
       [KV_HOST_H2O] = &kv_host_format_h2o,
       [KV_HOST_PALU] = &kv_host_format_palu,
       [KV_HOST_MINICACHE] = &kv_host_format_minicache,
-      [KV_HOST_FLEXGEN] = &kv_host_format_flexgen};
+      [KV_HOST_FLEXGEN] = &kv_host_format_flexgen,
+      [KV_HOST_INFINIGEN] = &kv_host_format_infinigen};
   G_STATIC_ASSERT(G_N_ELEMENTS(formats) == KV_HOST_N_FORMATS);
   return formats[format];
 }
@@ -128,6 +129,10 @@ gboolean kv_host_compression_init(KvHostCompression *c, const KvStack *stack, co
       return FALSE;
   }
   return check_layers(c, model, error) && init_sharing(c, stack, model, error);
+}
+
+gboolean kv_host_compression_streams(const KvHostCompression *c) {
+  return c->format == KV_HOST_FLEXGEN || c->format == KV_HOST_INFINIGEN;
 }
 
 guint32 kv_host_compression_kept(const KvHostCompression *c, guint32 prompt_tokens) {

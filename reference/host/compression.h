@@ -31,6 +31,9 @@
  * flexgen: Sheng et al., "FlexGen" (2023). Shares of the cache and of the weights lie in host
  * memory and come to the GPU a layer at a time (staging.h); nothing is rounded.
  *
+ * infinigen: speculation.h. The cache lies in host memory as flexgen's; a decoding token reads the
+ * tokens of each KV head that the layer before expects it to attend to.
+ *
  * One of them at a time; kv_host_compression_init() says what of them is not executed.
  */
 #ifndef KV_REFERENCE_HOST_COMPRESSION_H
@@ -53,17 +56,22 @@ typedef enum {
   KV_HOST_PALU,
   KV_HOST_MINICACHE,
   KV_HOST_FLEXGEN,
+  KV_HOST_INFINIGEN,
   KV_HOST_N_FORMATS
 } KvHostFormat;
 
 typedef struct {
   KvHostFormat format;
   guint bits, group, residual;  /* kivi: 2 or 4, G, R */
-  guint budget, window, kernel; /* snapkv, pyramidkv */
+  guint budget, window, kernel; /* snapkv, pyramidkv; window: infinigen */
   gboolean max_pooling;
   double cache_share, weights_share; /* flexgen: on the GPU, 0 to 1 */
-  gboolean overlap;                  /* ... what comes to it beside the layers before */
+  gboolean overlap;                  /* ... what comes to it beside the layers before;
+                                        infinigen: the first layer's tokens too */
   gboolean cpu_attention;            /* ... decoding attends on the CPU; cache_share is 0 */
+  double column_share;               /* infinigen: of a head's columns, that are looked at */
+  double most_share;                 /* ... of the context, at most fetched */
+  float alpha;                       /* ... below the highest score */
   double beta;                       /* pyramidkv */
   double slots, slot_share;          /* h2o: K = slots + slot_share * prompt */
   double recent_share;               /* h2o: of the slots */
@@ -84,6 +92,8 @@ gboolean kv_host_compression_init(KvHostCompression *compression, const KvStack 
                                   const KvModel *model, KvDtype cache_dtype,
                                   const KvEngineConfig *engine, GError **error);
 
+/* Whether blocks lie in host memory and come to the GPU a layer at a time. */
+gboolean kv_host_compression_streams(const KvHostCompression *compression);
 /* Slots of a prompt's cache that, once it is done and tokens were dropped, hold a token of their
  * own in each head and layer; the prompt's tokens where none is ever dropped. */
 guint32 kv_host_compression_kept(const KvHostCompression *compression, guint32 prompt_tokens);

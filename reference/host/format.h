@@ -34,6 +34,8 @@ typedef struct {
    * which is cut to them when it is done; or, where a token goes for each one that comes, all. */
   guint32 (*kept)(const KvHostCompression *c, guint32 prompt_tokens);
   gboolean evicts;
+  /* From a layer's normalized input: what the next layer needs to know of it; adds to *flops. */
+  void (*look_ahead)(const KvHostFormatLayer *at, double *flops);
   /* Project the rows to what is stored in the place of keys and values, and write it; *flops of
    * products. FALSE: they are the ordinary ones. */
   gboolean (*project)(const KvHostFormatLayer *at, double *flops);
@@ -46,6 +48,8 @@ typedef struct {
   void (*stored)(const KvHostFormatLayer *at, const KvHostSpan *span);
   /* Attention of the span, whose first row is `row`; FALSE: it is the ordinary one. */
   gboolean (*attend)(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
+  /* Of a decoding span: tokens that its attention reads; NULL: its whole context. */
+  guint32 (*tokens_read)(const KvHostFormatLayer *at, const KvHostSpan *span);
   /* Project all rows' attention to at->added; FALSE: at->out is, by the ordinary matrix. */
   gboolean (*output)(const KvHostFormatLayer *at, double *flops);
   /* After the layer's attention: a prompt is packed or cut when it is done. */
@@ -56,12 +60,14 @@ typedef struct {
   void (*end)(KvHostCache *cache, KvHostSpan *spans, guint n);
   void (*enter)(KvHostCache *cache, guint layer);
   void (*leave)(KvHostCache *cache, guint layer);
+  /* Release what is kept of a sequence elsewhere than in cache->owners. */
+  void (*forget)(KvHostCache *cache, guint64 owner);
   gboolean exact; /* a token that is computed again comes out the same */
 } KvHostFormatClass;
 
 extern const KvHostFormatClass kv_host_format_fp8, kv_host_format_kivi, kv_host_format_snapkv,
     kv_host_format_quest, kv_host_format_pyramidkv, kv_host_format_h2o, kv_host_format_palu,
-    kv_host_format_minicache, kv_host_format_flexgen;
+    kv_host_format_minicache, kv_host_format_flexgen, kv_host_format_infinigen;
 
 /* Of any format; that of the exact cache is all NULL. */
 const KvHostFormatClass *kv_host_format(KvHostFormat format);
@@ -80,8 +86,9 @@ static inline float *kv_host_slot(const KvHostPages *pages, const guint32 *block
          ((gsize)head * pages->block_tokens + slot % pages->block_tokens) * pages->head_dim;
 }
 
-/* snapkv, pyramidkv: the sequence's queries of its prompt's last tokens, of layer l q[window][H][d]
- * at [l], with those of the span, whose first row is `row`, at this layer. */
+/* snapkv, pyramidkv, infinigen: the sequence's queries of its prompt's last tokens (of all, if they
+ * are fewer than the window), of layer l q[window][H][d] at [l], with those of the span, whose
+ * first row is `row`, at this layer. */
 float **kv_host_window_keep(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row);
 
 /* Candidates for a choice: those with most votes first, of equals the lowest. */

@@ -1,12 +1,8 @@
 /* flexgen: Sheng et al., "FlexGen" (2023). A share of the blocks lies in host memory and is brought
  * to the GPU a layer at a time; a block of sequences goes through the layers together, so weights
- * in host memory are brought once for all of them. Here host memory is an array of its own, and the
- * staging area the end of HBM's. No number changes. */
-#include <math.h>
-#include <string.h>
-
+ * in host memory are brought once for all of them. No number changes. */
 #include "reference/host/format.h"
-#include "reference/host/staging.h"
+#include "reference/host/streamed.h"
 
 /* Values of the choice cpu_cache_compute. */
 enum { CPU_AUTO, CPU_OFF, CPU_ON };
@@ -43,100 +39,29 @@ static gboolean init(KvHostCompression *c, const KvTechniqueUse *use, const KvEn
 
 /* --- a pass ---------------------------------------------------------------------------------- */
 
-/* The cache's state. */
-typedef struct {
-  KvHostStaging staging;
-  float *away; /* [staging.away][block_floats] */
-  /* Of the pass under way: its spans, and their own tables. */
-  const KvHostSpan *spans;
-  const guint32 **tables;
-} Flexgen;
-
 static void flexgen_free(gpointer state) {
-  Flexgen *f = state;
-  kv_host_staging_clear(&f->staging);
-  g_free(f->away);
-  g_free(f->tables);
-  g_free(f);
-}
-
-static Flexgen *state_of(KvHostCache *cache) {
-  Flexgen *f = cache->state;
-  if (f)
-    return f;
-  cache->state = f = g_new0(Flexgen, 1);
-  cache->free_state = flexgen_free;
-  kv_host_staging_init(&f->staging, cache->compression.cache_share, (guint32)cache->hbm.n_blocks);
-  f->staging.prompts_only = cache->compression.cpu_attention;
-  f->away = g_new0(float, f->staging.away * cache->block_floats);
-  return f;
+  kv_host_streamed_clear(state);
+  g_free(state);
 }
 
 static void begin(KvHostCache *cache, KvHostSpan *spans, guint n) {
-  Flexgen *f = state_of(cache);
-  kv_host_staging_plan(&f->staging, spans, n, cache->block_tokens);
-  const guint32 *table = (const guint32 *)(void *)f->staging.table->data;
-  f->tables = g_renew(const guint32 *, f->tables, n);
-  f->spans = spans;
-  for (guint s = 0; s < n; s++) {
-    guint32 tokens = spans[s].past - spans[s].dropped + spans[s].n_tokens;
-    f->tables[s] = spans[s].block_table;
-    spans[s].block_table = table;
-    table += (tokens + cache->block_tokens - 1) / cache->block_tokens;
+  const KvHostCompression *c = &cache->compression;
+  if (!cache->state) {
+    cache->state = g_new0(KvHostStreamed, 1);
+    cache->free_state = flexgen_free;
+    kv_host_streamed_init(cache->state, cache, c->cache_share,
+                          c->cpu_attention ? KV_HOST_DECODING_ELSEWHERE : KV_HOST_DECODING_STAGED);
   }
+  kv_host_streamed_begin(cache, spans, n);
 }
 
-static void end(KvHostCache *cache, KvHostSpan *spans, guint n) {
-  for (guint s = 0; s < n; s++)
-    spans[s].block_table = state_of(cache)->tables[s];
-}
-
-/* A layer's part of a block in host memory, and of one in HBM. */
-static float *part(const KvHostCache *cache, float *blocks, guint32 block, guint layer) {
-  return blocks + block * cache->block_floats + cache->layers[layer].key_offset;
-}
-
-static gsize part_floats(const KvHostCache *cache, guint layer) {
-  return 2 * (cache->layers[layer].value_offset - cache->layers[layer].key_offset);
-}
-
-/* What another layer left in the staging area must not be read. */
-static void enter(KvHostCache *cache, guint layer) {
-  Flexgen *f = state_of(cache);
-  const KvHostStaging *s = &f->staging;
-  gsize n = part_floats(cache, layer);
-  for (guint32 place = 0; place < s->homes->len; place++) {
-    float *to = part(cache, cache->hbm.floats, s->resident + place, layer);
-    for (gsize i = 0; i < n; i++)
-      to[i] = NAN;
-  }
-  for (guint i = 0; i < s->fetched->len; i++) {
-    const KvHostStaged *b = &g_array_index(s->fetched, KvHostStaged, i);
-    memcpy(part(cache, cache->hbm.floats, s->resident + b->place, layer),
-           part(cache, f->away, b->home, layer), n * sizeof(float));
-  }
-}
-
-static void leave(KvHostCache *cache, guint layer) {
-  Flexgen *f = state_of(cache);
-  const KvHostStaging *s = &f->staging;
-  for (guint i = 0; i < s->stored->len; i++) {
-    const KvHostStaged *b = &g_array_index(s->stored, KvHostStaged, i);
-    memcpy(part(cache, f->away, b->home, layer),
-           part(cache, cache->hbm.floats, s->resident + b->place, layer),
-           part_floats(cache, layer) * sizeof(float));
-  }
-}
-
-/* Attention where the cache lies: no block is resident, so a block's id is its index there. */
+/* Attention where the cache lies: no block is resident. */
 static gboolean attend(const KvHostFormatLayer *at, const KvHostSpan *span, gsize row) {
-  Flexgen *f = state_of(at->cache);
   if (!at->cache->compression.cpu_attention || !span->decoding)
     return FALSE;
-  KvHostPages away = *at->pages;
-  away.pool = f->away;
+  const KvHostPages away = kv_host_streamed_away(at->cache, at->layer);
   gsize d = away.head_dim, keys = row * away.n_kv_heads * d, queries = row * at->n_heads * d;
-  const guint32 *table = f->tables[span - f->spans];
+  const guint32 *table = kv_host_streamed_table(at->cache, span);
   guint32 slot = span->past - span->dropped;
   kv_host_pages_write(&away, table, slot, at->k + keys, at->v + keys);
   kv_host_attention(at->out + queries, at->q + queries, &away, table, slot, 1, at->n_heads, 0,
@@ -148,8 +73,8 @@ const KvHostFormatClass kv_host_format_flexgen = {.technique = "flexgen",
                                                   .init = init,
                                                   .check = kv_host_format_check_full,
                                                   .begin = begin,
-                                                  .end = end,
-                                                  .enter = enter,
-                                                  .leave = leave,
+                                                  .end = kv_host_streamed_end,
+                                                  .enter = kv_host_streamed_enter,
+                                                  .leave = kv_host_streamed_leave,
                                                   .attend = attend,
                                                   .exact = TRUE};

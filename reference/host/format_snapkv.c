@@ -123,7 +123,7 @@ float **kv_host_window_keep(const KvHostFormatLayer *at, const KvHostSpan *span,
   float **window = window_of(at, span->owner);
   gsize width = (gsize)at->n_heads * at->pages->head_dim;
   const float *q = at->q + row * width;
-  guint32 first = span->prompt_tokens - at->cache->compression.window;
+  guint32 first = span->prompt_tokens - MIN(at->cache->compression.window, span->prompt_tokens);
   for (guint32 t = 0; t < span->n_tokens; t++)
     if (span->past + t >= first && span->past + t < span->prompt_tokens)
       memcpy(window[at->layer] + (span->past + t - first) * width, q + t * width,

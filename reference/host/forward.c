@@ -139,8 +139,11 @@ static void project_inputs(Pass *pass, const KvHostLayer *layer, guint l) {
   guint q = a->n_heads * a->head_dim, kv = a->n_kv_heads * a->head_dim;
   norm(pass, pass->normed, pass->x, layer->attention_norm, layer->attention_norm_bias, R);
   lap(pass, KV_COMPONENT_ELEMENTWISE, 0.0);
+  double ahead = 0.0, flops = 4.0 * R * D * kv;
+  if (pass->format->look_ahead)
+    pass->format->look_ahead(&at, &ahead);
+  lap(pass, KV_COMPONENT_TECHNIQUE, ahead);
   kv_host_linear(pass->q, pass->normed, layer->query, layer->query_bias, R, D, q);
-  double flops = 4.0 * R * D * kv;
   gboolean keys = !pass->format->project || !pass->format->project(&at, &flops);
   if (keys) {
     kv_host_linear(pass->k, pass->normed, layer->key, layer->key_bias, R, D, kv);
@@ -256,7 +259,8 @@ static void attend(Pass *pass, const KvHostLayer *layer, guint l) {
                         span->past - span->dropped, span->n_tokens, a->n_heads, window,
                         pass->scores);
     r += span->n_tokens;
-    double read = tokens_attended(span, window);
+    double read = span->decoding && pass->format->tokens_read ? pass->format->tokens_read(&at, span)
+                                                              : tokens_attended(span, window);
     pass->work->bytes += 2.0 * read * a->n_kv_heads * a->head_dim * sizeof(float);
     lap(pass, span->decoding ? KV_COMPONENT_DECODE_ATTENTION : KV_COMPONENT_PREFILL_ATTENTION,
         4.0 * read * (double)width);

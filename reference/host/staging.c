@@ -50,12 +50,14 @@ static guint32 place_of(KvHostStaging *s, guint32 home) {
 
 static void plan_span(KvHostStaging *s, const KvHostSpan *span, guint block_tokens) {
   guint32 past = span->past - span->dropped, end = past + span->n_tokens;
+  gboolean moves = !span->decoding || s->decoding == KV_HOST_DECODING_STAGED;
   for (guint32 first = 0, i = 0; first < end; first += block_tokens, i++) {
     guint32 at;
     if (!kv_host_staging_home(s, span->block_table[i], &at)) {
       guint32 place = place_of(s, at);
       guint8 *use = &g_array_index(s->uses, guint8, place);
-      *use |= (first < past ? FETCHED : 0) | (first + block_tokens > past ? STORED : 0);
+      if (moves)
+        *use |= (first < past ? FETCHED : 0) | (first + block_tokens > past ? STORED : 0);
       at = s->resident + place;
     }
     g_array_append_val(s->table, at);
@@ -77,7 +79,7 @@ void kv_host_staging_plan(KvHostStaging *s, const KvHostSpan *spans, guint n, gu
   for (guint i = 0; i < G_N_ELEMENTS(arrays); i++)
     g_array_set_size(arrays[i], 0);
   for (guint i = 0; i < n; i++)
-    if (s->prompts_only && spans[i].decoding)
+    if (s->decoding == KV_HOST_DECODING_ELSEWHERE && spans[i].decoding)
       plan_elsewhere(s, &spans[i], block_tokens);
     else
       plan_span(s, &spans[i], block_tokens);

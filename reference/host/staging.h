@@ -6,7 +6,8 @@
  * that every sequence has about its share there. A pass gives each other block that it touches a
  * place in a staging area as large as one layer of them all: before a layer those with earlier
  * tokens are fetched, after it those with new tokens are stored, whole. Where decoding sequences
- * attend elsewhere, they have a place for what is written alone.
+ * attend elsewhere, they have a place for what is written alone; where chosen tokens are brought to
+ * them, a place for each of their blocks, which is neither fetched nor stored.
  */
 #ifndef KV_REFERENCE_HOST_STAGING_H
 #define KV_REFERENCE_HOST_STAGING_H
@@ -14,6 +15,13 @@
 #include <glib.h>
 
 #include "reference/host/forward.h"
+
+/* What is done with the blocks of sequences that decode. */
+typedef enum {
+  KV_HOST_DECODING_STAGED,    /* as with those of prompts */
+  KV_HOST_DECODING_ELSEWHERE, /* one place for all that is written */
+  KV_HOST_DECODING_GATHERED   /* a place each */
+} KvHostDecoding;
 
 /* A block on its way: its index in host memory, and its place in the staging area. */
 typedef struct {
@@ -23,7 +31,7 @@ typedef struct {
 typedef struct {
   double share;           /* resident */
   guint32 resident, away; /* blocks on the GPU, in host memory */
-  gboolean prompts_only;  /* of what decodes nothing is fetched or stored */
+  KvHostDecoding decoding;
   /* Of the pass: every span's block table, one after another. A resident block is its index, any
    * other `resident` + its place. */
   GArray *table;            /* of guint32 */

@@ -90,7 +90,7 @@ static void test_decoding_elsewhere(void) {
                               {.block_table = second, .past = 9, .n_tokens = 1, .decoding = TRUE}};
   KvHostStaging s;
   kv_host_staging_init(&s, 0.0, 10);
-  s.prompts_only = TRUE;
+  s.decoding = KV_HOST_DECODING_ELSEWHERE;
   kv_host_staging_plan(&s, spans, 2, BLOCK_TOKENS);
   g_assert_cmpuint(s.table->len, ==, 5);
   for (guint i = 2; i < 5; i++)
