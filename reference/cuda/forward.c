@@ -95,7 +95,7 @@ struct KvCudaEngine {
   GArray *angles; /* of Angles */
   guint max_positions, graph_rows;
   gboolean all_logits, recurrent;
-  gboolean apart;     /* the output projection of decoding rows is another one */
+  gboolean apart;     /* some product is of decoding rows alone */
   gsize widest_mixer; /* bytes of a row */
   gsize widest_qkv, widest_heads, widest_up, widest_act, most_heads, widest_head;
   Buffers buffers;
@@ -204,6 +204,7 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   if (cache->compression.format != KV_HOST_EXACT &&
       !(e->compressed = kv_cuda_compressed_new(device, weights, cache, error)))
     return NULL;
+  e->apart = e->compressed && kv_cuda_compressed_looks_ahead(e->compressed);
   kv_cuda_engine_set_graph_rows(e, e->graph_rows);
   if (cache->compression.shared_over)
     e->sharing =
@@ -496,6 +497,8 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l,
                                               a->n_heads, p->e->device->stream),
                      "rotary", p->error)) &&
          lap(p, KV_COMPONENT_ELEMENTWISE) &&
+         (!kv_cuda_compressed_looks_ahead(c) ||
+          (kv_cuda_compressed_await(c, l, p->error) && lap(p, KV_COMPONENT_TRANSFER))) &&
          kv_cuda_ok(kv_cuda_compressed_store(c, l, &rows), "cache write", p->error) &&
          lap(p, KV_COMPONENT_TECHNIQUE) &&
          (!s->tiles ||
@@ -709,6 +712,24 @@ static gboolean run_mlp(Pass *p, const KvCudaLayer *layer) {
                           p->shape.rows, KV_COMPONENT_MLP);
 }
 
+/* What the format finds out of a layer's input, beside the layer. */
+static gboolean look_ahead(Pass *p, guint l) {
+  const KvCudaEngine *e = p->e;
+  gsize first = p->shape.prefill_rows;
+  if (!e->compressed || !kv_cuda_compressed_looks_ahead(e->compressed) ||
+      l + 1 == e->weights->n_layers)
+    return TRUE;
+  const KvCudaInput input = {
+      .normed = e->buffers.normed + first * e->weights->hidden,
+      .row_sequences = p->in.row_sequences + first,
+      .positions = p->in.positions + first,
+      .angles = angles_of(e, e->weights->layers[l + 1].attention.head_dim),
+      .decode = p->shape.decode,
+  };
+  return kv_cuda_compressed_look_ahead(e->compressed, l, &input, p->error) &&
+         lap(p, KV_COMPONENT_TECHNIQUE);
+}
+
 static gboolean run_layer(Pass *p, guint l) {
   const KvCudaLayer *layer = &p->e->weights->layers[l];
   const Buffers *b = &p->e->buffers;
@@ -718,6 +739,7 @@ static gboolean run_layer(Pass *p, guint l) {
   const KvCudaProjections own = projections_of(p->e, l);
   return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
               p->shape.rows) &&
+         look_ahead(p, l) &&
          multiply(p, b->qkv, b->normed, own.qkv, own.qkv_bias, p->e->weights->hidden, own.width,
                   KV_COMPONENT_QKV) &&
          (layer->attention.kind == KV_ATTENTION_LATENT ? attend_to_latents(p, layer, pages)
@@ -1086,7 +1108,9 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
       !run_timed(e, &shape, words, graph, FALSE, &seconds, error))
     return FALSE;
   double after = 0.0;
-  if (e->compressed && !kv_cuda_compressed_finish(e->compressed, spans, n_spans, &after, error))
+  g_autofree double *unread = g_new0(double, e->weights->n_layers);
+  if (e->compressed && (!kv_cuda_compressed_finish(e->compressed, spans, n_spans, &after, error) ||
+                        !kv_cuda_compressed_unread(e->compressed, unread, error)))
     return FALSE;
   work->component_seconds[KV_COMPONENT_TECHNIQUE] += after;
   seconds += after;
@@ -1098,6 +1122,7 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
       .spans = spans,
       .n_spans = n_spans,
       .samples = shape.samples,
+      .unread_tokens = unread,
       .repeated_tokens = shape.shared_tiles ? (double)e->sharing->found.repeated_tokens : 0.0};
   kv_cuda_count(&count, &work->flops, &work->bytes);
   take_samples(e, spans, n_spans);
