@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "reference/cuda/merging.h"
+#include "reference/host/format.h"
 #include "reference/host/low_rank.h"
 #include "reference/host/recurrent.h"
 #include "reference/host/staging.h"
@@ -42,25 +43,25 @@ static gboolean lay_out_packed(KvCudaCache *cache, guint l, GError **error) {
   return TRUE;
 }
 
-/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. flexgen: tables
- * lead from every layer's pool to the staging areas. */
+/* pyramidkv: layers use each other's parts of the blocks, so their pools are one. Where blocks lie
+ * in host memory, tables lead from every layer's pool to the staging areas. */
 static gboolean is_one_pool(const KvCudaCache *cache) {
   return cache->compression.format == KV_HOST_PYRAMIDKV ||
-         cache->compression.format == KV_HOST_FLEXGEN;
+         kv_host_compression_streams(&cache->compression);
 }
 
-/* flexgen: the resident blocks of all layers and two staging areas, each with room for a layer of
- * all others, one after another (format_flexgen.c). */
+/* The resident blocks of all layers and two staging areas, each with room for a layer of all
+ * others, one after another (streamed_cache.h). */
 static KvBf16 *streamed_pool(const KvCudaCache *cache, guint l, GError **error) {
   const KvCudaPages *first = &cache->layers[0];
   guint64 resident =
       kv_host_staging_resident(cache->compression.cache_share, (guint32)cache->hbm_blocks);
   guint64 blocks = cache->n_layers * resident + 2 * (cache->hbm_blocks - resident);
   if (cache->layers[l].block_elements != first->block_elements || blocks > G_MAXUINT32) {
-    g_set_error(
-        error, KV_ERROR, KV_ERROR_USAGE,
-        "flexgen: layers whose caches differ, or more than 2^32 blocks of a layer, expected "
-        "layers that are alike and a smaller engine.num_blocks");
+    g_set_error(error, KV_ERROR, KV_ERROR_USAGE,
+                "%s: layers whose caches differ, or more than 2^32 blocks of a layer, expected "
+                "layers that are alike and a smaller engine.num_blocks",
+                kv_host_format(cache->compression.format)->technique);
     return NULL;
   }
   return l > 0 ? first->pool + l * resident * first->block_elements
@@ -135,7 +136,7 @@ static gboolean lay_out(KvCudaCache *cache, const KvCudaWeights *weights, GError
       return FALSE;
     cache->layer_offsets[l + 1] = cache->layer_offsets[l] + block_part_bytes(cache, l);
     gsize bytes = block_part_bytes(cache, l) * cache->hbm_blocks;
-    if (cache->compression.format == KV_HOST_FLEXGEN)
+    if (kv_host_compression_streams(&cache->compression))
       pages->pool = streamed_pool(cache, l, error);
     else if (is_one_pool(cache) && l > 0)
       pages->pool = cache->layers[0].pool + l * bytes / sizeof(KvBf16);
@@ -393,10 +394,10 @@ gboolean kv_cuda_cache_move(KvCudaCache *cache, KvTier from_tier, guint32 from, 
   }
   if (from_tier == to_tier && from == to)
     return TRUE;
-  if (cache->compression.format == KV_HOST_FLEXGEN) {
+  if (kv_host_compression_streams(&cache->compression)) {
     g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
-                "cuda executor: block %u is to be moved, but those of flexgen stay where they are",
-                from);
+                "cuda executor: block %u is to be moved, but those of %s stay where they are", from,
+                kv_host_format(cache->compression.format)->technique);
     return FALSE;
   }
   if (depends(cache, &move) && !make_moves(cache, error))

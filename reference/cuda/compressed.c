@@ -15,6 +15,7 @@ static const KvCudaFormat *const formats[KV_HOST_N_FORMATS] = {
     [KV_HOST_PALU] = &kv_cuda_format_palu,
     [KV_HOST_MINICACHE] = &kv_cuda_format_minicache,
     [KV_HOST_FLEXGEN] = &kv_cuda_format_flexgen,
+    [KV_HOST_INFINIGEN] = &kv_cuda_format_infinigen,
 };
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -291,6 +292,23 @@ gboolean kv_cuda_compressed_enter(KvCudaCompressed *c, guint layer, GError **err
 
 gboolean kv_cuda_compressed_leave(KvCudaCompressed *c, guint layer, GError **error) {
   return c->format->leave(c, layer, error);
+}
+
+gboolean kv_cuda_compressed_looks_ahead(const KvCudaCompressed *c) {
+  return c->format->look_ahead != NULL;
+}
+
+gboolean kv_cuda_compressed_look_ahead(KvCudaCompressed *c, guint layer, const KvCudaInput *input,
+                                       GError **error) {
+  return c->format->look_ahead(c, layer, input, error);
+}
+
+gboolean kv_cuda_compressed_await(KvCudaCompressed *c, guint layer, GError **error) {
+  return c->format->await(c, layer, error);
+}
+
+gboolean kv_cuda_compressed_unread(KvCudaCompressed *c, double *tokens, GError **error) {
+  return !c->format->unread || c->format->unread(c, tokens, error);
 }
 
 cudaError_t kv_cuda_compressed_store(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {

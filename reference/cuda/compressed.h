@@ -62,6 +62,25 @@ gboolean kv_cuda_compressed_streams(const KvCudaCompressed *compressed);
 gboolean kv_cuda_compressed_enter(KvCudaCompressed *compressed, guint layer, GError **error);
 gboolean kv_cuda_compressed_leave(KvCudaCompressed *compressed, guint layer, GError **error);
 
+/* A layer's normalized input, of the rows that decode, and the angles of the next layer's heads. */
+typedef struct {
+  const KvBf16 *normed; /* [decode][D] */
+  const guint32 *row_sequences, *positions;
+  const float2 *angles;
+  guint decode;
+} KvCudaInput;
+
+/* Whether the format looks at layers' inputs for what comes later. Then, at each layer's beginning:
+ * what the next one needs to know of it is found beside the layer, and before its rows are stored:
+ * what was brought so must be there. */
+gboolean kv_cuda_compressed_looks_ahead(const KvCudaCompressed *compressed);
+gboolean kv_cuda_compressed_look_ahead(KvCudaCompressed *compressed, guint layer,
+                                       const KvCudaInput *input, GError **error);
+gboolean kv_cuda_compressed_await(KvCudaCompressed *compressed, guint layer, GError **error);
+
+/* Add to tokens[layers] how many of their contexts the pass's decoding rows did not read. */
+gboolean kv_cuda_compressed_unread(KvCudaCompressed *compressed, double *tokens, GError **error);
+
 /* Store the rows' rotated keys and values; attend to the prompts' rows; to the decoding ones. */
 cudaError_t kv_cuda_compressed_store(KvCudaCompressed *compressed, guint layer,
                                      const KvCudaRows *rows);

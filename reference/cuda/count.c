@@ -53,7 +53,8 @@ static void count_attention(const KvCudaCount *c, guint l, double *flops, double
     *flops += tokens_attended(span, window) * flops_of_token(a);
     *bytes += (read + span->n_tokens) * token_bytes;
   }
-  *bytes -= c->repeated_tokens * token_bytes;
+  *flops -= c->unread_tokens[l] * flops_of_token(a);
+  *bytes -= (c->unread_tokens[l] + c->repeated_tokens) * token_bytes;
 }
 
 void kv_cuda_count(const KvCudaCount *c, double *flops, double *bytes) {

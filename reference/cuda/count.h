@@ -13,8 +13,9 @@ typedef struct {
   const KvCudaCache *cache;
   const KvHostSpan *spans;
   guint n_spans;
-  guint samples;          /* rows whose logits are computed */
-  double repeated_tokens; /* reads that shared prefixes spare */
+  guint samples;               /* rows whose logits are computed */
+  const double *unread_tokens; /* [layers]: of contexts, that decoding rows did not read */
+  double repeated_tokens;      /* reads that shared prefixes spare */
 } KvCudaCount;
 
 /* Adds to both. */

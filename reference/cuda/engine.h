@@ -36,7 +36,7 @@ struct KvCudaEngine {
   GArray *angles; /* of KvCudaAngles */
   guint max_positions, graph_rows;
   gboolean all_logits, recurrent;
-  gboolean apart;     /* the output projection of decoding rows is another one */
+  gboolean apart;     /* some product is of decoding rows alone */
   gsize widest_mixer; /* bytes of a row */
   gsize widest_qkv, widest_heads, widest_up, widest_act, most_heads, widest_head;
   KvCudaBuffers buffers;

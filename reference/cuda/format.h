@@ -27,6 +27,11 @@ typedef struct {
   /* Before and after a layer of the pass, on the host; who has them is not captured in a graph. */
   gboolean (*enter)(KvCudaCompressed *c, guint layer, GError **error);
   gboolean (*leave)(KvCudaCompressed *c, guint layer, GError **error);
+  /* As in compressed.h. */
+  gboolean (*look_ahead)(KvCudaCompressed *c, guint layer, const KvCudaInput *input,
+                         GError **error);
+  gboolean (*await)(KvCudaCompressed *c, guint layer, GError **error);
+  gboolean (*unread)(KvCudaCompressed *c, double *tokens, GError **error);
   /* As in compressed.h; NULL: the engine's own blocks in bf16, and their kernels. */
   cudaError_t (*store)(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
   cudaError_t (*prefill)(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
@@ -40,7 +45,7 @@ typedef struct {
 
 extern const KvCudaFormat kv_cuda_format_fp8, kv_cuda_format_kivi, kv_cuda_format_snapkv,
     kv_cuda_format_quest, kv_cuda_format_pyramidkv, kv_cuda_format_h2o, kv_cuda_format_palu,
-    kv_cuda_format_minicache, kv_cuda_format_flexgen;
+    kv_cuda_format_minicache, kv_cuda_format_flexgen, kv_cuda_format_infinigen;
 
 /* Blocks of bf16 keys and values beside the engine's: of prompts under way, or one layer's context
  * widened. Every layer has a pool of its own, or all of them the same one. */

@@ -79,6 +79,7 @@ KvCudaEngine *kv_cuda_engine_new(KvCudaDevice *device, const KvCudaWeights *weig
   if (cache->compression.format != KV_HOST_EXACT &&
       !(e->compressed = kv_cuda_compressed_new(device, weights, cache, error)))
     return NULL;
+  e->apart = e->compressed && kv_cuda_compressed_looks_ahead(e->compressed);
   kv_cuda_engine_set_graph_rows(e, e->graph_rows);
   if (cache->compression.shared_over)
     e->sharing =
@@ -365,7 +366,9 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
       !run_timed(e, &shape, words, graph, FALSE, &seconds, error))
     return FALSE;
   double after = 0.0;
-  if (e->compressed && !kv_cuda_compressed_finish(e->compressed, spans, n_spans, &after, error))
+  g_autofree double *unread = g_new0(double, e->weights->n_layers);
+  if (e->compressed && (!kv_cuda_compressed_finish(e->compressed, spans, n_spans, &after, error) ||
+                        !kv_cuda_compressed_unread(e->compressed, unread, error)))
     return FALSE;
   work->component_seconds[KV_COMPONENT_TECHNIQUE] += after;
   seconds += after;
@@ -377,6 +380,7 @@ gboolean kv_cuda_engine_run(KvCudaEngine *e, KvHostSpan *spans, guint n_spans, K
       .spans = spans,
       .n_spans = n_spans,
       .samples = shape.samples,
+      .unread_tokens = unread,
       .repeated_tokens = shape.shared_tiles ? (double)e->sharing->found.repeated_tokens : 0.0};
   kv_cuda_count(&count, &work->flops, &work->bytes);
   take_samples(e, spans, n_spans);

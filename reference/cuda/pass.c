@@ -178,6 +178,8 @@ static gboolean attend_compressed(Pass *p, const KvCudaLayer *layer, guint l,
                                               a->n_heads, p->e->device->stream),
                      "rotary", p->error)) &&
          lap(p, KV_COMPONENT_ELEMENTWISE) &&
+         (!kv_cuda_compressed_looks_ahead(c) ||
+          (kv_cuda_compressed_await(c, l, p->error) && lap(p, KV_COMPONENT_TRANSFER))) &&
          kv_cuda_ok(kv_cuda_compressed_store(c, l, &rows), "cache write", p->error) &&
          lap(p, KV_COMPONENT_TECHNIQUE) &&
          (!s->tiles ||
@@ -391,6 +393,24 @@ static gboolean run_mlp(Pass *p, const KvCudaLayer *layer) {
                           p->shape.rows, KV_COMPONENT_MLP);
 }
 
+/* What the format finds out of a layer's input, beside the layer. */
+static gboolean look_ahead(Pass *p, guint l) {
+  const KvCudaEngine *e = p->e;
+  gsize first = p->shape.prefill_rows;
+  if (!e->compressed || !kv_cuda_compressed_looks_ahead(e->compressed) ||
+      l + 1 == e->weights->n_layers)
+    return TRUE;
+  const KvCudaInput input = {
+      .normed = e->buffers.normed + first * e->weights->hidden,
+      .row_sequences = p->in.row_sequences + first,
+      .positions = p->in.positions + first,
+      .angles = angles_of(e, e->weights->layers[l + 1].attention.head_dim),
+      .decode = p->shape.decode,
+  };
+  return kv_cuda_compressed_look_ahead(e->compressed, l, &input, p->error) &&
+         lap(p, KV_COMPONENT_TECHNIQUE);
+}
+
 static gboolean run_layer(Pass *p, guint l) {
   const KvCudaLayer *layer = &p->e->weights->layers[l];
   const KvCudaBuffers *b = &p->e->buffers;
@@ -400,6 +420,7 @@ static gboolean run_layer(Pass *p, guint l) {
   const KvCudaProjections own = projections_of(p->e, l);
   return norm(p, b->normed, b->x, layer->attention_norm, layer->attention_norm_bias,
               p->shape.rows) &&
+         look_ahead(p, l) &&
          multiply(p, b->qkv, b->normed, own.qkv, own.qkv_bias, p->e->weights->hidden, own.width,
                   KV_COMPONENT_QKV) &&
          (layer->attention.kind == KV_ATTENTION_LATENT ? attend_to_latents(p, layer, pages)

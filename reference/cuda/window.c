@@ -1,5 +1,7 @@
 #include "reference/cuda/window.h"
 
+#include "reference/host/format.h"
+
 /* --- the last queries ------------------------------------------------------------------------ */
 
 void kv_cuda_window_forget(KvCudaCompressed *c, gpointer owner) {
@@ -14,11 +16,16 @@ static gsize query_width(const KvCudaCompressed *c, guint layer) {
   return (gsize)a->n_heads * a->head_dim;
 }
 
+/* A prompt that will not be cut, although others are. */
+static gboolean stays_whole(const KvCudaCompressed *c, const KvHostSpan *span) {
+  return kv_host_format(c->settings->format)->kept &&
+         kv_host_compression_kept(c->settings, span->prompt_tokens) == span->prompt_tokens;
+}
+
 static gboolean make_window(KvCudaCompressed *c, const KvHostSpan *span, GError **error) {
   KvCudaWindow *window = kv_cuda_format_owner(c, span->owner);
   gsize elements = 0;
-  if (window->queries ||
-      kv_host_compression_kept(c->settings, span->prompt_tokens) == span->prompt_tokens ||
+  if (window->queries || stays_whole(c, span) ||
       span->past + span->n_tokens + c->settings->window <= span->prompt_tokens)
     return TRUE;
   for (guint l = 0; l < c->weights->n_layers; l++)
@@ -39,12 +46,12 @@ gboolean kv_cuda_window_begin(KvCudaCompressed *c, guint prompts, GError **error
   return TRUE;
 }
 
-static cudaError_t keep_windows(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
+cudaError_t kv_cuda_window_keep(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
   gsize width = query_width(c, layer), row = 0;
   for (guint s = 0; s < c->n_spans && !c->spans[s].decoding; row += c->spans[s++].n_tokens) {
     const KvHostSpan *span = &c->spans[s];
     const KvCudaWindow *window = kv_cuda_format_find(c, span->owner);
-    guint32 first = span->prompt_tokens - c->settings->window;
+    guint32 first = span->prompt_tokens - MIN(c->settings->window, span->prompt_tokens);
     guint32 from = MAX(first, span->past);
     guint32 to = MIN(span->prompt_tokens, span->past + span->n_tokens);
     if (!window || !window->queries || from >= to)
@@ -61,7 +68,7 @@ static cudaError_t keep_windows(KvCudaCompressed *c, guint layer, const KvCudaRo
 
 cudaError_t kv_cuda_window_store(KvCudaCompressed *c, guint layer, const KvCudaRows *r) {
   cudaError_t status = kv_cuda_format_store_exact(c, layer, r);
-  return status != cudaSuccess ? status : keep_windows(c, layer, r);
+  return status != cudaSuccess ? status : kv_cuda_window_keep(c, layer, r);
 }
 
 /* --- the cut --------------------------------------------------------------------------------- */

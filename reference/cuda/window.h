@@ -1,19 +1,22 @@
-/* Prompts that are cut by the votes of their last queries (snapkv, pyramidkv): those queries, kept
- * until the prompt is done, and the cut. */
+/* The last queries of a prompt, kept until it is done (snapkv, pyramidkv, infinigen), and the cut
+ * by their votes. */
 #ifndef KV_REFERENCE_CUDA_WINDOW_H
 #define KV_REFERENCE_CUDA_WINDOW_H
 
 #include "reference/cuda/format.h"
 
-/* Of a sequence; begins what such a format keeps of it. queries[layers]: of its prompt's window,
- * device; one piece of memory. */
+/* Of a sequence; begins what such a format keeps of it. queries[layers]: of its prompt's window (of
+ * all its tokens, if they are fewer), device; one piece of memory. */
 typedef struct {
   KvBf16 **queries;
 } KvCudaWindow;
 
-/* Room for the windows that the pass's prompts reach, of those that will be cut. */
+/* Room for the windows that the pass's prompts reach; where prompts are cut, of those that will be.
+ */
 gboolean kv_cuda_window_begin(KvCudaCompressed *c, guint prompts, GError **error);
-/* Store the rows in the engine's blocks, and keep the queries that lie in a window. */
+/* Keep the queries that lie in a window. */
+cudaError_t kv_cuda_window_keep(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
+/* The same, and store the rows in the engine's blocks. */
 cudaError_t kv_cuda_window_store(KvCudaCompressed *c, guint layer, const KvCudaRows *rows);
 void kv_cuda_window_forget(KvCudaCompressed *c, gpointer owner);
 

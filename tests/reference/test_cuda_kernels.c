@@ -1690,6 +1690,7 @@ static void test_pieces(void) {
 #include "tests/reference/cuda_finish.h"
 #include "tests/reference/cuda_low_rank.h"
 #include "tests/reference/cuda_merging.h"
+#include "tests/reference/cuda_speculation.h"
 
 static void test_bad_shapes_are_refused(void) {
   KvCudaPages pages = {.n_kv_heads = 1, .head_dim = 48};
@@ -1745,6 +1746,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/pyramidkv-tables", test_pyramidkv_tables);
   g_test_add_func("/reference/cuda/low-rank-cache", test_low_rank_cache);
   g_test_add_func("/reference/cuda/merged-cache", test_merged_cache);
+  g_test_add_func("/reference/cuda/speculation", test_speculation);
   g_test_add_func("/reference/cuda/convolution", test_convolution);
   g_test_add_func("/reference/cuda/scan", test_scan);
   g_test_add_func("/reference/cuda/update-of-states", test_update_of_states);
