@@ -59,6 +59,10 @@ cuda qwen2.5-0.5b $flexgen=off:wg=0:wc=100:cg=40:cc=60:overlap=off bf16 1000 32 
 cuda qwen2.5-0.5b $flexgen=on:wg=100:wc=0:cg=0:cc=100 bf16 1000 32 300
 host opt-125m $flexgen=off:wg=50:wc=50:cg=40:cc=60 bf16 200 16 90
 host opt-125m $flexgen=on:cg=0:cc=100 bf16 200 16 90
+cuda qwen2.5-0.5b infinigen:alpha=1e6:max_num_kv=1 bf16 1000 32 1000
+cuda qwen2.5-0.5b infinigen:alpha=5 bf16 1000 64 300
+cuda opt-125m infinigen:max_num_kv=0.5 bf16 200 16 200
+host opt-125m infinigen:max_num_kv=0.5 bf16 200 16 200
 cuda opt-125m - fp8 200 16 200
 host opt-125m - fp8 200 16 200
 cuda opt-125m kivi:bits=2 bf16 200 16 200
@@ -151,6 +155,7 @@ snapkv --use snapkv:budget=256
 pyramidkv --use pyramidkv:budget=256
 h2o --use h2o
 quest --use quest:token_budget=256
+infinigen --use infinigen
 palu --use palu
 minicache --use minicache --set engine.prefix_caching=false
 END
