@@ -122,11 +122,16 @@ static gint by_name(gconstpointer a, gconstpointer b) {
 
 gboolean kv_calibration_runs_read(const char *folder, const char *platform, GPtrArray *logs,
                                   GError **error) {
-  g_autoptr(GDir) directory = g_dir_open(folder, 0, error);
+  g_autoptr(GDir) directory = g_dir_open(folder, 0, NULL);
   g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
   const char *name;
-  if (!directory)
+  if (!directory) {
+    g_set_error(error, KV_ERROR, KV_ERROR_INPUT,
+                "%s: no folder that can be read, expected the step logs of kvsim calibrate "
+                "--measure --runs",
+                folder);
     return FALSE;
+  }
   while ((name = g_dir_read_name(directory)))
     g_ptr_array_add(names, g_build_filename(folder, name, NULL));
   g_ptr_array_sort(names, by_name);

@@ -76,7 +76,7 @@ static gboolean loss_of(const KvDevice *device, GPtrArray *logs, double *loss, G
   *loss = 0.0;
   for (guint l = 0; l < logs->len; l++) {
     KvStepLog *log = g_ptr_array_index(logs, l);
-    if (!kv_step_log_price_by(log, device, error))
+    if (kv_error_if_interrupted(error) || !kv_step_log_price_by(log, device, error))
       return FALSE;
     g_autofree double *weights = weights_of(log);
     for (guint i = 0; i < log->steps->len; i++) {
@@ -166,7 +166,8 @@ typedef struct {
 
 static gboolean price_all(const KvDevice *device, GPtrArray *logs, GError **error) {
   for (guint l = 0; l < logs->len; l++)
-    if (!kv_step_log_price_by(g_ptr_array_index(logs, l), device, error))
+    if (kv_error_if_interrupted(error) ||
+        !kv_step_log_price_by(g_ptr_array_index(logs, l), device, error))
       return FALSE;
   return TRUE;
 }
