@@ -20,15 +20,27 @@ static int by_value(const void *a, const void *b) {
   return x < y ? -1 : x > y;
 }
 
-/* Data block $SIDE_LATENCY: seconds and share. */
+/* Latencies that are all shorter than a second are drawn in milliseconds. */
+static gboolean in_milliseconds(const KvComparison *c, KvLatency latency) {
+  const GArray *both[] = {c->run->requests, c->requests};
+  for (guint side = 0; side < G_N_ELEMENTS(both); side++)
+    for (guint i = 0; i < both[side]->len; i++) {
+      double value = g_array_index(both[side], KvMeasuredRequest, i).seconds[latency];
+      if (isfinite(value) && value >= 1.0)
+        return FALSE;
+    }
+  return TRUE;
+}
+
+/* Data block $SIDE_LATENCY: seconds times `unit`, and share. */
 static void write_distribution(GString *script, const GArray *requests, guint side,
-                               KvLatency latency) {
+                               KvLatency latency, double unit) {
   g_autofree double *values = g_new(double, requests->len + 1);
   guint n = 0;
   for (guint i = 0; i < requests->len; i++) {
     double value = g_array_index(requests, KvMeasuredRequest, i).seconds[latency];
     if (isfinite(value))
-      values[n++] = value;
+      values[n++] = unit * value;
   }
   qsort(values, n, sizeof *values, by_value);
   kv_say(script, "$%s_%s << EOD\n", sides[side], kv_latency_names[latency]);
@@ -52,21 +64,17 @@ static void write_levels(GString *script, const KvComparison *c) {
   kv_say(script, "EOD\n");
 }
 
-static void draw_distribution(GString *script, guint panel) {
+static void draw_distribution(GString *script, guint panel, const char *unit) {
   const char *name = kv_latency_names[panels[panel].latency];
   kv_say(script,
-         "set title '%s'\nset xrange [0:*]\nset yrange [0:100]\nset xlabel 'seconds'\nset ylabel "
+         "set title '%s'\nset xrange [0:*]\nset yrange [0:100]\nset xlabel '%s'\nset ylabel "
          "'%s'\nplot $measured_%s using 1:2 with steps lw 2 lc rgb '%s' notitle, $predicted_%s "
          "using 1:2 with steps lw 2 lc rgb '%s' notitle\n",
-         panels[panel].title, panel ? "" : "share of requests, %", name, kv_colours[0], name,
+         panels[panel].title, unit, panel ? "" : "share of requests, %", name, kv_colours[0], name,
          kv_colours[1]);
 }
 
-static void draw_level(GString *script, const char *title, guint column, gboolean known) {
-  if (!known) {
-    kv_plot_note(script, title, "not sampled");
-    return;
-  }
+static void draw_level(GString *script, const char *title, guint column) {
   kv_say(script,
          "set title '%s'\nset xrange [0:*]\nset yrange [0:*]\nset xlabel 'seconds'\nset ylabel ''\n"
          "plot $measured_levels using 1:%u with lines lw 2 lc rgb '%s' notitle, $predicted_levels "
@@ -75,26 +83,39 @@ static void draw_level(GString *script, const char *title, guint column, gboolea
 }
 
 gboolean kv_validate_run_script(GString *script, const KvComparison *c) {
+  enum { ROW_HEIGHT = 330 };
   if (!c->run->requests)
     return FALSE;
-  KvMargins margins = {.left = 70, .right = 22, .top = 64, .bottom = 56, .across = 60, .down = 90};
-  kv_gnuplot_begin(script, WIDTH, HEIGHT);
+  KvMargins margins = {.left = 84, .right = 22, .top = 64, .bottom = 56, .across = 60, .down = 90};
+  gboolean milliseconds[G_N_ELEMENTS(panels)], levels = c->run->levels != NULL;
+  guint height = levels ? HEIGHT : ROW_HEIGHT;
+  kv_gnuplot_begin(script, WIDTH, height);
   for (guint p = 0; p < G_N_ELEMENTS(panels); p++) {
-    write_distribution(script, c->run->requests, 0, panels[p].latency);
-    write_distribution(script, c->requests, 1, panels[p].latency);
+    milliseconds[p] = in_milliseconds(c, panels[p].latency);
+    double unit = milliseconds[p] ? 1e3 : 1.0;
+    write_distribution(script, c->run->requests, 0, panels[p].latency, unit);
+    write_distribution(script, c->requests, 1, panels[p].latency, unit);
   }
   write_levels(script, c);
-  kv_gnuplot_panels(script, 2, 3, WIDTH, HEIGHT, &margins);
-  kv_gnuplot_key(script, margins.left, WIDTH, HEIGHT, sides, kv_colours, 2);
+  kv_gnuplot_panels(script, levels ? 2 : 1, 3, WIDTH, height, &margins);
+  kv_gnuplot_key(script, margins.left, WIDTH, height, sides, kv_colours, 2);
   for (guint p = 0; p < G_N_ELEMENTS(panels); p++) {
-    draw_distribution(script, p);
+    draw_distribution(script, p, milliseconds[p] ? "milliseconds" : "seconds");
     if (p == 0)
       kv_gnuplot_end_key(script, 2);
   }
-  draw_level(script, "running sequences", 2, c->run->levels != NULL);
-  draw_level(script, "waiting sequences", 3, c->run->levels != NULL);
+  if (levels) {
+    draw_level(script, "running sequences", 2);
+    draw_level(script, "waiting sequences", 3);
+  }
   kv_say(script, "unset multiplot\n");
   return TRUE;
+}
+
+/* Axes of a scatter. A logarithmic axis has figures at its decades alone: within one it is linear.
+ */
+static const char *scale_of(double low, double high) {
+  return high < 10.0 * low ? "unset" : "set";
 }
 
 /* Figures of the scatter. */
@@ -145,13 +166,13 @@ gboolean kv_validate_scatter_script(GString *script, const GPtrArray *comparison
       continue;
     }
     kv_say(script,
-           "set title '%s'\nset logscale xy\nset xrange [%.6g:%.6g]\nset yrange [%.6g:%.6g]\nset "
+           "set title '%s'\n%s logscale xy\nset xrange [%.6g:%.6g]\nset yrange [%.6g:%.6g]\nset "
            "xlabel 'measured'\nset ylabel '%s'\nplot x with lines lc rgb '" KV_INK
            "' notitle, 1.1*x with lines dt 3 lc rgb '" KV_INK
            "' notitle, x/1.1 with lines dt 3 lc rgb '" KV_INK
            "' notitle, $points%u using 1:2 with points pt 7 ps 0.4 lc rgb '%s' notitle\n",
-           scattered[f].title, low[f] / 1.2, high[f] * 1.2, low[f] / 1.2, high[f] * 1.2,
-           f ? "" : "predicted", f, kv_colours[0]);
+           scattered[f].title, scale_of(low[f], high[f]), low[f] / 1.2, high[f] * 1.2, low[f] / 1.2,
+           high[f] * 1.2, f ? "" : "predicted", f, kv_colours[0]);
   }
   kv_say(script, "unset multiplot\n");
   return TRUE;
@@ -194,13 +215,13 @@ gboolean kv_validate_steps_script(GString *script, const KvStepLog *log) {
       continue;
     }
     kv_say(script,
-           "set title '%s, ms'\nset logscale xy\nset xrange [%.6g:%.6g]\nset yrange "
+           "set title '%s, ms'\n%s logscale xy\nset xrange [%.6g:%.6g]\nset yrange "
            "[%.6g:%.6g]\nset xlabel 'measured'\nset ylabel '%s'\nplot x with lines lc rgb '" KV_INK
            "' notitle, 1.1*x with lines dt 3 lc rgb '" KV_INK
            "' notitle, x/1.1 with lines dt 3 lc rgb '" KV_INK
            "' notitle, $steps%u using 1:2 with points pt 7 ps 0.3 lc rgb '%s' notitle\n",
-           kv_step_kind_names[k], low[k] / 1.1, high[k] * 1.1, low[k] / 1.1, high[k] * 1.1,
-           k ? "" : "predicted", k, kv_colours[0]);
+           kv_step_kind_names[k], scale_of(low[k], high[k]), low[k] / 1.1, high[k] * 1.1,
+           low[k] / 1.1, high[k] * 1.1, k ? "" : "predicted", k, kv_colours[0]);
   }
   kv_say(script, "unset multiplot\n");
   return TRUE;
