@@ -61,7 +61,7 @@ typedef struct {
 
 static void free_room(Infinigen *x) {
   void *memory[] = {x->inputs[0], x->inputs[1], x->queries, x->partial,
-                    x->chosen,    x->lengths,   x->scores,  x->scratch};
+                    x->chosen,    x->lengths,   x->scores};
   for (guint i = 0; i < G_N_ELEMENTS(memory); i++)
     kv_cuda_free(memory[i]);
   x->inputs[0] = x->inputs[1] = x->queries = NULL;

@@ -6,6 +6,7 @@
 
 #include "reference/cuda/file_tier.h"
 #include "reference/cuda/forward.h"
+#include "reference/host/speculation.h"
 #include "sim/base/random.h"
 
 enum { BLOCK_TOKENS = 16 };
@@ -220,43 +221,64 @@ static void assert_close(const float *a, const float *b, gsize n) {
   g_assert_cmpfloat(difference, <=, 5e-2 * largest);
 }
 
-/* Prompts in chunks, beside one another, then tokens together: the logits of every pass. */
-static void check_flexgen(const KvHostCompression *c) {
-  static const guint prompts[SEQUENCES] = {5, 64, 131}, chunk = 50;
+/* Prompts in chunks, beside one another, then tokens together. */
+typedef struct {
+  guint32 tables[SEQUENCES][TABLE], tokens[SEQUENCES][256], past[SEQUENCES];
+  guint decoded; /* tokens that all of them have */
+} Service;
+
+static const guint prompts[SEQUENCES] = {5, 64, 131};
+
+static void service_init(Service *v) {
+  *v = (Service){0};
+  for (guint s = 0; s < SEQUENCES; s++) {
+    for (guint i = 0; i < TABLE; i++)
+      v->tables[s][i] = BLOCKS - 1 - (i * SEQUENCES + s);
+    for (guint i = 0; i < 256; i++)
+      v->tokens[s][i] = (guint32)kv_random_integer(&random_numbers, 0, model.vocab - 1);
+  }
+}
+
+/* The next pass; a sequence is in it once. */
+static guint next_pass(Service *v, KvHostSpan *spans) {
+  enum { CHUNK = 50 };
+  guint32 from[SEQUENCES];
+  guint n = 0;
+  memcpy(from, v->past, sizeof from);
+  for (guint decoding = 0; decoding < 2; decoding++)
+    for (guint s = 0; s < SEQUENCES; s++) {
+      guint left = prompts[s] - MIN(prompts[s], from[s]);
+      if ((left == 0) != decoding)
+        continue;
+      spans[n] = (KvHostSpan){.block_table = v->tables[s],
+                              .tokens = v->tokens[s] + from[s],
+                              .past = from[s],
+                              .n_tokens = decoding ? 1 : MIN(left, CHUNK),
+                              .prompt_tokens = prompts[s],
+                              .owner = s,
+                              .last = !decoding && left <= CHUNK,
+                              .decoding = decoding,
+                              .sample = TRUE};
+      v->past[s] += spans[n++].n_tokens;
+    }
+  v->decoded += spans[0].decoding; /* all of them then */
+  return n;
+}
+
+/* The logits of every pass are those of a cache that is whole on the GPU. */
+static void check_streamed(const KvHostCompression *c) {
   Engine whole, streamed;
-  guint32 tables[SEQUENCES][TABLE], tokens[SEQUENCES][256], past[SEQUENCES] = {0};
+  Service service;
   g_autofree float *expected = g_new(float, SEQUENCES *model.vocab);
   g_autofree float *logits = g_new(float, SEQUENCES *model.vocab);
   engine_init(&whole, NULL);
   engine_init(&streamed, c);
   kv_cuda_engine_set_divided_every(streamed.engine, 1);
-  for (guint s = 0; s < SEQUENCES; s++) {
-    for (guint i = 0; i < TABLE; i++)
-      tables[s][i] = BLOCKS - 1 - (i * SEQUENCES + s);
-    for (guint i = 0; i < 256; i++)
-      tokens[s][i] = (guint32)kv_random_integer(&random_numbers, 0, model.vocab - 1);
-  }
-  for (guint pass = 0, decoded = 0; decoded < STEPS; pass++) {
+  service_init(&service);
+  while (service.decoded < STEPS) {
     KvHostSpan spans[SEQUENCES], again[SEQUENCES];
     KvCudaWork work, other;
-    guint32 from[SEQUENCES]; /* a sequence is in a pass once */
-    guint n = 0;
-    memcpy(from, past, sizeof from);
-    for (guint decoding = 0; decoding < 2; decoding++)
-      for (guint s = 0; s < SEQUENCES; s++) {
-        guint left = prompts[s] - MIN(prompts[s], from[s]);
-        if ((left == 0) != decoding)
-          continue;
-        spans[n] = (KvHostSpan){.block_table = tables[s],
-                                .tokens = tokens[s] + from[s],
-                                .past = from[s],
-                                .n_tokens = decoding ? 1 : MIN(left, chunk),
-                                .prompt_tokens = prompts[s],
-                                .owner = s,
-                                .decoding = decoding,
-                                .sample = TRUE};
-        past[s] += spans[n++].n_tokens;
-      }
+    guint n = next_pass(&service, spans);
     memcpy(again, spans, sizeof spans);
     run(&whole, spans, n, expected, &work);
     run(&streamed, again, n, logits, &other);
@@ -265,7 +287,6 @@ static void check_flexgen(const KvHostCompression *c) {
     g_assert_cmpfloat(other.component_seconds[KV_COMPONENT_TRANSFER], >, 0.0);
     for (guint s = 0; s < n; s++)
       g_assert_true(again[s].block_table == spans[s].block_table);
-    decoded += spans[0].decoding; /* all of them then */
   }
   engine_clear(&whole);
   engine_clear(&streamed);
@@ -280,10 +301,10 @@ static void test_flexgen(void) {
                              .weights_share = shares[i][1],
                              .overlap = (gboolean)overlap};
       g_test_message("cache %g, weights %g, overlap %u", shares[i][0], shares[i][1], overlap);
-      check_flexgen(&c);
+      check_streamed(&c);
       c.cpu_attention = TRUE;
       if (shares[i][0] == 0.0)
-        check_flexgen(&c);
+        check_streamed(&c);
     }
 }
 
@@ -298,6 +319,108 @@ static void test_blocks_of_flexgen_stay(void) {
   g_clear_error(&error);
   g_assert_null(kv_cuda_cache_new_compressed(device, &bare, BLOCK_TOKENS, 10, 0, &c, &error));
   g_assert_nonnull(strstr(error->message, "expected layers that are alike"));
+}
+
+/* --- infinigen ------------------------------------------------------------------------------- */
+
+static KvHostCompression infinigen(double columns, float alpha, double most) {
+  return (KvHostCompression){.format = KV_HOST_INFINIGEN,
+                             .weights_share = 1.0,
+                             .column_share = columns,
+                             .alpha = alpha,
+                             .most_share = most,
+                             .window = KV_HOST_SPECULATION_WINDOW};
+}
+
+static void test_infinigen_that_fetches_everything(void) {
+  KvHostCompression c = infinigen(0.2, 1e6f, 1.0);
+  check_streamed(&c);
+  c.overlap = TRUE;
+  check_streamed(&c);
+}
+
+static double squared_distance(const float *a, const float *b, gsize n) {
+  double sum = 0.0;
+  for (gsize i = 0; i < n; i++)
+    sum += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+  return sum;
+}
+
+/* What differs from the whole cache's logits differs as on the host: a near-tie falls otherwise in
+ * bf16, so tokens may be others here and there, but not on the whole. That is so where all columns
+ * are looked at: directions along which the sample has next to nothing are any. Less is read. */
+static void check_infinigen(const KvHostCompression *c) {
+  g_autoptr(GError) error = NULL;
+  Engine whole, few;
+  Service service;
+  gsize vocab = model.vocab;
+  g_autofree float *expected = g_new(float, SEQUENCES *vocab),
+                   *twin = g_new(float, SEQUENCES *vocab);
+  g_autofree float *logits = g_new(float, SEQUENCES *vocab);
+  g_autoptr(KvHostWeights) weights = kv_host_weights_new(&model, 3, &error);
+  g_autoptr(KvHostCache) cache = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
+  double from_twin = 0.0, from_whole = 0.0;
+  g_assert_no_error(error);
+  cache->compression = *c;
+  engine_init(&whole, NULL);
+  engine_init(&few, c);
+  service_init(&service);
+  while (service.decoded < STEPS) {
+    KvHostSpan spans[SEQUENCES], again[SEQUENCES], host[SEQUENCES];
+    KvCudaWork work, other;
+    KvHostWork host_work = {0};
+    guint n = next_pass(&service, spans);
+    memcpy(again, spans, sizeof spans);
+    memcpy(host, spans, sizeof spans);
+    for (guint s = 0; s < n; s++)
+      host[s].logits = twin + s * vocab;
+    run(&whole, spans, n, expected, &work);
+    run(&few, again, n, logits, &other);
+    kv_host_forward(weights, cache, host, n, &host_work);
+    if (service.decoded == 0)
+      continue;
+    from_twin += squared_distance(logits, twin, n * vocab);
+    from_whole += squared_distance(logits, expected, n * vocab);
+    g_assert_cmpfloat(other.bytes, <, work.bytes);
+    g_assert_cmpfloat(other.flops, <, work.flops);
+  }
+  g_test_message("squared distance to the host's %g, to the whole cache's %g", from_twin,
+                 from_whole);
+  g_assert_cmpfloat(from_whole, >, 0.0);
+  g_assert_true(isfinite(from_twin));
+  if (c->column_share == 1.0)
+    g_assert_cmpfloat(from_twin, <, 0.25 * from_whole);
+  for (guint s = 0; s < SEQUENCES; s++)
+    kv_cuda_engine_forget(few.engine, s);
+  engine_clear(&whole);
+  engine_clear(&few);
+}
+
+static void test_infinigen(void) {
+  const KvHostCompression all[] = {infinigen(1.0, 1e6f, 0.2), infinigen(1.0, 2.0f, 1.0),
+                                   infinigen(0.2, 4.0f, 0.3)};
+  for (guint i = 0; i < G_N_ELEMENTS(all); i++)
+    check_infinigen(&all[i]);
+}
+
+/* Who decodes without a prompt has no columns to be looked at. */
+static void test_infinigen_wants_a_prompt(void) {
+  g_autoptr(GError) error = NULL;
+  static const guint32 table[] = {3}, token = 7;
+  KvHostCompression c = infinigen(0.5, 4.0f, 0.3);
+  KvHostSpan span = {.block_table = table,
+                     .tokens = &token,
+                     .past = 2,
+                     .n_tokens = 1,
+                     .prompt_tokens = 2,
+                     .owner = 1,
+                     .decoding = TRUE};
+  KvCudaWork work = {0};
+  Engine e;
+  engine_init(&e, &c);
+  g_assert_false(kv_cuda_engine_run(e.engine, &span, 1, &work, &error));
+  g_assert_nonnull(strstr(error->message, "expected its prompt first"));
+  engine_clear(&e);
 }
 
 int main(int argc, char **argv) {
@@ -315,6 +438,9 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda-tiers/file", test_blocks_come_back_from_the_file);
   g_test_add_func("/reference/cuda-tiers/flexgen", test_flexgen);
   g_test_add_func("/reference/cuda-tiers/flexgen-blocks", test_blocks_of_flexgen_stay);
+  g_test_add_func("/reference/cuda-tiers/infinigen-whole", test_infinigen_that_fetches_everything);
+  g_test_add_func("/reference/cuda-tiers/infinigen", test_infinigen);
+  g_test_add_func("/reference/cuda-tiers/infinigen-prompt", test_infinigen_wants_a_prompt);
   int status = g_test_run();
   kv_cuda_device_close(device);
   return status;
