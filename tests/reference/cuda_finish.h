@@ -3,6 +3,7 @@
 #ifndef KV_TESTS_REFERENCE_CUDA_FINISH_H
 #define KV_TESTS_REFERENCE_CUDA_FINISH_H
 
+#include "reference/cuda/window.h"
 #include "reference/host/format.h"
 
 /* Layers of one shape, each with its own blocks under its own table, of `tokens` tokens. */
@@ -159,6 +160,167 @@ static void test_snapkv_cache(void) {
       check_cut(head_shapes[h], prompts[i].n_layers, prompt, prompt + (h % 2) * random_size(0, 50),
                 window, h % 3 ? 5 : 13, h / 2 % 2);
     }
+}
+
+/* A stack of layers whose prompt is cut as an engine does it, but without one: more than go
+ * together, of two shapes; every second layer's tokens go to blocks elsewhere, in a pool that all
+ * those share. Keys are levels of one vector, and queries lie along it, so that votes are equal or
+ * far apart and both sides choose the same. */
+enum { STACK = KV_CUDA_TOGETHER + 8, NARROW = 4, STACK_BUDGET = 60, STACK_WINDOW = 8 };
+
+typedef struct {
+  KvCudaLayer layers[STACK];
+  KvCudaPages pages[STACK];
+  KvHostPages host[STACK];
+  KvCudaCutTarget targets[STACK];
+  float *queries[STACK];
+  GArray *tables; /* of guint32: elsewhere */
+  KvBf16 *elsewhere;
+} Stack;
+
+static float sign_of(guint i) {
+  return i % 3 ? 1.0f : -1.0f;
+}
+
+static gsize stack_queries(const Stack *x, guint l) {
+  return (gsize)STACK_WINDOW * x->layers[l].attention.n_heads * 64;
+}
+
+static void stack_fill(Stack *x, const Cache *c, guint l, guint32 tokens) {
+  guint kv = l < NARROW ? 1 : 2, width = kv * 64;
+  gsize half = (gsize)kv * c->block_tokens * 64, floats = 2 * half * c->n_blocks;
+  KvHostPages *host = &x->host[l];
+  x->layers[l].attention =
+      (KvAttention){.kind = KV_ATTENTION_FULL, .n_heads = 4, .n_kv_heads = kv, .head_dim = 64};
+  *host = (KvHostPages){.pool = g_new(float, floats),
+                        .block_floats = 2 * half,
+                        .value_offset = half,
+                        .block_tokens = c->block_tokens,
+                        .n_kv_heads = kv,
+                        .head_dim = 64};
+  for (gsize i = 0; i < floats; i++)
+    host->pool[i] = NAN;
+  for (guint32 t = 0; t < tokens; t++) {
+    g_autofree float *key = g_new(float, width), *value = random_floats(width, 1.0);
+    float level = 0.0f;
+    for (guint i = 0; i < width; i++) {
+      if (i % 64 == 0)
+        level = (float)random_size(128, 255) / 256.0f;
+      key[i] = level * sign_of(i % 64);
+    }
+    kv_host_pages_write(host, c->table, t, key, value);
+  }
+  x->queries[l] = g_new(float, stack_queries(x, l));
+  for (gsize i = 0; i < stack_queries(x, l); i++)
+    x->queries[l][i] = sign_of(i % 64) / 4.0f;
+  x->pages[l] = (KvCudaPages){.pool = upload_bf16(host->pool, floats),
+                              .block_elements = 2 * half,
+                              .value_offset = half,
+                              .block_shift = c->gpu.block_shift,
+                              .n_kv_heads = kv,
+                              .head_dim = 64};
+}
+
+static void stack_init(Stack *x, const Cache *c, guint32 tokens) {
+  *x = (Stack){.tables = g_array_new(FALSE, FALSE, sizeof(guint32))};
+  for (guint l = 0; l < STACK; l++)
+    stack_fill(x, c, l, tokens);
+  x->elsewhere =
+      poisoned(STACK * c->n_blocks * x->pages[STACK - 1].block_elements * sizeof(KvBf16));
+  for (guint l = 0; l < STACK; l++) {
+    x->targets[l] = (KvCudaCutTarget){.budget = STACK_BUDGET - l % 3,
+                                      .pool = l % 2 ? x->elsewhere : x->pages[l].pool,
+                                      .own_table = l % 2 == 0,
+                                      .table = x->tables->len};
+    for (guint32 i = 0; l % 2 && i < c->n_table; i++) {
+      guint32 block = (l + 1) * c->n_blocks - 1 - i;
+      g_array_append_val(x->tables, block);
+    }
+  }
+}
+
+/* Beside the twin, which cuts in place. */
+static void stack_check(Stack *x, const Cache *c, guint l, guint32 prompt, guint32 tokens) {
+  const KvHostCompression k = {.budget = x->targets[l].budget, .window = STACK_WINDOW, .kernel = 1};
+  const KvHostPages *host = &x->host[l];
+  gsize floats = host->block_floats * c->n_blocks, voted = prompt - STACK_WINDOW;
+  guint kv = host->n_kv_heads;
+  g_autofree float *votes = g_new(float, kv *voted), *scores = g_new(float, prompt);
+  g_autofree float *own = download_bf16(x->pages[l].pool, floats), *there = NULL;
+  g_autofree guint32 *kept = g_new(guint32, (gsize)kv * k.budget);
+  kv_host_snapkv_vote(votes, x->queries[l], host, c->table, prompt, 4, STACK_WINDOW, scores);
+  for (guint h = 0; h < kv; h++)
+    kv_host_snapkv_select(&k, kept + (gsize)h * k.budget, votes + h * voted, prompt);
+  if (l % 2)
+    assert_same("blocks of a stack that were cut from", l, own, host->pool, floats);
+  kv_host_snapkv_compact(&k, host, c->table, kept, prompt, tokens);
+  if (l % 2 == 0) {
+    assert_same("blocks of a stack", l, own, host->pool, floats);
+    return;
+  }
+  KvHostPages seen = *host;
+  const guint32 *table = (guint32 *)(void *)x->tables->data + x->targets[l].table;
+  seen.pool = there = download_bf16(x->elsewhere, STACK * floats);
+  for (guint h = 0; h < kv; h++)
+    for (guint32 slot = 0; slot < k.budget + tokens - prompt; slot++) {
+      const float *got = kv_host_slot(&seen, table, h, slot);
+      const float *expected = kv_host_slot(host, c->table, h, slot);
+      assert_same("keys of a stack", l, got, expected, 64);
+      assert_same("values of a stack", l, got + seen.value_offset, expected + seen.value_offset,
+                  64);
+    }
+}
+
+/* The window's queries of all layers, in one piece that is given up with it. */
+static void stack_window(const Stack *x, KvCudaWindow *window) {
+  KvBf16 *memory = NULL;
+  OK((memory = kv_cuda_alloc(STACK * stack_queries(x, 0) * sizeof(KvBf16), "a test's window",
+                             &ok_error)) != NULL);
+  window->queries = g_new(KvBf16 *, STACK);
+  for (guint l = 0; l < STACK; l++) {
+    window->queries[l] = memory + l * stack_queries(x, 0);
+    OK(kv_cuda_copy(device, window->queries[l], upload_bf16(x->queries[l], stack_queries(x, l)),
+                    stack_queries(x, l) * sizeof(KvBf16), &ok_error));
+  }
+}
+
+static void test_cut_stack(void) {
+  const guint32 prompt = 203, tokens = 205;
+  const KvHostCompression k = {.budget = STACK_BUDGET, .window = STACK_WINDOW, .kernel = 1};
+  Cache c;
+  g_autofree Stack *x = g_new(Stack, 1);
+  cache_init(&c, 2, 64, 16, &tokens, 1, FALSE);
+  stack_init(x, &c, tokens);
+  KvCudaWeights weights = {.n_layers = STACK, .layers = x->layers};
+  KvCudaCache cache = {.block_tokens = 16, .layers = x->pages};
+  KvCudaCompressed compressed = {
+      .device = device,
+      .weights = &weights,
+      .cache = &cache,
+      .settings = &k,
+      .format = &kv_cuda_format_snapkv,
+      .owners = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, g_free)};
+  const KvHostSpan span = {.block_table = c.table,
+                           .n_tokens = tokens,
+                           .prompt_tokens = prompt,
+                           .owner = 7,
+                           .last = TRUE};
+  KvCudaWindow *window = kv_cuda_format_owner(&compressed, span.owner);
+  double seconds = -1.0;
+  stack_window(x, window);
+  OK(kv_cuda_window_cut(&compressed, &span, x->targets, (guint32 *)(void *)x->tables->data,
+                        x->tables->len, &seconds, &ok_error));
+  g_assert_cmpfloat(seconds, >=, 0.0);
+  g_assert_null(window->queries);
+  for (guint l = 0; l < STACK; l++) {
+    stack_check(x, &c, l, prompt, tokens);
+    g_free(x->host[l].pool);
+    g_free(x->queries[l]);
+  }
+  kv_cuda_free(compressed.scratch);
+  g_hash_table_unref(compressed.owners);
+  g_array_unref(x->tables);
+  cache_clear(&c);
 }
 
 /* A layer's pages under the cache's table, full of random numbers. */

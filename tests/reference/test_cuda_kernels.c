@@ -1740,6 +1740,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/reference/cuda/kivi-cache", test_kivi_cache);
   g_test_add_func("/reference/cuda/kivi-layers", test_kivi_layers);
   g_test_add_func("/reference/cuda/snapkv-cache", test_snapkv_cache);
+  g_test_add_func("/reference/cuda/cut-stack", test_cut_stack);
   g_test_add_func("/reference/cuda/quest-cache", test_quest_cache);
   g_test_add_func("/reference/cuda/attention-of-a-prompt", test_attention_of_a_prompt);
   g_test_add_func("/reference/cuda/h2o-cache", test_h2o_cache);
