@@ -37,7 +37,7 @@ typedef struct {
   /* Of the pass: each span's blocks and where they begin, and what is known of decoding ones. */
   guint32 *words;
   gsize room_words;
-  guint n_starts, prompts, decode;
+  guint prompts, decode;
   KvCudaSpeculated *sequences;
   guint pass_longest, pass_most;
   gboolean all_fit; /* no cap is below its context */
@@ -206,7 +206,6 @@ static gboolean split_contexts(KvCudaCompressed *c, guint n, GError **error) {
 static gboolean upload_blocks(KvCudaCompressed *c, GError **error) {
   Infinigen *x = c->state;
   g_autoptr(GArray) words = g_array_new(FALSE, FALSE, sizeof(guint32));
-  x->n_starts = c->n_spans;
   g_array_set_size(words, c->n_spans);
   for (guint s = 0; s < c->n_spans; s++) {
     g_array_index(words, guint32, s) = words->len - c->n_spans;
@@ -276,7 +275,7 @@ static gboolean begin(KvCudaCompressed *c, guint prompts, gboolean *moved, GErro
 /* Of the decoding spans: where they stand in host memory, and in a staging area. */
 static KvCudaTables home_tables(const KvCudaCompressed *c) {
   const Infinigen *x = c->state;
-  return (KvCudaTables){x->words + x->n_starts, x->words + x->prompts};
+  return (KvCudaTables){x->words + c->n_spans, x->words + x->prompts};
 }
 
 static KvCudaTables area_tables(const KvCudaCompressed *c) {
@@ -310,6 +309,7 @@ static gboolean follow(KvCudaCompressed *c, GError **error) {
          kv_cuda_streamed_cache_await(x->stream, x->input, error);
 }
 
+/* Blocks are staged for prompts alone. */
 static gboolean enter(KvCudaCompressed *c, guint l, GError **error) {
   const Infinigen *x = c->state;
   if (l == 0 && x->decode > 0 && (!follow(c, error) || !gather(c, 0, error)))
@@ -317,7 +317,11 @@ static gboolean enter(KvCudaCompressed *c, guint l, GError **error) {
   if (l == 0 && x->decode > 0 && !c->settings->overlap &&
       !kv_cuda_streamed_cache_await(c->device->stream, x->there[0], error))
     return FALSE;
-  return kv_cuda_streamed_cache_enter(c, l, error);
+  return x->prompts == 0 || kv_cuda_streamed_cache_enter(c, l, error);
+}
+
+static gboolean leave(KvCudaCompressed *c, guint l, GError **error) {
+  return ((const Infinigen *)c->state)->prompts == 0 || kv_cuda_streamed_cache_leave(c, l, error);
 }
 
 /* What the next layer fetches, with its query weights: those of a row are turned by its position
@@ -387,7 +391,7 @@ static cudaError_t skew_prompt(KvCudaCompressed *c, guint layer, const KvHostSpa
       c->weights->layers[layer].attention.n_heads, x->choice, c->device->stream);
   return status != cudaSuccess
              ? status
-             : kv_cuda_partial_keys(skew, columns, x->words + x->n_starts + first, pages,
+             : kv_cuda_partial_keys(skew, columns, x->words + c->n_spans + first, pages,
                                     table + first, span->past + span->n_tokens, c->device->stream);
 }
 
@@ -512,7 +516,7 @@ static gboolean finish(KvCudaCompressed *c, const KvHostSpan *span, guint index,
     return FALSE;
   for (guint l = 1; !x->was_ready && l < c->cache->n_layers; l++) {
     const KvCudaPages home = kv_cuda_streamed_cache_home(c, l);
-    if (!KV_CUDA_OK(skew_prompt(c, l, span, index, &home, x->words + x->n_starts), error))
+    if (!KV_CUDA_OK(skew_prompt(c, l, span, index, &home, x->words + c->n_spans), error))
       return FALSE;
   }
   if (!x->was_ready && !kv_cuda_wait(c->device, error))
@@ -540,7 +544,7 @@ const KvCudaFormat kv_cuda_format_infinigen = {.owner_bytes = sizeof(Owner),
                                                .release = release,
                                                .begin = begin,
                                                .enter = enter,
-                                               .leave = kv_cuda_streamed_cache_leave,
+                                               .leave = leave,
                                                .look_ahead = look_ahead,
                                                .await = await_fetched,
                                                .unread = unread,

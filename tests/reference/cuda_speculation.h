@@ -42,10 +42,10 @@ static void speculated_init(Speculated *x, const guint *shape, guint block_token
   *x = (Speculated){.n_heads = shape[0], .count = kv_host_speculation_columns(share, d)};
   gsize of_layer = (gsize)kv * x->count;
   cache_init(&x->c, kv, d, block_tokens, contexts, n, TRUE);
-  x->columns = g_new0(guint32, 2 * n * of_layer + 1);
+  x->columns = g_new0(guint32, 2 * (gsize)n * of_layer + 1);
   for (gsize i = 0; i < (gsize)n * kv; i++)
     random_columns(x->columns + (2 * (i / kv) + 1) * of_layer + i % kv * x->count, x->count, d);
-  x->gpu_columns = on_device(x->columns, 2 * n * of_layer * sizeof(guint32));
+  x->gpu_columns = on_device(x->columns, 2 * (gsize)n * of_layer * sizeof(guint32));
   x->directions = random_floats((gsize)kv * d * d, 1.0 / sqrt(d));
   x->partial = (KvHostPages){.block_floats = of_layer * block_tokens,
                              .block_tokens = block_tokens,

@@ -223,14 +223,13 @@ static void assert_close(const float *a, const float *b, gsize n) {
 
 /* Prompts in chunks, beside one another, then tokens together. */
 typedef struct {
+  const guint *prompts;
   guint32 tables[SEQUENCES][TABLE], tokens[SEQUENCES][256], past[SEQUENCES];
   guint decoded; /* tokens that all of them have */
 } Service;
 
-static const guint prompts[SEQUENCES] = {5, 64, 131};
-
-static void service_init(Service *v) {
-  *v = (Service){0};
+static void service_init(Service *v, const guint *prompts) {
+  *v = (Service){.prompts = prompts};
   for (guint s = 0; s < SEQUENCES; s++) {
     for (guint i = 0; i < TABLE; i++)
       v->tables[s][i] = BLOCKS - 1 - (i * SEQUENCES + s);
@@ -247,14 +246,14 @@ static guint next_pass(Service *v, KvHostSpan *spans) {
   memcpy(from, v->past, sizeof from);
   for (guint decoding = 0; decoding < 2; decoding++)
     for (guint s = 0; s < SEQUENCES; s++) {
-      guint left = prompts[s] - MIN(prompts[s], from[s]);
+      guint left = v->prompts[s] - MIN(v->prompts[s], from[s]);
       if ((left == 0) != decoding)
         continue;
       spans[n] = (KvHostSpan){.block_table = v->tables[s],
                               .tokens = v->tokens[s] + from[s],
                               .past = from[s],
                               .n_tokens = decoding ? 1 : MIN(left, CHUNK),
-                              .prompt_tokens = prompts[s],
+                              .prompt_tokens = v->prompts[s],
                               .owner = s,
                               .last = !decoding && left <= CHUNK,
                               .decoding = decoding,
@@ -267,6 +266,7 @@ static guint next_pass(Service *v, KvHostSpan *spans) {
 
 /* The logits of every pass are those of a cache that is whole on the GPU. */
 static void check_streamed(const KvHostCompression *c) {
+  static const guint prompts[SEQUENCES] = {5, 64, 131};
   Engine whole, streamed;
   Service service;
   g_autofree float *expected = g_new(float, SEQUENCES *model.vocab);
@@ -274,7 +274,7 @@ static void check_streamed(const KvHostCompression *c) {
   engine_init(&whole, NULL);
   engine_init(&streamed, c);
   kv_cuda_engine_set_divided_every(streamed.engine, 1);
-  service_init(&service);
+  service_init(&service, prompts);
   while (service.decoded < STEPS) {
     KvHostSpan spans[SEQUENCES], again[SEQUENCES];
     KvCudaWork work, other;
@@ -346,10 +346,13 @@ static double squared_distance(const float *a, const float *b, gsize n) {
   return sum;
 }
 
-/* What differs from the whole cache's logits differs as on the host: a near-tie falls otherwise in
- * bf16, so tokens may be others here and there, but not on the whole. That is so where all columns
- * are looked at: directions along which the sample has next to nothing are any. Less is read. */
+/* What differs from the whole cache's logits differs as on the host: a near-tie of tokens falls
+ * otherwise in bf16, so some are others, but not on the whole. Of near-ties of directions and
+ * columns there are more; random choices would be further from the host's than the whole cache is.
+ * The first prompt, which is the sample, has more queries than a head has channels. Less is read.
+ */
 static void check_infinigen(const KvHostCompression *c) {
+  static const guint prompts[SEQUENCES] = {49, 64, 131};
   g_autoptr(GError) error = NULL;
   Engine whole, few;
   Service service;
@@ -364,7 +367,7 @@ static void check_infinigen(const KvHostCompression *c) {
   cache->compression = *c;
   engine_init(&whole, NULL);
   engine_init(&few, c);
-  service_init(&service);
+  service_init(&service, prompts);
   while (service.decoded < STEPS) {
     KvHostSpan spans[SEQUENCES], again[SEQUENCES], host[SEQUENCES];
     KvCudaWork work, other;
@@ -387,9 +390,7 @@ static void check_infinigen(const KvHostCompression *c) {
   g_test_message("squared distance to the host's %g, to the whole cache's %g", from_twin,
                  from_whole);
   g_assert_cmpfloat(from_whole, >, 0.0);
-  g_assert_true(isfinite(from_twin));
-  if (c->column_share == 1.0)
-    g_assert_cmpfloat(from_twin, <, 0.25 * from_whole);
+  g_assert_cmpfloat(from_twin, <, (c->column_share == 1.0 ? 0.25 : 0.8) * from_whole);
   for (guint s = 0; s < SEQUENCES; s++)
     kv_cuda_engine_forget(few.engine, s);
   engine_clear(&whole);
@@ -398,7 +399,7 @@ static void check_infinigen(const KvHostCompression *c) {
 
 static void test_infinigen(void) {
   const KvHostCompression all[] = {infinigen(1.0, 1e6f, 0.2), infinigen(1.0, 2.0f, 1.0),
-                                   infinigen(0.2, 4.0f, 0.3)};
+                                   infinigen(0.5, 1e6f, 0.2)};
   for (guint i = 0; i < G_N_ELEMENTS(all); i++)
     check_infinigen(&all[i]);
 }
