@@ -226,7 +226,7 @@ static void stack_init(Stack *x, const Cache *c, guint32 tokens) {
   for (guint l = 0; l < STACK; l++)
     stack_fill(x, c, l, tokens);
   x->elsewhere =
-      poisoned(STACK * c->n_blocks * x->pages[STACK - 1].block_elements * sizeof(KvBf16));
+      poisoned((gsize)STACK * c->n_blocks * x->pages[STACK - 1].block_elements * sizeof(KvBf16));
   for (guint l = 0; l < STACK; l++) {
     x->targets[l] = (KvCudaCutTarget){.budget = STACK_BUDGET - l % 3,
                                       .pool = l % 2 ? x->elsewhere : x->pages[l].pool,
