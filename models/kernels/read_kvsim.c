@@ -81,8 +81,8 @@ static gboolean is_fitted(KvObserved kind) {
 }
 
 /* Append the row that the table is at, unless its operation is one that fits nothing. */
-static gboolean read_row(const char *path, const KvColumns *table, GArray *observations,
-                         GError **error) {
+static gboolean read_row(const char *path, const KvColumns *table, gpointer to, GError **error) {
+  GArray *observations = to;
   const char *operation = kv_columns_text(table, "kvsim_operation");
   const char *dtype = kv_columns_text(table, "dtype");
   KvObservation row = {.kind = find(operation, kv_observed_names),
@@ -108,16 +108,44 @@ static gboolean read_row(const char *path, const KvColumns *table, GArray *obser
   return TRUE;
 }
 
-static gboolean read_table(const char *path, GArray *observations, GError **error) {
+typedef gboolean (*RowReader)(const char *path, const KvColumns *table, gpointer to,
+                              GError **error);
+
+/* Every row, until one is wrong. */
+static gboolean read_rows(const char *path, RowReader read, gpointer to, GError **error) {
   g_autoptr(KvColumns) table = kv_columns_open(path, error);
   GError *problem = NULL;
   if (!table)
     return FALSE;
-  while (kv_columns_next(table, &problem) && read_row(path, table, observations, &problem))
+  while (kv_columns_next(table, &problem) && read(path, table, to, &problem))
     continue;
   if (problem)
     g_propagate_error(error, problem);
   return !problem;
+}
+
+static gboolean read_table(const char *path, GArray *observations, GError **error) {
+  return read_rows(path, read_row, observations, error);
+}
+
+/* What is beside the kernels, in seconds. */
+typedef struct {
+  double *launch, *node;
+} Launches;
+
+static gboolean read_launch(const char *path, const KvColumns *table, gpointer to, GError **error) {
+  const Launches *launches = to;
+  const char *operation = kv_columns_text(table, "kvsim_operation");
+  double *seconds = strcmp(operation, "launch") == 0       ? launches->launch
+                    : strcmp(operation, "graph node") == 0 ? launches->node
+                                                           : NULL;
+  (void)path;
+  if (!seconds)
+    return TRUE;
+  if (!kv_columns_positive(table, "us", seconds, error))
+    return FALSE;
+  *seconds *= 1e-6;
+  return TRUE;
 }
 
 gboolean kv_observations_launches(const char *path, double *launch_seconds, double *node_seconds,
@@ -125,21 +153,7 @@ gboolean kv_observations_launches(const char *path, double *launch_seconds, doub
   *launch_seconds = *node_seconds = 0.0;
   if (!accepts(path))
     return TRUE;
-  g_autoptr(KvColumns) table = kv_columns_open(path, error);
-  GError *problem = NULL;
-  if (!table)
-    return FALSE;
-  while (!problem && kv_columns_next(table, &problem)) {
-    const char *operation = kv_columns_text(table, "kvsim_operation");
-    double *seconds = strcmp(operation, "launch") == 0       ? launch_seconds
-                      : strcmp(operation, "graph node") == 0 ? node_seconds
-                                                             : NULL;
-    if (seconds && kv_columns_positive(table, "us", seconds, &problem))
-      *seconds *= 1e-6;
-  }
-  if (problem)
-    g_propagate_error(error, problem);
-  return !problem;
+  return read_rows(path, read_launch, &(Launches){launch_seconds, node_seconds}, error);
 }
 
 /* Transfers of one kind: the least and the largest. */
@@ -160,33 +174,38 @@ static double transfer_rate(const Transfers *t) {
   return seconds > 0.0 ? (t->bytes[1] - t->bytes[0]) / seconds : 0.0;
 }
 
+typedef struct {
+  Transfers reads, writes;
+} DriveTransfers;
+
+static gboolean read_drive(const char *path, const KvColumns *table, gpointer to, GError **error) {
+  DriveTransfers *drive = to;
+  const char *operation = kv_columns_text(table, "kvsim_operation");
+  Transfers *of = strcmp(operation, "drive read") == 0    ? &drive->reads
+                  : strcmp(operation, "drive write") == 0 ? &drive->writes
+                                                          : NULL;
+  double bytes, us;
+  (void)path;
+  if (!of)
+    return TRUE;
+  if (!kv_columns_positive(table, "bytes", &bytes, error) ||
+      !kv_columns_positive(table, "us", &us, error))
+    return FALSE;
+  note_transfer(of, bytes, 1e-6 * us);
+  return TRUE;
+}
+
 gboolean kv_observations_drive(const char *path, KvObservedDrive *drive, GError **error) {
-  Transfers reads = {0}, writes = {0};
+  DriveTransfers t = {0};
   *drive = (KvObservedDrive){0};
   if (!accepts(path))
     return TRUE;
-  g_autoptr(KvColumns) table = kv_columns_open(path, error);
-  GError *problem = NULL;
-  if (!table)
+  if (!read_rows(path, read_drive, &t, error))
     return FALSE;
-  while (!problem && kv_columns_next(table, &problem)) {
-    const char *operation = kv_columns_text(table, "kvsim_operation");
-    Transfers *of = strcmp(operation, "drive read") == 0    ? &reads
-                    : strcmp(operation, "drive write") == 0 ? &writes
-                                                            : NULL;
-    double bytes, us;
-    if (of && kv_columns_positive(table, "bytes", &bytes, &problem) &&
-        kv_columns_positive(table, "us", &us, &problem))
-      note_transfer(of, bytes, 1e-6 * us);
-  }
-  if (problem) {
-    g_propagate_error(error, problem);
-    return FALSE;
-  }
-  drive->read_Bps = transfer_rate(&reads);
-  drive->write_Bps = transfer_rate(&writes);
+  drive->read_Bps = transfer_rate(&t.reads);
+  drive->write_Bps = transfer_rate(&t.writes);
   if (drive->read_Bps > 0.0)
-    drive->latency_seconds = MAX(0.0, reads.seconds[0] - reads.bytes[0] / drive->read_Bps);
+    drive->latency_seconds = MAX(0.0, t.reads.seconds[0] - t.reads.bytes[0] / drive->read_Bps);
   return TRUE;
 }
 
