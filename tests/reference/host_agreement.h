@@ -46,14 +46,13 @@ static KvHostAgreement host_agreement(const KvModel *model, const KvHostCompress
 }
 
 /* The stack is executed (expected: NULL), or refused with a message that says so. */
-static void check_stack(const char *use, const KvModel *model, KvDtype dtype, guint block_tokens,
-                        gboolean prefix_caching, const char *expected) {
+static void check_stack(const char *use, const KvModel *model, KvDtype dtype,
+                        const KvEngineConfig *engine, const char *expected) {
   g_autoptr(GError) error = NULL;
   g_autoptr(KvStack) stack = kv_stack_parse(use, &error);
-  KvEngineConfig engine = {.block_tokens = block_tokens, .prefix_caching = prefix_caching};
   KvHostCompression c;
   g_assert_no_error(error);
-  gboolean executed = kv_host_compression_init(&c, stack, model, dtype, &engine, &error);
+  gboolean executed = kv_host_compression_init(&c, stack, model, dtype, engine, &error);
   g_assert_cmpint(executed, ==, expected == NULL);
   if (expected)
     g_assert_nonnull(strstr(error->message, expected));

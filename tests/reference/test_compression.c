@@ -324,9 +324,9 @@ static void check_refused(const char *use, KvDtype dtype, guint block_tokens,
                           gboolean prefix_caching, const char *expected) {
   g_autoptr(GError) error = NULL;
   g_autoptr(KvStack) stack = kv_stack_parse(use, &error);
-  KvEngineConfig engine = {.block_tokens = block_tokens, .prefix_caching = prefix_caching};
+  const KvEngineConfig engine = {.block_tokens = block_tokens, .prefix_caching = prefix_caching};
   KvHostCompression c;
-  check_stack(use, &llama, dtype, block_tokens, prefix_caching, expected);
+  check_stack(use, &llama, dtype, &engine, expected);
   g_assert_no_error(error);
   if (dtype == KV_DTYPE_FP8) { /* never of latents */
     g_assert_false(kv_host_compression_init(&c, stack, &deepseek, dtype, &engine, &error));

@@ -180,7 +180,8 @@ static void test_ranks_follow_the_plan(void) {
 }
 
 static void check_refused(const char *use, const KvModel *model, const char *expected) {
-  check_stack(use, model, KV_DTYPE_BF16, 16, TRUE, expected);
+  const KvEngineConfig engine = {.block_tokens = 16, .prefix_caching = TRUE};
+  check_stack(use, model, KV_DTYPE_BF16, &engine, expected);
 }
 
 static void test_what_is_refused(void) {

@@ -111,7 +111,8 @@ static void test_chunks_change_nothing(void) {
 
 static void check_refused(const char *use, const KvModel *model, gboolean prefix_caching,
                           const char *expected) {
-  check_stack(use, model, KV_DTYPE_BF16, 16, prefix_caching, expected);
+  const KvEngineConfig engine = {.block_tokens = 16, .prefix_caching = prefix_caching};
+  check_stack(use, model, KV_DTYPE_BF16, &engine, expected);
 }
 
 static void test_what_is_refused(void) {

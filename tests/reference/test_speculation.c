@@ -4,14 +4,14 @@
 #include <math.h>
 #include <string.h>
 
-#include "reference/host/agreement.h"
 #include "reference/host/executor.h"
 #include "reference/host/speculation.h"
 #include "reference/host/staging.h"
 #include "sim/base/random.h"
+#include "tests/reference/host_agreement.h"
 #include "tests/reference/tiny_models.h"
 
-enum { BLOCK_TOKENS = 8, BLOCKS = 64, PROMPT = 61, DECODED = 20, D = 16 };
+enum { PROMPT = 61, DECODED = 20, D = 16 };
 
 static KvRandom random_numbers;
 
@@ -207,19 +207,6 @@ static void test_of_equals_the_first(void) {
 
 /* --- agreement with the whole cache ----------------------------------------------------------- */
 
-typedef struct {
-  const KvHostWeights *weights;
-  KvHostCache *cache;
-} Host;
-
-static gboolean host_pass(gpointer engine, KvHostSpan *span, float *logits, GError **error) {
-  const Host *host = engine;
-  KvHostWork work = {0};
-  span->logits = logits;
-  kv_host_forward(host->weights, host->cache, span, 1, &work);
-  return TRUE;
-}
-
 static KvHostCompression settings(double columns, float alpha, double most) {
   return (KvHostCompression){.format = KV_HOST_INFINIGEN,
                              .column_share = columns,
@@ -228,36 +215,18 @@ static KvHostCompression settings(double columns, float alpha, double most) {
                              .window = KV_HOST_SPECULATION_WINDOW};
 }
 
-/* The tiny model with that many layers. */
-static KvHostWeights *weights_of(KvModel *model, KvLayerGroup *group, guint layers) {
-  g_autoptr(GError) error = NULL;
-  *group = model->groups[0];
-  group->count = layers;
-  model->groups = group;
-  KvHostWeights *weights = kv_host_weights_new(model, 7, &error);
-  g_assert_no_error(error);
-  return weights;
+/* The tiny model with four layers, which `group` describes. */
+static KvModel with_four_layers(KvModel model, KvLayerGroup *group) {
+  *group = model.groups[0];
+  group->count = 4;
+  model.groups = group;
+  return model;
 }
 
 static KvHostAgreement agreement_of(KvModel model, KvHostCompression c, guint prompt, guint chunk) {
-  g_autoptr(GError) error = NULL;
   KvLayerGroup group;
-  g_autoptr(KvHostWeights) weights = weights_of(&model, &group, 4);
-  g_autoptr(KvHostCache) whole = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
-  g_autoptr(KvHostCache) away = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
-  KvHostAgreement agreement = {0};
-  guint32 tokens[PROMPT], table[BLOCKS];
-  for (guint i = 0; i < PROMPT; i++)
-    tokens[i] = i * 37 % model.vocab;
-  for (guint i = 0; i < BLOCKS; i++)
-    table[i] = BLOCKS - 1 - i;
-  g_assert_no_error(error);
-  away->compression = c;
-  g_assert_true(kv_host_agreement_run(&agreement, host_pass, &(Host){weights, whole},
-                                      &(Host){weights, away}, &c, table, tokens, prompt, chunk,
-                                      DECODED, model.vocab, &error));
-  g_assert_cmpuint(agreement.n, ==, DECODED);
-  return agreement;
+  model = with_four_layers(model, &group);
+  return host_agreement(&model, &c, prompt, DECODED, chunk);
 }
 
 static void test_what_covers_everything_changes_nothing(void) {
@@ -322,9 +291,9 @@ static KvHostSpan span_of(Sequence *q, guint s, guint n, float *logits) {
  * that come; or alone. The first prompt, which is the sample, is first in both. */
 static void serve(gboolean together, float *logits, guint vocab) {
   g_autoptr(GError) error = NULL;
-  KvModel model = llama;
   KvLayerGroup group;
-  g_autoptr(KvHostWeights) weights = weights_of(&model, &group, 4);
+  const KvModel model = with_four_layers(llama, &group);
+  g_autoptr(KvHostWeights) weights = kv_host_weights_new(&model, 7, &error);
   g_autoptr(KvHostCache) cache = kv_host_cache_new(weights, BLOCK_TOKENS, BLOCKS, 0, &error);
   Sequence all[SEQUENCES];
   g_assert_no_error(error);
@@ -442,15 +411,8 @@ static void test_preemption(void) {
 
 static void check_refused(const char *use, const KvModel *model, KvPreemption preemption,
                           const char *expected) {
-  g_autoptr(GError) error = NULL;
-  g_autoptr(KvStack) stack = kv_stack_parse(use, &error);
-  KvEngineConfig engine = {.block_tokens = 16, .preemption = preemption};
-  KvHostCompression c;
-  g_assert_no_error(error);
-  gboolean executed = kv_host_compression_init(&c, stack, model, KV_DTYPE_BF16, &engine, &error);
-  g_assert_cmpint(executed, ==, expected == NULL);
-  if (expected)
-    g_assert_nonnull(strstr(error->message, expected));
+  const KvEngineConfig engine = {.block_tokens = 16, .preemption = preemption};
+  check_stack(use, model, KV_DTYPE_BF16, &engine, expected);
 }
 
 static void test_what_is_refused(void) {
