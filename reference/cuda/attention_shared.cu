@@ -75,9 +75,6 @@ static __device__ __forceinline__ void load_keys(Stage<d> &stage, const Shared &
   }
 }
 
-/* The running softmax of a warp's rows g and g + 8; `largest` is not scaled. */
-template <int d> struct Running { float o[d / 8][4], largest[2], sum[2]; };
-
 /* s = queries . keys of one stage. */
 template <int d>
 static __device__ __forceinline__ void score_keys(float (&s)[KEYS / 8][4], const Stage<d> &stage,
@@ -96,8 +93,8 @@ static __device__ __forceinline__ void score_keys(float (&s)[KEYS / 8][4], const
 /* Scores of the first `valid` tokens, at least one, become exponentials, the others zero; `run`
  * moves to the new maximum. */
 template <int d>
-static __device__ __forceinline__ void soften(float (&s)[KEYS / 8][4], Running<d> &run, float scale,
-                                              uint32_t valid, int lane) {
+static __device__ __forceinline__ void soften(float (&s)[KEYS / 8][4], RunningRows<d> &run,
+                                              float scale, uint32_t valid, int lane) {
   if (valid < KEYS) {
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
@@ -134,8 +131,8 @@ static __device__ __forceinline__ void soften(float (&s)[KEYS / 8][4], Running<d
 
 /* o += p . values. */
 template <int d>
-static __device__ __forceinline__ void mix_values(Running<d> &run, const float (&s)[KEYS / 8][4],
-                                                  const Stage<d> &stage, int lane) {
+static __device__ __forceinline__ void
+mix_values(RunningRows<d> &run, const float (&s)[KEYS / 8][4], const Stage<d> &stage, int lane) {
 #pragma unroll
   for (int k = 0; k < KEYS / 16; k++) {
     const uint32_t a[4] = {pack_bf16(s[2 * k][0], s[2 * k][1]), pack_bf16(s[2 * k][2], s[2 * k][3]),
@@ -153,7 +150,7 @@ static __device__ __forceinline__ void mix_values(Running<d> &run, const float (
 
 /* Leave this warp's rows as parts. */
 template <int d>
-static __device__ __forceinline__ void store(const Running<d> &run, const Shared &p,
+static __device__ __forceinline__ void store(const RunningRows<d> &run, const Shared &p,
                                              const Tile &tile, int warp, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -203,14 +200,8 @@ static __global__ void __launch_bounds__(THREADS, 3) shared_attention(const Shar
   await_previous();
   uint32_t queries[d / 16][4];
   load_queries<d>(queries, p, tile, warp, lane);
-  Running<d> run;
-#pragma unroll
-  for (int n = 0; n < d / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      run.o[n][i] = 0.0f;
-  run.largest[0] = run.largest[1] = -INFINITY;
-  run.sum[0] = run.sum[1] = 0.0f;
+  RunningRows<d> run; /* `largest` is not scaled */
+  start<d>(run);
   int stage = 0;
   for (uint32_t t = tile.t.begin; t < tile.t.end; t += KEYS, stage ^= 1) {
     copies_wait<0>();

@@ -109,19 +109,6 @@ template <int d, int warps, int heads> struct Merge {
   float o[warps][heads][d], largest[warps][heads], sum[warps][heads];
 };
 
-/* The running softmax of a warp: rows g and g + 8 of lane / 4; the sums are of a lane's columns. */
-template <int d> struct RunningRows { float o[d / 8][4], largest[2], sum[2]; };
-
-template <int d> static __device__ __forceinline__ void start(RunningRows<d> &run) {
-#pragma unroll
-  for (int n = 0; n < d / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      run.o[n][i] = 0.0f;
-  run.largest[0] = run.largest[1] = -INFINITY;
-  run.sum[0] = run.sum[1] = 0.0f;
-}
-
 template <int d, int warps, int heads>
 static __device__ __forceinline__ void hand_over(Merge<d, warps, heads> &merge,
                                                  const RunningRows<d> &run, int warp, int lane) {

@@ -75,6 +75,19 @@ static __device__ __forceinline__ float row_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+/* The running softmax of a warp: rows g and g + 8 of lane / 4; the sums are of a lane's columns. */
+template <int d> struct RunningRows { float o[d / 8][4], largest[2], sum[2]; };
+
+template <int d> static __device__ __forceinline__ void start(RunningRows<d> &run) {
+#pragma unroll
+  for (int n = 0; n < d / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      run.o[n][i] = 0.0f;
+  run.largest[0] = run.largest[1] = -INFINITY;
+  run.sum[0] = run.sum[1] = 0.0f;
+}
+
 /* Shared rows are 16 bytes longer than a head, so that the eight rows of a tile lie in different
  * banks. */
 template <int d> struct SharedRow {
