@@ -19,17 +19,6 @@ guint32 kv_host_speculation_most(double share, guint32 n) {
 /* --- the sample ------------------------------------------------------------------------------ */
 
 typedef struct {
-  float length;
-  guint32 row;
-} Direction;
-
-static int by_length(const void *a, const void *b) {
-  const Direction *x = a, *y = b;
-  return x->length != y->length ? (x->length < y->length ? 1 : -1)
-                                : (x->row > y->row) - (x->row < y->row);
-}
-
-typedef struct {
   const KvHostSample *sample;
   float *directions;
 } Job;
@@ -50,7 +39,7 @@ static void calibrate_head(const Job *job, guint head) {
   gsize query_stride = (gsize)s->n_heads * d, key_stride = (gsize)s->n_kv_heads * d;
   const float *queries = s->queries + (gsize)head * group * d, *keys = s->keys + (gsize)head * d;
   g_autofree float *turned = g_new(float, (gsize)d *n), *vectors = g_new(float, (gsize)d *d);
-  g_autofree Direction *order = g_new0(Direction, d);
+  g_autofree KvHostCandidate *order = g_new0(KvHostCandidate, d); /* longest first */
   for (guint i = 0; i < s->n_queries; i++)
     for (guint g = 0; g < group; g++)
       for (guint c = 0; c < d; c++)
@@ -63,12 +52,12 @@ static void calibrate_head(const Job *job, guint head) {
       double part = (double)length_along(v, queries + (gsize)g * d, query_stride, s->n_queries, d);
       squares += part * part;
     }
-    order[r].row = r;
-    order[r].length = (float)sqrt(squares) * length_along(v, keys, key_stride, s->n_keys, d);
+    order[r].position = r;
+    order[r].votes = (float)sqrt(squares) * length_along(v, keys, key_stride, s->n_keys, d);
   }
-  qsort(order, d, sizeof *order, by_length);
+  qsort(order, d, sizeof *order, kv_host_by_votes);
   for (guint r = 0; r < d; r++)
-    memcpy(job->directions + ((gsize)head * d + r) * d, vectors + (gsize)order[r].row * d,
+    memcpy(job->directions + ((gsize)head * d + r) * d, vectors + (gsize)order[r].position * d,
            d * sizeof(float));
 }
 
