@@ -64,6 +64,11 @@ static double *weights_of(const KvStepLog *log) {
   return weights;
 }
 
+/* The logs of a subject, and of each what weights_of() gives. */
+typedef struct {
+  GPtrArray *logs, *weights;
+} Steps;
+
 /* An error of this size weighs as its square; larger ones less and less. */
 static const double usual_error = 0.02;
 
@@ -72,13 +77,13 @@ static double huber(double error) {
   return sqrt(1.0 + x * x) - 1.0;
 }
 
-static gboolean loss_of(const KvDevice *device, GPtrArray *logs, double *loss, GError **error) {
+static gboolean loss_of(const KvDevice *device, const Steps *steps, double *loss, GError **error) {
   *loss = 0.0;
-  for (guint l = 0; l < logs->len; l++) {
-    KvStepLog *log = g_ptr_array_index(logs, l);
+  for (guint l = 0; l < steps->logs->len; l++) {
+    KvStepLog *log = g_ptr_array_index(steps->logs, l);
+    const double *weights = g_ptr_array_index(steps->weights, l);
     if (kv_error_if_interrupted(error) || !kv_step_log_price_by(log, device, error))
       return FALSE;
-    g_autofree double *weights = weights_of(log);
     for (guint i = 0; i < log->steps->len; i++) {
       const KvLoggedStep *step = &g_array_index(log->steps, KvLoggedStep, i);
       if (step->measured_seconds > 0.0 && step->predicted_seconds > 0.0)
@@ -89,13 +94,13 @@ static gboolean loss_of(const KvDevice *device, GPtrArray *logs, double *loss, G
 }
 
 /* The least loss for *value between the bounds, by golden sections. */
-static gboolean search(KvDevice *device, GPtrArray *logs, double *value, double low, double high,
+static gboolean search(KvDevice *device, const Steps *steps, double *value, double low, double high,
                        GError **error) {
   const double golden = 0.6180339887498949;
   double at[2], loss[2];
   for (guint i = 0; i < 2; i++) {
     *value = at[i] = i ? low + golden * (high - low) : high - golden * (high - low);
-    if (!loss_of(device, logs, &loss[i], error))
+    if (!loss_of(device, steps, &loss[i], error))
       return FALSE;
   }
   for (guint round = 0; round < 18; round++) {
@@ -112,7 +117,7 @@ static gboolean search(KvDevice *device, GPtrArray *logs, double *value, double 
       at[1] = low + golden * (high - low);
     }
     *value = at[!worse];
-    if (!loss_of(device, logs, &loss[!worse], error))
+    if (!loss_of(device, steps, &loss[!worse], error))
       return FALSE;
   }
   *value = 0.5 * (low + high);
@@ -120,19 +125,19 @@ static gboolean search(KvDevice *device, GPtrArray *logs, double *value, double 
 }
 
 /* What a launch of experts costs, and how quickly their weights come. */
-static gboolean fit_experts(KvDevice *device, GPtrArray *logs, GError **error) {
+static gboolean fit_experts(KvDevice *device, const Steps *steps, GError **error) {
   KvEfficiency *moe = &device->efficiency[KV_KERNEL_MOE][KV_DTYPE_BF16];
   const double costliest = 6e-5;
   for (guint round = 0; round < 4; round++)
-    if (!search(device, logs, &moe->fixed_seconds, 0.0, costliest, error) ||
-        !search(device, logs, &moe->bandwidth_share, 0.2, 1.0, error))
+    if (!search(device, steps, &moe->fixed_seconds, 0.0, costliest, error) ||
+        !search(device, steps, &moe->bandwidth_share, 0.2, 1.0, error))
       return FALSE;
   return TRUE;
 }
 
 /* Search one value after another until none moves: gaps and ramps make up for each other for long.
  */
-static gboolean fit_engine(KvDevice *device, GPtrArray *logs, GError **error) {
+static gboolean fit_engine(KvDevice *device, const Steps *steps, GError **error) {
   enum { MOST_ROUNDS = 30 };
   const double settled = 2e-3;
   KvEfficiency *gemm = &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
@@ -148,7 +153,7 @@ static gboolean fit_engine(KvDevice *device, GPtrArray *logs, GError **error) {
     moved = FALSE;
     for (guint i = 0; i < G_N_ELEMENTS(searched); i++) {
       double before = *searched[i].value;
-      if (!search(device, logs, searched[i].value, searched[i].low, searched[i].high, error))
+      if (!search(device, steps, searched[i].value, searched[i].low, searched[i].high, error))
         return FALSE;
       moved |= fabs(*searched[i].value - before) > settled * searched[i].high;
     }
@@ -190,8 +195,9 @@ static void note_prices(GPtrArray *logs, GArray *rows, gint part, double unit) {
 }
 
 /* Prices are linear in the parts' seconds, so each is tried alone. */
-static gboolean fill_rows(KvDevice *device, KvTechniqueTimes *times, GPtrArray *logs, GArray *rows,
-                          GError **error) {
+static gboolean fill_rows(KvDevice *device, KvTechniqueTimes *times, const Steps *steps,
+                          GArray *rows, GError **error) {
+  GPtrArray *logs = steps->logs;
   guint n = 0;
   for (guint l = 0; l < logs->len; l++)
     n += ((const KvStepLog *)g_ptr_array_index(logs, l))->steps->len;
@@ -201,7 +207,7 @@ static gboolean fill_rows(KvDevice *device, KvTechniqueTimes *times, GPtrArray *
   note_prices(logs, rows, -1, 0.0);
   for (guint l = 0, r = 0; l < logs->len; l++) {
     const KvStepLog *log = g_ptr_array_index(logs, l);
-    g_autofree double *weights = weights_of(log);
+    const double *weights = g_ptr_array_index(steps->weights, l);
     for (guint i = 0; i < log->steps->len; i++)
       g_array_index(rows, Row, r++).weight = weights[i];
   }
@@ -241,7 +247,8 @@ static void solve(const GArray *rows, double *seconds) {
     }
 }
 
-static gboolean fit_technique(KvDevice *device, const char *id, GPtrArray *logs, GError **error) {
+static gboolean fit_technique(KvDevice *device, const char *id, const Steps *steps,
+                              GError **error) {
   KvTechniqueTimes *times = (KvTechniqueTimes *)kv_device_technique(device, id);
   if (!times) {
     if (device->n_techniques == KV_MAX_TECHNIQUE_TIMES) {
@@ -255,7 +262,7 @@ static gboolean fit_technique(KvDevice *device, const char *id, GPtrArray *logs,
   g_strlcpy(times->id, id, sizeof times->id);
   g_autoptr(GArray) rows = g_array_new(FALSE, TRUE, sizeof(Row));
   double seconds[KV_N_TECHNIQUE_PARTS] = {0};
-  if (!fill_rows(device, times, logs, rows, error))
+  if (!fill_rows(device, times, steps, rows, error))
     return FALSE;
   solve(rows, seconds);
   memcpy(times->seconds, seconds, sizeof seconds);
@@ -297,9 +304,13 @@ static void describe(GString *report, const KvDevice *device, const char *id, GP
 
 static gboolean fit_subject(KvDevice *device, const char *subject, GPtrArray *logs, GString *report,
                             GError **error) {
-  gboolean fitted = strcmp(subject, "experts") == 0 ? fit_experts(device, logs, error)
-                    : *subject                      ? fit_technique(device, subject, logs, error)
-                                                    : fit_engine(device, logs, error);
+  g_autoptr(GPtrArray) weights = g_ptr_array_new_with_free_func(g_free);
+  const Steps steps = {logs, weights};
+  for (guint l = 0; l < logs->len; l++)
+    g_ptr_array_add(weights, weights_of(g_ptr_array_index(logs, l)));
+  gboolean fitted = strcmp(subject, "experts") == 0 ? fit_experts(device, &steps, error)
+                    : *subject                      ? fit_technique(device, subject, &steps, error)
+                                                    : fit_engine(device, &steps, error);
   if (!fitted || !price_all(device, logs, error))
     return FALSE;
   describe(report, device, subject, logs);
