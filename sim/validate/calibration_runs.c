@@ -37,22 +37,25 @@ static const struct {
 static const struct {
   const char *name;
   guint requests;
-  double rate_rps, mean_prompt, middle_prompt; /* tokens */
+  double rate_rps, mean_prompt, median_prompt; /* tokens */
   guint answer_tokens;
-} loads[] = {{"few", 12, 4.0, 1400.0, 900.0, 48},
-             {"many", 44, 24.0, 700.0, 500.0, 120},
-             {"long", 8, 5.0, 8000.0, 7000.0, 60}};
+} loads[KV_CALIBRATION_LOADS] = {{"few", 12, 4.0, 1400.0, 900.0, 48},
+                                 {"many", 44, 24.0, 700.0, 500.0, 120},
+                                 {"long", 8, 5.0, 8000.0, 7000.0, 60}};
 
 enum { MOST_PROMPT_TOKENS = 14000, SEED = 29 };
 
-static gboolean write_trace(const char *path, guint load, GError **error) {
+gboolean kv_calibration_runs_write_trace(const char *path, guint load, GError **error) {
+  g_return_val_if_fail(load < KV_CALIBRATION_LOADS, FALSE);
   KvTraceGenerator generator;
   kv_trace_generator_default(&generator);
   generator.n_requests = loads[load].requests;
   generator.seed = SEED;
   generator.arrivals.rate_rps = loads[load].rate_rps;
-  generator.input_tokens = (KvLengths){
-      .kind = KV_LENGTHS_LOGNORMAL, .a = 1400.0, .b = 900.0, .largest_tokens = MOST_PROMPT_TOKENS};
+  generator.input_tokens = (KvLengths){.kind = KV_LENGTHS_LOGNORMAL,
+                                       .a = loads[load].mean_prompt,
+                                       .b = loads[load].median_prompt,
+                                       .largest_tokens = MOST_PROMPT_TOKENS};
   generator.output_tokens = (KvLengths){.kind = KV_LENGTHS_FIXED, .a = loads[load].answer_tokens};
   g_autoptr(KvTraceReader) reader = kv_trace_generate(&generator, error);
   KvTraceWriter *writer = reader ? kv_trace_writer_open(path, kv_trace_reader_timing(reader),
@@ -99,7 +102,7 @@ static gboolean serve(guint run, guint load, const char *executor, const char *p
   g_autofree char *path = g_build_filename(folder, name, NULL);
   g_autoptr(KvScenario) scenario = scenario_of(run, executor, platform, error);
   const KvReferenceOptions options = {.trace = trace, .interrupted = &kv_interrupted};
-  if (!scenario || !write_trace(trace, load, error))
+  if (!scenario || !kv_calibration_runs_write_trace(trace, load, error))
     return FALSE;
   g_autoptr(KvReferenceRun) reference = kv_reference_run_new(scenario, &options, error);
   (void)g_unlink(trace);

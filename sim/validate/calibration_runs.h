@@ -6,6 +6,11 @@
 
 #include "sim/validate/step_log.h"
 
+enum { KV_CALIBRATION_LOADS = 3 }; /* few sequences, many, long ones */
+
+/* Write the trace of a load, which is the same every time. */
+gboolean kv_calibration_runs_write_trace(const char *path, guint load, GError **error);
+
 /* Serve them by `executor` ("cuda") on this machine, which `platform` describes, and write each
  * run's steps into `folder`, which must exist, as NAME.csv. */
 gboolean kv_calibration_runs_measure(const char *executor, const char *platform, const char *folder,

@@ -6,6 +6,7 @@
 
 #include "sim/validate/calibration_runs.h"
 #include "sim/validate/step_fit.h"
+#include "traces/trace.h"
 
 static void add_step(KvStepLog *log, guint decoding, guint32 context, guint32 past, guint32 chunk) {
   KvLoggedStep step = {.first_chunk = log->chunks->len,
@@ -181,11 +182,39 @@ static void folders_are_read(void) {
   kv_device_free(device);
 }
 
+/* Few, many and long sequences are what their names say. */
+static void loads_differ(void) {
+  static const guint n[KV_CALIBRATION_LOADS] = {12, 44, 8};
+  double mean[KV_CALIBRATION_LOADS];
+  g_autofree char *folder = g_dir_make_tmp("kvsim-loads-XXXXXX", NULL);
+  g_autofree char *path = g_build_filename(folder, "trace.jsonl", NULL);
+  for (guint load = 0; load < KV_CALIBRATION_LOADS; load++) {
+    g_autoptr(GError) error = NULL;
+    g_assert_true(kv_calibration_runs_write_trace(path, load, &error));
+    g_autoptr(KvTraceReader) reader = kv_trace_reader_open(path, NULL, &error);
+    KvTraceRequest request;
+    double tokens = 0.0;
+    guint requests = 0;
+    while (kv_trace_reader_next(reader, &request, &error)) {
+      tokens += request.input_tokens;
+      requests++;
+    }
+    g_assert_no_error(error);
+    g_assert_cmpuint(requests, ==, n[load]);
+    mean[load] = tokens / requests;
+  }
+  g_assert_cmpfloat(mean[1], <, mean[0]); /* many are shorter than few */
+  g_assert_cmpfloat(mean[2], >, 4.0 * mean[0]);
+  g_unlink(path);
+  g_rmdir(folder);
+}
+
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
   g_test_add_func("/step-fit/gaps", gaps_and_vectors_are_found);
   g_test_add_func("/step-fit/techniques", techniques_are_found);
   g_test_add_func("/step-fit/refused", two_techniques_are_refused);
   g_test_add_func("/step-fit/folders", folders_are_read);
+  g_test_add_func("/step-fit/loads", loads_differ);
   return g_test_run();
 }
