@@ -202,6 +202,8 @@ static gboolean measure_runs(const Options *options, GError **error) {
 
 /* Measure this GPU into the table at `path`. */
 static gboolean measure(Options *options, const char *path, GError **error) {
+  if (options->runs && !make_folder(options->runs, error))
+    return FALSE;
   KvOutput *output = kv_output_open(path, error);
   if (!output)
     return FALSE;
