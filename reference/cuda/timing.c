@@ -1,5 +1,6 @@
 #include "reference/cuda/timing.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "sim/base/random.h"
@@ -8,6 +9,11 @@ static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return x < y ? -1 : x > y;
 }
+
+/* A round lasts so long at least, if not more launches than MOST_LAUNCHES would be needed: what
+ * begins and ends it takes some microseconds, which are not the work's. */
+#define LEAST_SECONDS 1e-3
+enum { MOST_LAUNCHES = 256 };
 
 /* A round of launches. */
 typedef struct {
@@ -55,9 +61,24 @@ static gboolean time_round(Round *r, double *seconds, GError **error) {
   return timed;
 }
 
+/* More launches a round, if it is short. */
+static gboolean lengthen(Round *r, GError **error) {
+  double seconds;
+  if (!time_round(r, &seconds, error))
+    return FALSE;
+  double inner = ceil(r->inner * LEAST_SECONDS / MAX(seconds, 1e-6));
+  if (inner <= r->inner || r->inner >= MOST_LAUNCHES)
+    return TRUE;
+  r->inner = (guint)MIN(inner, MOST_LAUNCHES);
+  if (!r->graph)
+    return TRUE;
+  (void)cudaGraphExecDestroy(g_steal_pointer(&r->graph));
+  return capture(r, error);
+}
+
 static gboolean time_rounds(Round *r, double *seconds, GError **error) {
   double rounds[KV_CUDA_REPEATS], warm = 0.0, once;
-  if (!launch_all(r, error) || (r->timer->replayed && !capture(r, error)))
+  if (!launch_all(r, error) || (r->timer->replayed && !capture(r, error)) || !lengthen(r, error))
     return FALSE;
   while (warm < r->timer->warm_seconds) {
     if (!time_round(r, &once, error))

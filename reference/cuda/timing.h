@@ -27,7 +27,8 @@ typedef struct {
 /* One launch of what is measured, the i-th. */
 typedef gboolean (*KvCudaTimed)(gpointer what, guint i, GError **error);
 
-/* Seconds of one launch: the median of rounds of `inner` launches. `work` allocates nothing. */
+/* Seconds of one launch: the median of rounds of `inner` launches, or of more where those would
+ * take less than a millisecond. `work` allocates nothing. */
 gboolean kv_cuda_time(KvCudaTimer *timer, KvCudaTimed work, gpointer what, guint inner,
                       double *seconds, GError **error);
 
