@@ -4,6 +4,7 @@
 #include "reference/cuda/launch.cuh"
 
 enum { WARPS = 4, OUTPUTS = 2, AHEAD = 4 }; /* outputs of a warp; loads before the first use */
+enum { BATCH_CHUNKS = 32 * AHEAD };         /* of 8 inputs */
 
 /* 16 bytes that nobody reads again. */
 static __device__ __forceinline__ uint4 load_once(const uint4 *p) {
@@ -44,18 +45,18 @@ static __device__ void store(const Gemv &p, uint32_t row, uint32_t output, float
     ((float *)p.out)[at] = sum;
 }
 
-/* The weights of AHEAD chunks, 32 apart, of OUTPUTS outputs. */
+/* The weights of AHEAD chunks, 32 apart, of OUTPUTS outputs; zeros past the last chunk. */
 struct Batch {
   uint4 w[AHEAD][OUTPUTS];
 };
 
 static __device__ __forceinline__ void load(Batch &batch, const uint4 *const (&weights)[OUTPUTS],
-                                            uint32_t c) {
+                                            uint32_t chunks, uint32_t c) {
 #pragma unroll
   for (int a = 0; a < AHEAD; a++)
 #pragma unroll
     for (int o = 0; o < OUTPUTS; o++)
-      batch.w[a][o] = load_once(weights[o] + c + 32 * a);
+      batch.w[a][o] = c + 32 * a < chunks ? load_once(weights[o] + c + 32 * a) : uint4{};
 }
 
 template <int rows>
@@ -65,7 +66,7 @@ static __device__ __forceinline__ void add(float (&sums)[rows][OUTPUTS], const B
   for (int a = 0; a < AHEAD; a++)
 #pragma unroll
     for (int r = 0; r < rows; r++) {
-      uint4 v = x[(uint64_t)r * chunks + c + 32 * a];
+      uint4 v = c + 32 * a < chunks ? x[(uint64_t)r * chunks + c + 32 * a] : uint4{};
 #pragma unroll
       for (int o = 0; o < OUTPUTS; o++)
         sums[r][o] = dot_8(batch.w[a][o], v, sums[r][o]);
@@ -86,32 +87,17 @@ static __global__ void __launch_bounds__(WARPS * 32) gemv(const Gemv p) {
     weights[o] = (const uint4 *)(p.weight + (uint64_t)min(first + o, p.outputs - 1) * p.inputs);
   const uint4 *x = (const uint4 *)p.x;
   float sums[rows][OUTPUTS] = {};
-  const uint32_t step = 32 * AHEAD * sharers;
-  uint32_t c = warp % sharers * 32 * AHEAD + lane; /* parts interleave by AHEAD loads of a warp */
+  const uint32_t step = BATCH_CHUNKS * sharers;
+  uint32_t c = warp % sharers * BATCH_CHUNKS + lane; /* parts interleave by batches */
   Batch batch;
-  bool full = c - lane + 32 * AHEAD <= chunks;
-  if (full)
-    load(batch, weights, c);
+  load(batch, weights, chunks, c);
   await_previous();
-  while (full) {
+  for (; c - lane < chunks; c += step) {
     Batch next;
-    bool more = c - lane + step + 32 * AHEAD <= chunks;
-    if (more)
-      load(next, weights, c + step);
+    load(next, weights, chunks, c + step);
     add<rows>(sums, batch, x, chunks, c);
     batch = next;
-    full = more;
-    c += step;
   }
-  uint32_t end = min(chunks, c - lane + 32 * AHEAD);
-  for (; c < end; c += 32)
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; o++) {
-      uint4 w = load_once(weights[o] + c);
-#pragma unroll
-      for (int r = 0; r < rows; r++)
-        sums[r][o] = dot_8(w, x[(uint64_t)r * chunks + c], sums[r][o]);
-    }
 #pragma unroll
   for (int r = 0; r < rows; r++)
 #pragma unroll
@@ -131,10 +117,14 @@ static __global__ void __launch_bounds__(WARPS * 32) gemv(const Gemv p) {
 }
 
 template <int rows> static cudaError_t launch(const Gemv &p, cudaStream_t stream) {
-  /* Few outputs: more warps an output, so that there are blocks enough to fill the GPU. */
-  bool shared = p.outputs < 16384;
-  uint32_t outputs = OUTPUTS * (shared ? 1 : WARPS);
-  return launch_early(shared ? gemv<rows, WARPS> : gemv<rows, 1>,
+  /* Few outputs: more warps an output, so that there are blocks enough to fill the GPU; but none
+   * that would have no input. */
+  uint32_t batches = (p.inputs / 8 + BATCH_CHUNKS - 1) / BATCH_CHUNKS;
+  uint32_t sharers = p.outputs >= 16384 || batches <= 1 ? 1 : batches == 2 ? 2 : WARPS;
+  uint32_t outputs = OUTPUTS * (WARPS / sharers);
+  return launch_early(sharers == 1   ? gemv<rows, 1>
+                      : sharers == 2 ? gemv<rows, 2>
+                                     : gemv<rows, WARPS>,
                       (p.outputs + outputs - 1) / outputs, WARPS * 32, 0, stream, 1, p);
 }
 
