@@ -263,6 +263,7 @@ cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row
   p.pages = *pages;
   p.tables = *tables;
   p.tiles = tiles;
+  p.n_tiles = n_tiles;
   p.n_heads = n_heads;
   p.group = n_heads / pages->n_kv_heads;
   p.window = window;
@@ -270,7 +271,7 @@ cudaError_t kv_cuda_prefill_attention(KvBf16 *out, const KvBf16 *q, uint64_t row
   if (p.group > TILE_ROWS)
     return cudaErrorInvalidValue;
   if (pages->head_dim == 64 || pages->head_dim == 128)
-    return kv_prefill_wgmma(p, n_tiles, stream);
+    return kv_prefill_wgmma(p, stream);
   switch (pages->head_dim) {
   case 80:
     return launch<80>(p, n_tiles, stream);

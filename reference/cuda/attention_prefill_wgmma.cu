@@ -1,29 +1,34 @@
 /* Prefill attention on Hopper's asynchronous tensor cores, for heads of 64 and 128.
  *
- * Work and tiles are those of attention_prefill.cu. A block is three warp groups: one copies keys
- * and values into rings of STAGES tiles of KEYS tokens, two compute 64 rows each. A computing group
- * launches the scores of the next tile and the mix of the present one together, and softens the
- * scores while the mix runs; the two groups take turns at the tensor cores, so that one multiplies
- * while the other exponentiates. Shah et al., "FlashAttention-3: Fast and Accurate Attention with
- * Asynchrony and Low-precision" (2024), algorithm 2. Twin: kv_host_attention().
+ * Work and tiles are those of attention_prefill.cu. A block stays on its multiprocessor and takes
+ * one job after the other, a tile of queries and a KV head each. It is three warp groups: one
+ * copies keys and values into rings of STAGES tiles of KEYS tokens, the next job's while this one
+ * ends; two compute 64 rows each. A computing group launches the scores of the next tile and the
+ * mix of the present one together, and softens the scores while the mix runs; the two groups take
+ * turns at the tensor cores, so that one multiplies while the other exponentiates. Shah et al.,
+ * "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision" (2024),
+ * algorithm 2. Twin: kv_host_attention().
  */
 #include "reference/cuda/prefill.cuh"
 #include "reference/cuda/wgmma.cuh"
 
-enum { GROUPS = 2, GROUP = 128, ROWS = 64, KEYS = 128, STAGES = 2, THREADS = (GROUPS + 1) * GROUP };
+enum { GROUPS = 2, GROUP = 128, ROWS = 64, KEYS = 128, STAGES = 3, THREADS = (GROUPS + 1) * GROUP };
 static_assert(GROUPS * ROWS == KV_PREFILL_TILE_ROWS, "a tile is the computing groups' rows");
 
 /* How far scores may pass the running maximum, as a power of two, before it is raised. */
 #define SLACK 8.0f
 
+enum { AT_ONCE = 8 }; /* copies by a thread whose addresses are known before the first begins */
+
 /* Registers of a thread after the roles are known: 65536 in all. */
-#define REGISTERS_COPYING 40
-#define REGISTERS_COMPUTING 232
+#define REGISTERS_COPYING 88
+#define REGISTERS_COMPUTING 208
 
 template <int d> struct Shared {
   KvBf16 queries[GROUPS * ROWS * d];
   KvBf16 keys[STAGES][KEYS * d], values[STAGES][KEYS * d];
   uint64_t keys_full[STAGES], keys_free[STAGES], values_full[STAGES], values_free[STAGES];
+  uint64_t queries_full, queries_free;
 };
 
 static __device__ __forceinline__ uint32_t address(const void *shared) {
@@ -34,9 +39,32 @@ static __device__ __forceinline__ uint32_t address(const void *shared) {
 struct Job {
   KvCudaTile tile;
   uint32_t kv_head, first, end; /* tokens first (a multiple of KEYS) .. end - 1 are visible */
-  const uint32_t *table;
-  int tiles; /* of KEYS tokens */
+  uint32_t tiles;               /* of KEYS tokens */
+  uint32_t before;              /* tiles of the block's earlier jobs */
 };
+
+/* The block's n-th job, FALSE if it has none. Jobs are dealt out in rounds, heaviest first, each
+ * round against the direction of the last, so that no block gets the heavier end every time. */
+static __device__ __forceinline__ bool job_of(Job &job, const Prefill &p, uint32_t n,
+                                              uint32_t before) {
+  uint32_t place = n % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  uint32_t index = n * gridDim.x + place;
+  if (index >= p.n_tiles * p.pages.n_kv_heads)
+    return false;
+  job.tile = p.tiles[index / p.pages.n_kv_heads];
+  job.kv_head = index % p.pages.n_kv_heads;
+  job.end = job.tile.position + job.tile.count;
+  job.first = p.window && job.tile.position + 1 > p.window ? job.tile.position + 1 - p.window : 0;
+  job.first = job.first / KEYS * KEYS;
+  job.tiles = (job.end - job.first + KEYS - 1) / KEYS;
+  job.before = before;
+  return true;
+}
+
+/* The parity of the phase in which tile t of a block fills its stage. */
+static __device__ __forceinline__ uint32_t phase_of(uint32_t t) {
+  return t / STAGES & 1;
+}
 
 /* --- the copying group ----------------------------------------------------------------------- */
 
@@ -57,60 +85,95 @@ static __device__ __forceinline__ void load_queries(Shared<d> &shared, const Pre
   }
 }
 
-/* Where the token's keys stand in the pool; UINT64_MAX of one that is not visible. */
+/* Which row of the pool, of d elements, the token's keys are; that of one that is not visible is
+ * the first. */
 template <int d>
-static __device__ __forceinline__ uint64_t offset_of(const Prefill &p, const Job &job,
-                                                     uint32_t token) {
+static __device__ __forceinline__ uint32_t row_of(const Prefill &p, const Job &job,
+                                                  const uint32_t *table, uint32_t token) {
   uint32_t shift = p.pages.block_shift;
   if (token >= job.end)
-    return UINT64_MAX;
-  return __ldg(&job.table[token >> shift]) * p.pages.block_elements +
-         (((uint64_t)job.kv_head << shift) + (token & ((1u << shift) - 1))) * d;
+    return 0;
+  return __ldg(&table[token >> shift]) * (uint32_t)(p.pages.block_elements / d) +
+         (job.kv_head << shift) + (token & ((1u << shift) - 1));
 }
 
-/* Begin to copy 32 rows of a tile, lane l giving row l's place in `pool`; absent rows become
- * zeros. */
-template <int d>
-static __device__ __forceinline__ void load_rows(char *tile, const KvBf16 *pool, uint64_t offset,
-                                                 int warp, int lane) {
-  const int chunks = d / 8;
-#pragma unroll 4
-  for (int i = 0; i < chunks; i++) {
-    int r = (i * 32 + lane) / chunks, chunk = lane % chunks;
-    uint64_t at = __shfl_sync(0xffffffffu, offset, r);
-    bool wanted = at != UINT64_MAX;
-    copy_16_async(tile + swizzled(KEYS, warp * 32 + r, chunk), pool + (wanted ? at + chunk * 8 : 0),
-                  wanted ? 16 : 0);
+/* Begin to copy a warp's 32 rows of a tile, of which lane l gives row l's place in `pool`; those
+ * from `rows` on become zeros. A copy holds the registers of its addresses for long, so those of
+ * AT_ONCE copies are worked out first, each in registers of its own: otherwise one copy waits for
+ * the other, and the computing groups for both. */
+template <int d, bool whole>
+static __device__ __forceinline__ void load_rows(char *tile, const KvBf16 *pool, uint32_t row,
+                                                 uint32_t rows, int warp, int lane) {
+  const int chunks = d / 8, of_copy = 32 / chunks; /* rows */
+  const int own = lane / chunks, chunk = lane % chunks, swizzles = 8 / of_copy;
+  uint32_t to[swizzles]; /* as swizzled() has it; the same for every eighth row */
+#pragma unroll
+  for (int i = 0; i < swizzles; i++) {
+    to[i] = address(tile) + (chunk / 8 * KEYS + warp * 32 + own + i * of_copy) * 128 +
+            (chunk % 8 ^ own ^ i * of_copy) * 16;
+    asm volatile("" : "+r"(to[i]));
+  }
+#pragma unroll
+  for (int first = 0; first < 32; first += AT_ONCE * of_copy) {
+    const KvBf16 *from[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      uint64_t from_row = __shfl_sync(0xffffffffu, row, first + i * of_copy + own);
+      from[i] = pool + from_row * d + chunk * 8;
+      asm volatile("" : "+l"(from[i]));
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      int r = first + i * of_copy;
+      copy_16_async(to[i % swizzles] + r / 8 * 1024, from[i],
+                    whole || (uint32_t)(warp * 32 + r + own) < rows ? 16 : 0);
+    }
   }
 }
 
-/* Keys run one tile ahead of values, as they are used. */
+/* The tile of the tokens from `first` on. */
+template <int d>
+static __device__ __forceinline__ void load_tile(KvBf16 *tile, const KvBf16 *pool, const Job &job,
+                                                 uint32_t first, uint32_t row, int thread) {
+  uint32_t rows = job.end - first;
+  if (rows >= KEYS)
+    load_rows<d, true>((char *)tile, pool, row, KEYS, thread / 32, thread % 32);
+  else
+    load_rows<d, false>((char *)tile, pool, row, rows, thread / 32, thread % 32);
+}
+
+/* All tiles of a job, the n-th of its block. Keys run one tile ahead of values, as they are used;
+ * the first of them do not wait for the job before to be done with its queries. */
 template <int d>
 static __device__ __forceinline__ void copy_tiles(Shared<d> &shared, const Prefill &p,
-                                                  const Job &job, int thread) {
-  const int warp = thread / 32, lane = thread % 32;
-  uint64_t next = offset_of<d>(p, job, job.first + thread), present = next;
-  load_queries<d>(shared, p, job, thread);
-  for (int j = 0; j <= job.tiles; j++) {
+                                                  const Job &job, uint32_t n, int thread) {
+  const uint32_t *table = p.tables.table + p.tables.table_starts[job.tile.sequence];
+  uint32_t next = row_of<d>(p, job, table, job.first + thread), present = next;
+  for (uint32_t j = 0; j <= job.tiles; j++) {
+    uint32_t t = job.before + j;
     if (j < job.tiles) {
-      int stage = j % STAGES;
-      if (j >= STAGES)
-        barrier_wait(address(&shared.keys_free[stage]), (j / STAGES - 1) & 1);
-      load_rows<d>((char *)shared.keys[stage], p.pages.pool, next, warp, lane);
+      uint32_t stage = t % STAGES;
+      if (t >= STAGES)
+        barrier_wait(address(&shared.keys_free[stage]), phase_of(t - STAGES));
+      load_tile<d>(shared.keys[stage], p.pages.pool, job, job.first + j * KEYS, next, thread);
       barrier_arrive_after_copies(address(&shared.keys_full[stage]));
     }
-    if (j > 0) {
-      int stage = (j - 1) % STAGES;
-      if (j > STAGES)
-        barrier_wait(address(&shared.values_free[stage]), ((j - 1) / STAGES - 1) & 1);
-      load_rows<d>((char *)shared.values[stage], p.pages.pool + p.pages.value_offset, present, warp,
-                   lane);
+    if (j == 0) {
+      if (n > 0)
+        barrier_wait(address(&shared.queries_free), n - 1 & 1);
+      load_queries<d>(shared, p, job, thread);
+      barrier_arrive_after_copies(address(&shared.queries_full));
+    } else {
+      uint32_t stage = (t - 1) % STAGES;
+      if (t > STAGES)
+        barrier_wait(address(&shared.values_free[stage]), phase_of(t - 1 - STAGES));
+      load_tile<d>(shared.values[stage], p.pages.pool + p.pages.value_offset, job,
+                   job.first + (j - 1) * KEYS, present, thread);
       barrier_arrive_after_copies(address(&shared.values_full[stage]));
     }
     present = next;
-    next = offset_of<d>(p, job, job.first + (j + 1) * KEYS + thread);
+    next = row_of<d>(p, job, table, job.first + (j + 1) * KEYS + thread);
   }
-  copies_wait_all();
 }
 
 /* --- a computing group ----------------------------------------------------------------------- */
@@ -127,12 +190,12 @@ template <int d> struct Running {
 template <int d>
 static __device__ __forceinline__ void launch_scores(Running<d> &run, const Shared<d> &shared,
                                                      int group, int stage) {
-  uint32_t queries = address(shared.queries) + group * ROWS * 128;
-  uint32_t keys = address(shared.keys[stage]);
+  Operand queries(address(shared.queries) + group * ROWS * 128, 16);
+  Operand keys(address(shared.keys[stage]), 16);
 #pragma unroll
   for (int k = 0; k < d / 16; k++)
-    wgmma_shared(run.s, wgmma_operand(queries + k / 4 * GROUPS * ROWS * 128 + k % 4 * 32, 16),
-                 wgmma_operand(keys + k / 4 * KEYS * 128 + k % 4 * 32, 16), k > 0);
+    wgmma_shared(run.s, queries.at(k / 4 * GROUPS * ROWS * 128 + k % 4 * 32),
+                 keys.at(k / 4 * KEYS * 128 + k % 4 * 32), k > 0);
   wgmma_commit();
 }
 
@@ -140,10 +203,10 @@ static __device__ __forceinline__ void launch_scores(Running<d> &run, const Shar
 template <int d>
 static __device__ __forceinline__ void launch_mix(Running<d> &run, const Shared<d> &shared,
                                                   int stage) {
-  uint32_t values = address(shared.values[stage]);
+  Operand values(address(shared.values[stage]), KEYS * 128);
 #pragma unroll
   for (int k = 0; k < KEYS / 16; k++)
-    wgmma_registers(run.o, run.weights[k], wgmma_operand(values + k * 16 * 128, KEYS * 128));
+    wgmma_registers(run.o, run.weights[k], values.at(k * 16 * 128));
   wgmma_commit();
 }
 
@@ -215,13 +278,13 @@ static __device__ __forceinline__ void pass_turn(int group) {
   named_arrive(1 + (group ^ 1), GROUPS * GROUP);
 }
 
-/* The scores of tile j beside the mix of tile j - 1. */
+/* The scores of the job's tile j beside the mix of tile j - 1. */
 template <int d, bool masked>
 static __device__ __forceinline__ void step(Running<d> &run, Shared<d> &shared, const Prefill &p,
-                                            const Job &job, int j, int group, int lane) {
-  int stage = j % STAGES, before = (j - 1) % STAGES;
-  barrier_wait(address(&shared.keys_full[stage]), j / STAGES & 1);
-  barrier_wait(address(&shared.values_full[before]), (j - 1) / STAGES & 1);
+                                            const Job &job, uint32_t j, int group, int lane) {
+  uint32_t t = job.before + j, stage = t % STAGES, before = (t - 1) % STAGES;
+  barrier_wait(address(&shared.keys_full[stage]), phase_of(t));
+  barrier_wait(address(&shared.values_full[before]), phase_of(t - 1));
   publish_shared();
   take_turn(group);
   pin(run.o);
@@ -270,10 +333,12 @@ static __device__ __forceinline__ void store(const Running<d> &run, const Prefil
   }
 }
 
+/* A job, the n-th of its block. The groups take turns from the first job to the last. */
 template <int d>
 static __device__ __forceinline__ void compute(Shared<d> &shared, const Prefill &p, const Job &job,
-                                               int group, int thread) {
+                                               uint32_t n, bool last, int group, int thread) {
   const int lane = thread % 32, first_row = group * ROWS + thread / 32 * 16 + lane / 4;
+  const uint32_t t = job.before, stage = t % STAGES;
   Running<d> run;
 #pragma unroll
   for (int i = 0; i < d / 2; i++)
@@ -284,55 +349,53 @@ static __device__ __forceinline__ void compute(Shared<d> &shared, const Prefill 
     run.largest[half] = -INFINITY;
     run.sum[half] = 0.0f;
   }
-  if (group == 1)
+  if (group == 1 && n == 0)
     pass_turn(group); /* the first group begins */
-  barrier_wait(address(&shared.keys_full[0]), 0);
+  barrier_wait(address(&shared.queries_full), n & 1);
+  barrier_wait(address(&shared.keys_full[stage]), phase_of(t));
   publish_shared();
   take_turn(group);
   pin(run.s);
   wgmma_fence();
-  launch_scores<d>(run, shared, group, 0);
+  launch_scores<d>(run, shared, group, stage);
   pass_turn(group);
   wgmma_wait<0>();
   pin(run.s);
   if (lane == 0)
-    barrier_arrive(address(&shared.keys_free[0]));
+    barrier_arrive(address(&shared.keys_free[stage]));
   mask_scores<d>(run, job.first, p.window, lane);
   soften<d>(run, p.scale);
   pack_weights<d>(run);
   /* Tiles that the tile's first token sees whole need no mask; with a window, all take it. */
-  int whole = p.window ? 0 : (int)((job.tile.position + 1 - job.first) / KEYS), j = 1;
+  uint32_t whole = p.window ? 0 : (job.tile.position + 1 - job.first) / KEYS, j = 1;
   for (; j < min(whole, job.tiles); j++)
     step<d, false>(run, shared, p, job, j, group, lane);
   for (; j < job.tiles; j++)
     step<d, true>(run, shared, p, job, j, group, lane);
-  barrier_wait(address(&shared.values_full[(j - 1) % STAGES]), (j - 1) / STAGES & 1);
+  if (lane == 0)
+    barrier_arrive(address(&shared.queries_free));
+  const uint32_t end = t + job.tiles - 1;
+  barrier_wait(address(&shared.values_full[end % STAGES]), phase_of(end));
   publish_shared();
   take_turn(group);
   pin(run.o);
   wgmma_fence();
-  launch_mix<d>(run, shared, (j - 1) % STAGES);
-  if (group == 0)
+  launch_mix<d>(run, shared, end % STAGES);
+  if (group == 0 || !last)
     pass_turn(group); /* the second group ends */
   wgmma_wait<0>();
   pin(run.o);
+  if (lane == 0)
+    barrier_arrive(address(&shared.values_free[end % STAGES]));
   store<d>(run, p, job, first_row, lane);
 }
 
-/* grid (Hkv, tiles): the heaviest tiles of all heads come first */
+/* As many blocks as there are multiprocessors, at most. */
 template <int d>
 static __global__ void __launch_bounds__(THREADS, 1)
     prefill_attention_wgmma(const __grid_constant__ Prefill p) {
   extern __shared__ __align__(1024) char bytes[];
   Shared<d> &shared = *(Shared<d> *)bytes;
-  Job job;
-  job.tile = p.tiles[blockIdx.y];
-  job.kv_head = blockIdx.x;
-  job.end = job.tile.position + job.tile.count;
-  job.first = p.window && job.tile.position + 1 > p.window ? job.tile.position + 1 - p.window : 0;
-  job.first = job.first / KEYS * KEYS;
-  job.tiles = (job.end - job.first + KEYS - 1) / KEYS;
-  job.table = p.tables.table + p.tables.table_starts[job.tile.sequence];
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
       barrier_init(address(&shared.keys_full[s]), GROUP);
@@ -340,35 +403,50 @@ static __global__ void __launch_bounds__(THREADS, 1)
       barrier_init(address(&shared.keys_free[s]), GROUPS * 4); /* a lane of each warp */
       barrier_init(address(&shared.values_free[s]), GROUPS * 4);
     }
+    barrier_init(address(&shared.queries_full), GROUP);
+    barrier_init(address(&shared.queries_free), GROUPS * 4);
     publish_shared();
   }
   __syncthreads();
-  int group = threadIdx.x / GROUP;
+  /* The same in all lanes, which the compiler then knows. */
+  int group = __shfl_sync(0xffffffffu, threadIdx.x / GROUP, 0), thread = threadIdx.x % GROUP;
+  Job job;
+  uint32_t before = 0;
   if (group == GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(REGISTERS_COPYING));
-    copy_tiles<d>(shared, p, job, threadIdx.x % GROUP);
+    for (uint32_t n = 0; job_of(job, p, n, before); n++, before += job.tiles)
+      copy_tiles<d>(shared, p, job, n, thread);
+    copies_wait_all();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(REGISTERS_COMPUTING));
-    compute<d>(shared, p, job, group, threadIdx.x % GROUP);
+    bool more = job_of(job, p, 0, 0);
+    for (uint32_t n = 0; more; n++) {
+      Job next;
+      before += job.tiles;
+      more = job_of(next, p, n + 1, before);
+      compute<d>(shared, p, job, n, !more, group, thread);
+      job = next;
+    }
   }
 }
 
-template <int d>
-static cudaError_t launch(const Prefill &p, uint32_t n_tiles, cudaStream_t stream) {
-  static bool ready = false; /* one GPU, one thread */
-  if (!ready) {
+template <int d> static cudaError_t launch(const Prefill &p, cudaStream_t stream) {
+  static int multiprocessors = 0; /* one GPU, one thread */
+  if (!multiprocessors) {
     cudaError_t status =
         cudaFuncSetAttribute(prefill_attention_wgmma<d>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(Shared<d>));
+    if (status == cudaSuccess)
+      status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0);
     if (status != cudaSuccess)
       return status;
-    ready = true;
   }
-  dim3 grid(p.pages.n_kv_heads, n_tiles);
-  prefill_attention_wgmma<d><<<grid, THREADS, sizeof(Shared<d>), stream>>>(p);
+  uint32_t jobs = p.n_tiles * p.pages.n_kv_heads;
+  prefill_attention_wgmma<d>
+      <<<min(jobs, (uint32_t)multiprocessors), THREADS, sizeof(Shared<d>), stream>>>(p);
   return cudaGetLastError();
 }
 
-cudaError_t kv_prefill_wgmma(const Prefill &p, uint32_t n_tiles, cudaStream_t stream) {
-  return p.pages.head_dim == 64 ? launch<64>(p, n_tiles, stream) : launch<128>(p, n_tiles, stream);
+cudaError_t kv_prefill_wgmma(const Prefill &p, cudaStream_t stream) {
+  return p.pages.head_dim == 64 ? launch<64>(p, stream) : launch<128>(p, stream);
 }

@@ -11,12 +11,17 @@
 
 #include "reference/cuda/bf16.cuh"
 
-/* Begin to copy `bytes` (16, or 0: zeros are written and nothing is read). */
-static __device__ __forceinline__ void copy_16_async(void *shared, const void *global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(
-                   (uint32_t)__cvta_generic_to_shared(shared)),
+/* Begin to copy `bytes` (16, or 0: zeros are written and nothing is read) to an address in shared
+ * memory. The line that holds them comes to the second-level cache as one. */
+static __device__ __forceinline__ void copy_16_async(uint32_t shared, const void *global,
+                                                     int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
                "l"(global), "r"(bytes)
                : "memory");
+}
+
+static __device__ __forceinline__ void copy_16_async(void *shared, const void *global, int bytes) {
+  copy_16_async((uint32_t)__cvta_generic_to_shared(shared), global, bytes);
 }
 
 static __device__ __forceinline__ void copies_commit() {

@@ -14,11 +14,11 @@ struct Prefill {
   KvCudaPages pages;
   KvCudaTables tables;
   const KvCudaTile *tiles;
-  uint32_t n_heads, group, window;
+  uint32_t n_tiles, n_heads, group, window;
   float scale; /* of a score, as a power of two: log2(e) / sqrt(d) */
 };
 
 /* Heads of 64 or 128. */
-cudaError_t kv_prefill_wgmma(const Prefill &p, uint32_t n_tiles, cudaStream_t stream);
+cudaError_t kv_prefill_wgmma(const Prefill &p, cudaStream_t stream);
 
 #endif

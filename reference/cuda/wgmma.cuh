@@ -21,10 +21,18 @@ static __device__ __forceinline__ uint32_t swizzled(int rows, int row, int chunk
 /* What the tensor cores read at `shared` (an address in shared memory): groups of eight rows follow
  * each other after 1024 bytes; `leading` bytes from 64 columns to the next, for an operand whose
  * rows are the product's inner axis. */
-static __device__ __forceinline__ uint64_t wgmma_operand(uint32_t shared, uint32_t leading) {
-  return (uint64_t)(shared >> 4 & 0x3fff) | (uint64_t)(leading >> 4) << 16 |
-         (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
+struct Operand {
+  uint32_t low; /* the address and `leading`, in units of 16 bytes */
+
+  __device__ __forceinline__ Operand(uint32_t shared, uint32_t leading)
+      : low((shared >> 4 & 0x3fff) | leading >> 4 << 16) {
+  }
+
+  /* So many bytes further: one addition between a product and the next. */
+  __device__ __forceinline__ uint64_t at(uint32_t bytes) const {
+    return (uint64_t)(1024 >> 4 | 1u << 30) << 32 | (low + (bytes >> 4));
+  }
+};
 
 /* Registers were written before the next product reads or adds to them. */
 static __device__ __forceinline__ void wgmma_fence() {

@@ -616,6 +616,9 @@ static void test_prefill_attention(void) {
     check_prefill(shape[0], shape[1], shape[2], 1u << random_size(0, 6),
                   random_size(0, 1) ? random_size(1, 400) : 0, few, 2);
   }
+  /* More jobs than multiprocessors: blocks take several, of different lengths. */
+  static const Chunk many[] = {{0, 400}, {250, 150}};
+  check_prefill(64, 64, 64, 16, 0, many, G_N_ELEMENTS(many));
 }
 
 /* Scores whose exponentials overflow: the largest must win without a NaN. */
