@@ -43,6 +43,7 @@ typedef struct {
   double ramp_seconds;    /* GEMM: what a stream of weights loses until it runs at its full rate */
   double vector_share;    /* GEMM of one or two rows by a kernel of its own: of the peak memory
                              bandwidth; 0: there is none */
+  double vector_seconds, vector_ramp_seconds; /* fixed_seconds and ramp_seconds of that kernel */
   /* Attention. */
   KvAttentionKernel kernel;
   double block_seconds;   /* start and end of a thread block: a tile and head, or a sequence and KV

@@ -98,6 +98,8 @@ static const struct {
     {"fill_share", MEMBER(fill_share), 1, 1e-3, 10},
     {"ramp_us", MEMBER(ramp_seconds), MICRO, 0, MOST},
     {"vector_share", MEMBER(vector_share), 1, 1e-6, 1},
+    {"vector_us", MEMBER(vector_seconds), MICRO, 0, MOST},
+    {"vector_ramp_us", MEMBER(vector_ramp_seconds), MICRO, 0, MOST},
     {"softmax_dims", MEMBER(softmax_dims), 1, 0, 1000},
     {"tail_waves", MEMBER(tail_waves), 1, 0, 100},
     {"lone_factor", MEMBER(lone_factor), 1, 1e-3, 100},

@@ -276,6 +276,8 @@ static const struct {
     MEMBER("fill_share", fill_share, 1, GEMM | DECODE | MOE),
     MEMBER("ramp_us", ramp_seconds, 1e-6, GEMM),
     MEMBER("vector_share", vector_share, 1, GEMM),
+    MEMBER("vector_us", vector_seconds, 1e-6, GEMM),
+    MEMBER("vector_ramp_us", vector_ramp_seconds, 1e-6, GEMM),
     MEMBER("flops_share", flops_share, 1, GEMM | PREFILL | DECODE | MOE),
     MEMBER("softmax_dims", softmax_dims, 1, PREFILL),
     MEMBER("tail_waves", tail_waves, 1, PREFILL),

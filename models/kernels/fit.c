@@ -13,8 +13,8 @@ typedef struct {
   guint family;
   gsize offset;
   double start, low, high;
-  guint kinds;                            /* bit set of the observations that tell about it */
-  enum { ALWAYS, EAGER, REPEATED } where; /* rows that it matters to */
+  guint kinds; /* bit set of the observations that tell about it */
+  enum { ALWAYS, EAGER, REPEATED, VECTOR } where; /* rows that it matters to */
 } Parameter;
 
 #define BIT(kind) (1u << (kind))
@@ -23,6 +23,11 @@ typedef struct {
   {                                                                                                \
 #member, KV_KERNEL_##family, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high, kinds,   \
         ALWAYS                                                                                     \
+  }
+#define OF_VECTORS(member, start, low, high)                                                       \
+  {                                                                                                \
+#member, KV_KERNEL_GEMM, G_STRUCT_OFFSET(KvEfficiency, member), start, low, high,              \
+        BIT(KV_OBSERVED_GEMM), VECTOR                                                              \
   }
 #define MEASURED(member, start, low, high, kinds, where)                                           \
   {                                                                                                \
@@ -50,6 +55,8 @@ static const Parameter parameters[] = {
     IN(GEMM, fill_share, 0.5, 0.05, 1, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, ramp_seconds, 4e-6, 1e-7, 2e-5, BIT(KV_OBSERVED_GEMM)),
     IN(GEMM, sharpness, 3, 1, 20, BIT(KV_OBSERVED_GEMM)),
+    OF_VECTORS(vector_share, 0.85, 0.3, 1),
+    OF_VECTORS(vector_seconds, 2e-6, 1e-7, 2e-5),
     IN(PREFILL_ATTENTION, fixed_seconds, 8e-6, 5e-7, 5e-5, PREFILL),
     IN(PREFILL_ATTENTION, flops_share, 0.7, 0.03, 1, PREFILL | BIT(KV_OBSERVED_PREFILL_STEP)),
     IN(PREFILL_ATTENTION, bandwidth_share, 0.8, 0.05, 1, PREFILL),
@@ -318,18 +325,21 @@ static guint problem_rows(Problem *problem, const GArray *observations, guint ro
   return kinds;
 }
 
-/* Which of EAGER and REPEATED some row is, as bits. */
+/* Which of EAGER, REPEATED and VECTOR some row is, as bits. */
 static guint problem_conditions(const Problem *problem) {
   guint conditions = BIT(ALWAYS);
   for (guint i = 0; i < problem->n_rows; i++) {
     conditions |= problem->rows[i].eager ? BIT(EAGER) : 0;
     conditions |= problem->rows[i].repeated ? BIT(REPEATED) : 0;
+    conditions |= problem->rows[i].vector ? BIT(VECTOR) : 0;
   }
   return conditions;
 }
 
 void kv_fit_start(KvDevice *device, KvMeasuring *measuring) {
   for (guint i = 0; i < G_N_ELEMENTS(parameters); i++) {
+    if (parameters[i].where == VECTOR)
+      continue; /* most devices have no such kernel */
     for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++) {
       double *value = parameter_place(&parameters[i], device, measuring, dtype);
       if (*value <= 0)

@@ -59,6 +59,7 @@ typedef struct {
   double bytes, ranks;      /* all-reduce over the device's own link; bytes: element-wise too */
   const KvStepShape *shape; /* steps */
   gboolean eager;           /* launched one kernel at a time by a host program */
+  gboolean vector;          /* GEMM of one or two rows: by the kernel that is only for those */
   gboolean repeated;        /* run again and again on the same operands, which caches then hold */
   double seconds;           /* measured */
 } KvObservation;

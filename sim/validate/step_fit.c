@@ -145,9 +145,8 @@ static gboolean fit_engine(KvDevice *device, const Steps *steps, GError **error)
     double *value, low, high;
   } searched[] = {{&device->gap_seconds, 0.0, 5e-6},
                   {&device->stream_gap_seconds, 0.0, 5e-6},
-                  {&gemm->vector_share, 0.5, 1.0},
-                  {&gemm->ramp_seconds, 1e-7, 4e-5}};
-  gemm->vector_share = gemm->bandwidth_share;
+                  {&gemm->ramp_seconds, 1e-7, 4e-5},
+                  {&gemm->vector_ramp_seconds, 0.0, 1e-5}};
   gboolean moved = TRUE;
   for (guint round = 0; round < MOST_ROUNDS && moved; round++) {
     moved = FALSE;
@@ -296,9 +295,10 @@ static void describe(GString *report, const KvDevice *device, const char *id, GP
     g_string_append_printf(report, " fixed_us %.4g bandwidth_share %.4g", 1e6 * moe->fixed_seconds,
                            moe->bandwidth_share);
   else if (!times)
-    g_string_append_printf(report, " gap_us %.4g stream_gap_us %.4g vector_share %.4g ramp_us %.4g",
+    g_string_append_printf(report,
+                           " gap_us %.4g stream_gap_us %.4g ramp_us %.4g vector_ramp_us %.4g",
                            1e6 * device->gap_seconds, 1e6 * device->stream_gap_seconds,
-                           gemm->vector_share, 1e6 * gemm->ramp_seconds);
+                           1e6 * gemm->ramp_seconds, 1e6 * gemm->vector_ramp_seconds);
   g_string_append_c(report, '\n');
 }
 

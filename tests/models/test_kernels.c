@@ -106,13 +106,15 @@ static void test_gemm_of_few_rows(void) {
   double slow = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 8, 3072, 1024).seconds;
   g_assert_cmpfloat(slow, >, 2 * ramped - gemm->fixed_seconds);
   g_assert_cmpfloat(slow, <, 1e-3);
-  /* One row by a kernel of its own: neither; two rows by the same, half of the way. */
+  /* One row by a kernel of its own: neither; two rows by the same, two thirds of the way. */
   double three = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 3, 8192, 131072).seconds;
   gemm->vector_share = 0.95;
+  gemm->vector_seconds = 1e-6;
+  gemm->vector_ramp_seconds = 2e-6;
   double one = kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 1, 8192, 131072).seconds;
-  assert_near(one, gemm->fixed_seconds + 2.0 * 8192 * 131072 / (device.memory_Bps * 0.95), 0.01);
-  assert_near(kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 2, 8192, 131072).seconds, (one + three) / 2,
-              0.01);
+  assert_near(one, 3e-6 + 2.0 * 8192 * 131072 / (device.memory_Bps * 0.95), 0.01);
+  assert_near(kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 2, 8192, 131072).seconds,
+              (2 * one + three) / 3, 0.01);
   g_assert_cmpfloat(kv_kernel_gemm(&device, KV_DTYPE_BF16, 2, 3, 8192, 131072).seconds, >,
                     2.0 * 8192 * 131072 / rate);
 }
@@ -591,7 +593,7 @@ static const char kvsim_header[] =
     "kvsim_operation,dtype,kernel,m,k,n,batch,chunk,past,heads,kv_heads,head_dim,bytes,us\n";
 
 /* The table of calibrate --measure, and that it is known by its content, whatever its name.
- * Products of one and two rows are left to whole steps. */
+ * Products of one and two rows are of the kernel for those. */
 static void test_own_table_is_read(void) {
   g_autoptr(GArray) rows = g_array_new(FALSE, FALSE, sizeof(KvObservation));
   g_autofree char *text = g_strconcat(kvsim_header,
@@ -606,17 +608,18 @@ static void test_own_table_is_read(void) {
                                       "decode attention,bf16,kvsim,,,,8,1,511,24,8,128,,12\n",
                                       NULL);
   g_assert_null(read_table("anything.csv", text, rows));
-  g_assert_cmpuint(rows->len, ==, 4);
+  g_assert_cmpuint(rows->len, ==, 5);
   const KvObservation *row = &g_array_index(rows, KvObservation, 0);
   g_assert_cmpint(row[0].kind, ==, KV_OBSERVED_ELEMENTWISE);
   g_assert_cmpfloat(row[0].bytes, ==, 6000);
-  assert_near(row[1].seconds, 6e-6, 1e-12);
-  g_assert_cmpfloat(row[1].k, ==, 1024);
-  g_assert_cmpint(row[2].kernel, ==, KV_ATTENTION_KERNEL_KVSIM);
-  g_assert_cmpfloat(row[2].past, ==, 1024);
-  g_assert_cmpfloat(row[2].batch, ==, 4);
-  g_assert_cmpint(row[3].kind, ==, KV_OBSERVED_DECODE_ATTENTION);
-  g_assert_cmpfloat(row[3].cache_bytes, ==, 2);
+  g_assert_true(row[1].vector && !row[2].vector);
+  assert_near(row[2].seconds, 6e-6, 1e-12);
+  g_assert_cmpfloat(row[2].k, ==, 1024);
+  g_assert_cmpint(row[3].kernel, ==, KV_ATTENTION_KERNEL_KVSIM);
+  g_assert_cmpfloat(row[3].past, ==, 1024);
+  g_assert_cmpfloat(row[3].batch, ==, 4);
+  g_assert_cmpint(row[4].kind, ==, KV_OBSERVED_DECODE_ATTENTION);
+  g_assert_cmpfloat(row[4].cache_bytes, ==, 2);
 }
 
 /* What a table says of launches goes into the device file, and its kernels are the device's. */

@@ -64,13 +64,17 @@ static void assert_within(double value, double expected, double share) {
     g_error("%.9g is not within %g of %.9g", value, share, expected);
 }
 
-static void gaps_and_vectors_are_found(void) {
+static void gaps_and_ramps_are_found(void) {
   KvDevice *truth = h200(), *device = h200();
   KvEfficiency *gemm = &truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
   truth->gap_seconds = 0.9e-6;
   truth->stream_gap_seconds = 1.6e-6;
-  gemm->vector_share = 0.93;
   gemm->ramp_seconds = 6e-6;
+  gemm->vector_share = 0.9;
+  gemm->vector_seconds = 1e-6;
+  gemm->vector_ramp_seconds = 2e-6;
+  device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share = 0.9;
+  device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_seconds = 1e-6;
   g_autoptr(GPtrArray) logs = g_ptr_array_new_with_free_func((GDestroyNotify)kv_step_log_free);
   GString *report = g_string_new(NULL);
   g_autoptr(GError) error = NULL;
@@ -80,8 +84,8 @@ static void gaps_and_vectors_are_found(void) {
   const KvEfficiency *found = &device->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
   assert_within(device->gap_seconds, 0.9e-6, 0.05);
   assert_within(device->stream_gap_seconds, 1.6e-6, 0.05);
-  assert_within(found->vector_share, 0.93, 0.01);
   assert_within(found->ramp_seconds, 6e-6, 0.05);
+  assert_within(found->vector_ramp_seconds, 2e-6, 0.05);
   g_assert_nonnull(strstr(report->str, "the engine"));
   g_string_free(report, TRUE);
   kv_device_free(truth);
@@ -102,7 +106,6 @@ static void techniques_are_found(void) {
                {"fp8", KV_TECHNIQUE_CONTEXT, 2e-13}};
   KvDevice *truth = h200(), *device = h200();
   truth->gap_seconds = truth->stream_gap_seconds = 0.5e-6;
-  truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].vector_share = 0.9;
   truth->efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].ramp_seconds = 4e-6;
   for (guint i = 0; i < 2; i++)
     g_strlcpy(truth->techniques[truth->n_techniques++].id, i ? "fp8" : "snapkv",
@@ -211,7 +214,7 @@ static void loads_differ(void) {
 
 int main(int argc, char **argv) {
   g_test_init(&argc, &argv, NULL);
-  g_test_add_func("/step-fit/gaps", gaps_and_vectors_are_found);
+  g_test_add_func("/step-fit/gaps", gaps_and_ramps_are_found);
   g_test_add_func("/step-fit/techniques", techniques_are_found);
   g_test_add_func("/step-fit/refused", two_techniques_are_refused);
   g_test_add_func("/step-fit/folders", folders_are_read);
