@@ -1,6 +1,9 @@
 #include "reference/cuda/streamed_cache.h"
 
+#include <unistd.h>
+
 #include "reference/cuda/streamed_weights.h"
+#include "sim/base/error.h"
 
 G_STATIC_ASSERT(sizeof(KvHostStaged) == sizeof(KvCudaStaged));
 
@@ -64,6 +67,22 @@ gboolean kv_cuda_streamed_cache_stream(cudaStream_t *stream, GError **error) {
          KV_CUDA_OK(cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking, greatest), error);
 }
 
+/* Pinning fails only once the machine is full, a minute later: more than it has is refused before.
+ */
+static gboolean check_room(const KvCudaCompressed *c, GError **error) {
+  const KvCudaStreamedCache *s = c->state;
+  double bytes = 0.0, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+  for (guint l = 0; l < c->cache->n_layers; l++)
+    bytes += (double)s->staging.away * (double)part_bytes(c, l);
+  if (bytes <= memory)
+    return TRUE;
+  g_set_error(error, KV_ERROR, KV_ERROR_FAILED,
+              "cuda executor: the KV blocks need %.1f GB of pinned host memory, the machine has "
+              "%.1f GB; expected fewer (engine.num_blocks) or a larger share on the GPU",
+              bytes / 1e9, memory / 1e9);
+  return FALSE;
+}
+
 gboolean kv_cuda_streamed_cache_make(KvCudaCompressed *c, gboolean ahead, KvHostDecoding decoding,
                                      GError **error) {
   KvCudaStreamedCache *s = c->state;
@@ -71,6 +90,8 @@ gboolean kv_cuda_streamed_cache_make(KvCudaCompressed *c, gboolean ahead, KvHost
   s->staging.decoding = decoding;
   s->ahead = ahead;
   s->homes = g_new0(char *, c->cache->n_layers);
+  if (!check_room(c, error))
+    return FALSE;
   for (guint l = 0; s->staging.away > 0 && l < c->cache->n_layers; l++)
     if (!(s->homes[l] =
               kv_cuda_pin(s->staging.away * part_bytes(c, l), "the KV blocks of a layer", error)))

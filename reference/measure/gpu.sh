@@ -155,7 +155,7 @@ snapkv --use snapkv:budget=256
 pyramidkv --use pyramidkv:budget=256
 h2o --use h2o
 quest --use quest:token_budget=256
-infinigen --use infinigen
+infinigen --use infinigen --set engine.num_blocks=4096
 palu --use palu
 minicache --use minicache --set engine.prefix_caching=false
 END
