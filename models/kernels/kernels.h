@@ -107,8 +107,10 @@ gboolean kv_kernel_attention_shares_call(const KvDevice *device, KvDtype dtype);
 void kv_kernel_add_decode_attention(const KvDevice *device, KvDtype dtype,
                                     const KvDecodeAttention *operands, KvAttentionWork *work);
 
-/* An element-wise kernel (norm, activation, rotary, residual) that moves `bytes`. */
+/* An element-wise kernel (norm, activation, rotary, residual) that moves `bytes`, which the kernel
+ * before it wrote; and one on operands that no cache holds. */
 KvCost kv_kernel_elementwise(const KvDevice *device, double bytes);
+KvCost kv_kernel_elementwise_cold(const KvDevice *device, double bytes);
 
 /* Greedy or top-p sampling of `rows` rows of a vocabulary. */
 KvCost kv_kernel_sampling(const KvDevice *device, double rows, double vocab);

@@ -290,7 +290,9 @@ double kv_observation_predict(const KvDevice *device, const KvMeasuring *measuri
   case KV_OBSERVED_MOE:
     return predict_moe(device, measuring, observation);
   case KV_OBSERVED_ELEMENTWISE:
-    return kv_kernel_elementwise(device, observation->bytes).seconds;
+    return (observation->cold ? kv_kernel_elementwise_cold(device, observation->bytes)
+                              : kv_kernel_elementwise(device, observation->bytes))
+        .seconds;
   case KV_OBSERVED_SEND:
     return kv_kernel_send(peer_link(device), observation->bytes).seconds;
   case KV_OBSERVED_ALL_REDUCE:

@@ -60,6 +60,7 @@ typedef struct {
   const KvStepShape *shape; /* steps */
   gboolean eager;           /* launched one kernel at a time by a host program */
   gboolean vector;          /* GEMM of one or two rows: by the kernel that is only for those */
+  gboolean cold;            /* element-wise: on operands that no cache holds, one after the other */
   gboolean repeated;        /* run again and again on the same operands, which caches then hold */
   double seconds;           /* measured */
 } KvObservation;

@@ -100,6 +100,7 @@ static gboolean read_row(const char *path, const KvColumns *table, gpointer to, 
   if (!kv_columns_positive(table, "us", &row.seconds, error) || !read_operands(table, &row, error))
     return FALSE;
   row.seconds *= 1e-6;
+  row.cold = TRUE;
   row.vector = row.kind == KV_OBSERVED_GEMM && row.m <= 2;
   g_array_append_val(observations, row);
   return TRUE;
