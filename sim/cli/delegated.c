@@ -1,6 +1,6 @@
-/* Commands that live with what they work on: traces/ and models/kernels/. */
-#include "models/kernels/calibrate.h"
+/* Commands that live with what they work on: traces/ and sim/validate/. */
 #include "sim/cli/cli.h"
+#include "sim/validate/calibrate.h"
 #include "traces/commands.h"
 
 gboolean kv_command_trace(int argc, char **argv, GError **error) {

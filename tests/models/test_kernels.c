@@ -7,9 +7,9 @@
 
 #include <glib/gstdio.h>
 
-#include "models/kernels/calibrate.h"
 #include "sim/base/error.h"
 #include "sim/base/random.h"
+#include "sim/validate/calibrate.h"
 
 /* A round device: 1 PFLOP/s, 4 TB/s, 100 multiprocessors, so that times can be worked out by hand.
  */

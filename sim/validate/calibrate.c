@@ -1,4 +1,4 @@
-#include "models/kernels/calibrate.h"
+#include "sim/validate/calibrate.h"
 
 #include <math.h>
 #include <string.h>

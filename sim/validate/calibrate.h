@@ -1,6 +1,6 @@
 /* kvsim calibrate: from tables of measured times to a device file. */
-#ifndef KV_MODELS_KERNELS_CALIBRATE_H
-#define KV_MODELS_KERNELS_CALIBRATE_H
+#ifndef KV_SIM_VALIDATE_CALIBRATE_H
+#define KV_SIM_VALIDATE_CALIBRATE_H
 
 #include <glib.h>
 
