@@ -130,6 +130,21 @@ static void test_gemm_counts_waves(void) {
   g_assert_cmpfloat(part, <=, full);
 }
 
+/* What the kernel before wrote comes from the cache while it fits; what is cold, never. */
+static void test_elementwise_of_cold_operands(void) {
+  KvDevice device = round_device();
+  const KvEfficiency *elementwise = &device.efficiency[KV_KERNEL_ELEMENTWISE][KV_DTYPE_BF16];
+  double rate = device.memory_Bps * elementwise->bandwidth_share;
+  device.l2_bytes = 50e6;
+  for (guint i = 0; i < 2; i++) {
+    double bytes = i ? 4e9 : 4e6;
+    double cold = kv_kernel_elementwise_cold(&device, bytes).seconds;
+    double warm = kv_kernel_elementwise(&device, bytes).seconds;
+    assert_near(cold, elementwise->fixed_seconds + bytes / rate, 1e-9);
+    assert_near(warm, bytes < 50e6 ? cold - 0.6 * bytes / rate : cold, 1e-3);
+  }
+}
+
 static void test_sustained_rate_slows_many_rows_only(void) {
   KvDevice device = round_device(), limited = round_device();
   limited.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16].sustained_share = 0.8;
@@ -860,6 +875,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/gemm/rows", test_gemm_grows_with_rows);
   g_test_add_func("/kernels/gemm/waves", test_gemm_counts_waves);
   g_test_add_func("/kernels/gemm/few-rows", test_gemm_of_few_rows);
+  g_test_add_func("/kernels/elementwise/cold", test_elementwise_of_cold_operands);
   g_test_add_func("/kernels/gemm/sustained", test_sustained_rate_slows_many_rows_only);
   g_test_add_func("/kernels/gemm/types", test_types_without_a_fit_use_bf16);
   g_test_add_func("/kernels/prefill/pairs", test_prefill_counts_causal_pairs);
