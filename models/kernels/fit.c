@@ -337,6 +337,8 @@ static guint problem_conditions(const Problem *problem) {
 }
 
 void kv_fit_start(KvDevice *device, KvMeasuring *measuring) {
+  for (guint dtype = 0; dtype < KV_N_DTYPES; dtype++)
+    device->efficiency[KV_KERNEL_GEMM][dtype].vector_ramp_seconds = 0;
   for (guint i = 0; i < G_N_ELEMENTS(parameters); i++) {
     if (parameters[i].where == VECTOR)
       continue; /* most devices have no such kernel */

@@ -37,7 +37,8 @@ void kv_fit_cross_validate(const KvDevice *device, const GArray *observations, K
                            guint rows_per_kind, double shortest_seconds,
                            KvResidual residual[KV_N_OBSERVED], double *predicted);
 
-/* Usual values for whatever `device` and `measuring` leave at 0; a fit starts from them too. */
+/* Usual values for whatever `device` and `measuring` leave at 0; a fit starts from them too. What a
+ * fit of steps put into a device, and kernels do not show, becomes 0. */
 void kv_fit_start(KvDevice *device, KvMeasuring *measuring);
 
 #endif

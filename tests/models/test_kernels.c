@@ -637,6 +637,18 @@ static void test_own_table_is_read(void) {
   g_assert_cmpfloat(row[4].cache_bytes, ==, 2);
 }
 
+/* A device that was fitted to steps before is fitted to kernels as any other. */
+static void test_fit_starts_without_ramps_of_steps(void) {
+  KvDevice device = round_device();
+  KvMeasuring measuring = {0};
+  KvEfficiency *gemm = &device.efficiency[KV_KERNEL_GEMM][KV_DTYPE_BF16];
+  gemm->vector_share = 0.9;
+  gemm->vector_ramp_seconds = 2e-6;
+  kv_fit_start(&device, &measuring);
+  g_assert_cmpfloat(gemm->vector_ramp_seconds, ==, 0);
+  g_assert_cmpfloat(gemm->vector_share, ==, 0.9);
+}
+
 /* What a table says of launches goes into the device file, and its kernels are the device's. */
 static void test_own_table_makes_a_device(void) {
   g_autofree char *folder = g_dir_make_tmp("kvsim-XXXXXX", NULL);
@@ -876,6 +888,7 @@ int main(int argc, char **argv) {
   g_test_add_func("/kernels/gemm/waves", test_gemm_counts_waves);
   g_test_add_func("/kernels/gemm/few-rows", test_gemm_of_few_rows);
   g_test_add_func("/kernels/elementwise/cold", test_elementwise_of_cold_operands);
+  g_test_add_func("/kernels/fit/start", test_fit_starts_without_ramps_of_steps);
   g_test_add_func("/kernels/gemm/sustained", test_sustained_rate_slows_many_rows_only);
   g_test_add_func("/kernels/gemm/types", test_types_without_a_fit_use_bf16);
   g_test_add_func("/kernels/prefill/pairs", test_prefill_counts_causal_pairs);
