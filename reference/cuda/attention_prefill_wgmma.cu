@@ -31,10 +31,6 @@ template <int d> struct Shared {
   uint64_t queries_full, queries_free;
 };
 
-static __device__ __forceinline__ uint32_t address(const void *shared) {
-  return (uint32_t)__cvta_generic_to_shared(shared);
-}
-
 /* What every thread of a block knows. */
 struct Job {
   KvCudaTile tile;
@@ -102,7 +98,7 @@ static __device__ __forceinline__ uint32_t row_of(const Prefill &p, const Job &j
  * AT_ONCE copies are worked out first, each in registers of its own: otherwise one copy waits for
  * the other, and the computing groups for both. */
 template <int d, bool whole>
-static __device__ __forceinline__ void load_rows(char *tile, const KvBf16 *pool, uint32_t row,
+static __device__ __forceinline__ void load_rows(KvBf16 *tile, const KvBf16 *pool, uint32_t row,
                                                  uint32_t rows, int warp, int lane) {
   const int chunks = d / 8, of_copy = 32 / chunks; /* rows */
   const int own = lane / chunks, chunk = lane % chunks, swizzles = 8 / of_copy;
@@ -137,9 +133,9 @@ static __device__ __forceinline__ void load_tile(KvBf16 *tile, const KvBf16 *poo
                                                  uint32_t first, uint32_t row, int thread) {
   uint32_t rows = job.end - first;
   if (rows >= KEYS)
-    load_rows<d, true>((char *)tile, pool, row, KEYS, thread / 32, thread % 32);
+    load_rows<d, true>(tile, pool, row, KEYS, thread / 32, thread % 32);
   else
-    load_rows<d, false>((char *)tile, pool, row, rows, thread / 32, thread % 32);
+    load_rows<d, false>(tile, pool, row, rows, thread / 32, thread % 32);
 }
 
 /* All tiles of a job, the n-th of its block. Keys run one tile ahead of values, as they are used;

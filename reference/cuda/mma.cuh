@@ -11,6 +11,11 @@
 
 #include "reference/cuda/bf16.cuh"
 
+/* As instructions take it that name shared memory. */
+static __device__ __forceinline__ uint32_t address(const void *shared) {
+  return (uint32_t)__cvta_generic_to_shared(shared);
+}
+
 /* Begin to copy `bytes` (16, or 0: zeros are written and nothing is read) to an address in shared
  * memory. The line that holds them comes to the second-level cache as one. */
 static __device__ __forceinline__ void copy_16_async(uint32_t shared, const void *global,
@@ -21,7 +26,7 @@ static __device__ __forceinline__ void copy_16_async(uint32_t shared, const void
 }
 
 static __device__ __forceinline__ void copy_16_async(void *shared, const void *global, int bytes) {
-  copy_16_async((uint32_t)__cvta_generic_to_shared(shared), global, bytes);
+  copy_16_async(address(shared), global, bytes);
 }
 
 static __device__ __forceinline__ void copies_commit() {
@@ -42,7 +47,7 @@ static __device__ __forceinline__ void copies_wait_all() {
 static __device__ __forceinline__ void load_tiles(uint32_t (&r)[4], const KvBf16 *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"((uint32_t)__cvta_generic_to_shared(row))
+               : "r"(address(row))
                : "memory");
 }
 
@@ -50,7 +55,7 @@ static __device__ __forceinline__ void load_tiles(uint32_t (&r)[4], const KvBf16
 static __device__ __forceinline__ void load_tiles_transposed(uint32_t (&r)[4], const KvBf16 *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"((uint32_t)__cvta_generic_to_shared(row))
+               : "r"(address(row))
                : "memory");
 }
 
